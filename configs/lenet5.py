@@ -1,0 +1,38 @@
+"""LeNet-5 on handwritten digits: the first run of a new installation.
+
+    python -m jaxcls.train --config configs/lenet5.py
+
+Network: LeCun et al. 1998 (https://doi.org/10.1109/5.726791), the digits enlarged to its
+32 x 32 pixels on the device. The training is ours: AdamW, warm-up and cosine, shifts of up to
+two pixels.
+"""
+
+from jaxcls.augment import Normalize, RandomCrop, Resize
+from jaxcls.config import Config, Evaluation
+from jaxcls.data import Dataset, Digits
+from jaxcls.duration import epochs
+from jaxcls.errors import UserError
+from jaxcls.models import Model
+from jaxcls.optim import AdamW, WarmupCosine
+
+DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
+
+
+def get_config(dataset: str = "digits") -> Config:
+    if dataset not in DATASETS:
+        raise UserError(
+            f"unknown dataset '{dataset}': use one of {', '.join(DATASETS)}."
+        )
+    normalize = Normalize(mean=(0.5,), std=(0.5,))
+    return Config(
+        model=Model(name="lenet5"),
+        data=DATASETS[dataset](),
+        augment=(Resize(size=32), RandomCrop(padding=2), normalize),
+        eval_transform=(Resize(size=32), normalize),
+        optimizer=AdamW(learning_rate=3e-3, weight_decay=0.01),
+        schedule=WarmupCosine(warmup=epochs(2)),
+        batch_size=64,
+        duration=epochs(40),
+        ema_decay=0.99,
+        evaluation=Evaluation(every=epochs(5)),
+    )

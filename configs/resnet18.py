@@ -1,0 +1,39 @@
+"""ResNet-18 with the stem for small images, on handwritten digits at 16 x 16 pixels.
+
+    python -m jaxcls.train --config configs/resnet18.py
+
+Network: He et al. 2015 (https://arxiv.org/abs/1512.03385), 3x3 stem of stride 1 and no pool.
+The training is ours: SGD with Nesterov momentum, warm-up and cosine, label smoothing, shifts.
+"""
+
+from jaxcls.augment import Normalize, RandomCrop, Resize
+from jaxcls.config import Config
+from jaxcls.data import Dataset, Digits
+from jaxcls.duration import epochs
+from jaxcls.errors import UserError
+from jaxcls.models import Model
+from jaxcls.optim import SGD, WarmupCosine
+from jaxcls.training.loss import SoftmaxCrossEntropy
+
+DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
+
+
+def get_config(dataset: str = "digits") -> Config:
+    if dataset not in DATASETS:
+        raise UserError(
+            f"unknown dataset '{dataset}': use one of {', '.join(DATASETS)}."
+        )
+    normalize = Normalize(mean=(0.5,), std=(0.5,))
+    return Config(
+        model=Model(name="resnet18", stem="small"),
+        data=DATASETS[dataset](),
+        augment=(Resize(size=16), RandomCrop(padding=1), normalize),
+        eval_transform=(Resize(size=16), normalize),
+        loss=SoftmaxCrossEntropy(label_smoothing=0.1),
+        optimizer=SGD(learning_rate=0.1, weight_decay=5e-3),
+        schedule=WarmupCosine(warmup=epochs(1)),
+        batch_size=128,
+        duration=epochs(10),
+        clip_norm=1.0,
+        ema_decay=0.9,
+    )

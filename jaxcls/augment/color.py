@@ -1,0 +1,40 @@
+"""Transforms of pixel values."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.augment.pipeline import Transform
+from jaxcls.errors import UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class Normalize(Transform):
+    """(pixel / 255 - mean) / std, as torchvision's ToTensor and Normalize.
+
+    Attributes:
+      mean: a value for each channel in 0..1, or one for all.
+      std: a value for each channel, above 0, or one for all.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        del rng
+        channels = images.shape[-1]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise UserError(
+                    f"Normalize has {len(values)} values of {name} but the images have "
+                    f"{channels} channels: give {channels}, or one for all."
+                )
+        mean, std = jnp.array(self.mean), jnp.array(self.std)
+        return (images / 255 - mean) / std, targets
+
+    def validate(self) -> None:
+        if not all(value > 0 for value in self.std):
+            raise UserError(f"Normalize.std must be above 0, not {self.std}.")

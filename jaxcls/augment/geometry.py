@@ -1,0 +1,140 @@
+"""Transforms that move pixels."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.augment.pipeline import Transform
+from jaxcls.errors import UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class Resize(Transform):
+    """Resizes the shorter side to `size`, keeping the aspect ratio, with antialiasing.
+
+    Runs as two matrix products (one a side), rounds to whole grey levels as Pillow does.
+
+    Attributes:
+      size: pixels of the shorter side, 1 or more.
+      interpolation: "nearest", "bilinear" or "bicubic" (Keys' kernel with a = -0.5, Pillow's).
+    """
+
+    size: int
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        del rng
+        batch, height, width, channels = images.shape
+        shorter = min(height, width)
+        if shorter == self.size:
+            return images, targets
+        # torchvision's rule: the longer side is truncated, not rounded.
+        shape = (
+            batch,
+            self.size * height // shorter,
+            self.size * width // shorter,
+            channels,
+        )
+        images = jax.image.resize(
+            images,
+            shape,
+            self.interpolation.removeprefix("bi"),
+            antialias=True,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return jnp.clip(jnp.floor(images + 0.5), 0, 255), targets
+
+    def validate(self) -> None:
+        if self.size < 1:
+            raise UserError(f"Resize.size must be 1 or more, not {self.size}.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandomCrop(Transform):
+    """Pads every side and cuts out a window of the original size, at a place of its own for
+    each image (torchvision's RandomCrop(size, padding)).
+
+    Attributes:
+      padding: pixels added to each side, 0 or more; less than the image for "reflect".
+      mode: what lies outside: "constant" (the value `fill`), "edge" (the border pixel) or
+        "reflect" (mirrored at the border pixel, which is not repeated).
+      fill: grey level 0..255 outside, in mode "constant".
+    """
+
+    random: ClassVar[bool] = True
+
+    padding: int
+    mode: Literal["constant", "edge", "reflect"] = "constant"
+    fill: float = 0.0
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        batch, height, width, _ = images.shape
+        if self.mode == "reflect" and self.padding >= min(height, width):
+            raise UserError(
+                f"RandomCrop(padding={self.padding}, mode='reflect') mirrors more than the "
+                f"image of {height}x{width} has: use a padding below {min(height, width)}."
+            )
+        shift = jax.random.randint(rng, (batch, 2), -self.padding, self.padding + 1)
+        rows, row_inside = self._source(shift[:, 0], height)
+        columns, column_inside = self._source(shift[:, 1], width)
+        # The indices are in bounds: no need for the checks that gather makes by default.
+        pick = jax.vmap(
+            lambda image, row, column: (
+                image.at[row]
+                .get(mode="promise_in_bounds")
+                .at[:, column]
+                .get(mode="promise_in_bounds")
+            )
+        )
+        cropped = pick(images, rows, columns)
+        if self.mode == "constant":
+            inside = row_inside[:, :, None] & column_inside[:, None, :]
+            cropped = jnp.where(inside[..., None], cropped, self.fill)
+        return cropped, targets
+
+    def _source(self, shift: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """Returns for each pixel along one side where it comes from, int32 [batch, size] in
+        0..size-1, and whether that lies inside the image, bool [batch, size]."""
+        place = shift[:, None] + jnp.arange(size)
+        inside = (place >= 0) & (place < size)
+        if self.mode == "reflect":
+            last = size - 1
+            return last - jnp.abs(last - jnp.abs(place)), inside
+        return jnp.clip(place, 0, size - 1), inside
+
+    def validate(self) -> None:
+        if self.padding < 0:
+            raise UserError(
+                f"RandomCrop.padding must be 0 or more, not {self.padding}."
+            )
+        if not 0 <= self.fill <= 255:
+            raise UserError(f"RandomCrop.fill must lie in 0..255, not {self.fill}.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class HorizontalFlip(Transform):
+    """Mirrors each image left to right with probability `p`.
+
+    Attributes:
+      p: probability, 0..1.
+    """
+
+    random: ClassVar[bool] = True
+
+    p: float = 0.5
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        flip = jax.random.bernoulli(rng, self.p, (len(images), 1, 1, 1))
+        return jnp.where(flip, images[:, :, ::-1], images), targets
+
+    def validate(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise UserError(f"HorizontalFlip.p must lie in 0..1, not {self.p}.")

@@ -1,0 +1,389 @@
+"""The root of a config: a tree of typed dataclasses, each beside the code it configures.
+
+A recipe is a Python file with `get_config(dataset="digits") -> Config`. What is chosen among
+kinds (dataset, transform, optimizer, schedule) is a dataclass that also does the work, so
+there is nothing to look up: follow the class.
+"""
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import typeguard
+
+from jaxcls.augment import Normalize, Transform
+from jaxcls.data import Dataset
+from jaxcls.duration import Duration, RunLength, epochs, steps
+from jaxcls.errors import UserError, did_you_mean
+from jaxcls.models import Model
+from jaxcls.optim import Optimizer, Schedule, WarmupCosine
+from jaxcls.training.loss import SoftmaxCrossEntropy
+
+MAY_CHANGE_ON_RESUME = (
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "devices",
+    "log",
+)
+"""Options (or nodes) that do not change the result of a run, so that a run may be continued
+with other values."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluation:
+    """When and how the test split is evaluated.
+
+    Attributes:
+      every: between evaluations; the end of the run is always evaluated.
+      batch_size: images in a step of evaluation, over all devices (rounded up to a multiple
+        of their number by padding; it does not change the numbers).
+    """
+
+    every: Duration = dataclasses.field(default_factory=lambda: epochs(1))
+    batch_size: int = 256
+
+
+@dataclasses.dataclass(kw_only=True)
+class Checkpoint:
+    """When checkpoints are saved and which are kept.
+
+    Attributes:
+      every: between checkpoints; the end of the run is always saved.
+      keep: newest checkpoints that are kept, 1 or more; the best one is kept besides.
+      best: the metric, one that evaluation logs, whose highest value is the best.
+    """
+
+    every: Duration = dataclasses.field(default_factory=lambda: epochs(1))
+    keep: int = 2
+    best: str = "eval/top1"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Log:
+    """What is written while training.
+
+    Attributes:
+      every: between lines of training metrics.
+      tensorboard: also write TensorBoard event files.
+    """
+
+    every: Duration = dataclasses.field(default_factory=lambda: steps(50))
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+    """Everything that determines a run.
+
+    Attributes:
+      model: the network.
+      data: the dataset and how it is loaded.
+      augment: transforms of training images, in order, on the devices.
+      eval_transform: deterministic transforms of test images; kept with every checkpoint.
+      loss: the loss of each image.
+      optimizer: the optimizer, its peak rate and decay.
+      schedule: the factor of the peak rate over the run.
+      batch_size: images in a training step, over all devices.
+      duration: length of the run, in steps, epochs or examples.
+      clip_norm: largest global norm of the gradients; None does not clip.
+      ema_decay: share of the old average that the moving average of the weights keeps at each
+        step, 0..1; None keeps no average.
+      max_bad_steps: this many non-finite steps in a row end the run.
+      seed: of the initial weights, the order of the data, augmentation and dropout.
+      devices: accelerators to use; None takes all.
+      evaluation: when and how the test split is evaluated.
+      checkpoint: when checkpoints are saved and which are kept.
+      log: what is written while training.
+    """
+
+    model: Model
+    data: Dataset
+    augment: tuple[Transform, ...]
+    eval_transform: tuple[Transform, ...]
+    optimizer: Optimizer
+    batch_size: int
+    duration: Duration
+    loss: SoftmaxCrossEntropy = dataclasses.field(default_factory=SoftmaxCrossEntropy)
+    schedule: Schedule = dataclasses.field(default_factory=WarmupCosine)
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    max_bad_steps: int = 10
+    seed: int = 0
+    devices: int | None = None
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    log: Log = dataclasses.field(default_factory=Log)
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (path, dataclass) for every dataclass of a config, the root first with path ""."""
+    yield path, node
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        below = f"{path}.{field.name}" if path else field.name
+        if dataclasses.is_dataclass(value):
+            yield from nodes(value, below)
+        elif isinstance(value, tuple):
+            for index, element in enumerate(value):
+                if dataclasses.is_dataclass(element):
+                    yield from nodes(element, f"{below}[{index}]")
+
+
+def options(config: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns every option that is not itself a node: path -> (owning node, value)."""
+    found = {}
+    for path, node in nodes(config):
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            holds_nodes = isinstance(value, tuple) and any(
+                dataclasses.is_dataclass(element) for element in value
+            )
+            if not dataclasses.is_dataclass(value) and not holds_nodes:
+                found[f"{path}.{field.name}" if path else field.name] = (node, value)
+    return found
+
+
+def validate(config: Config) -> None:
+    """Checks a config by itself, before data or devices are touched.
+
+    Raises:
+      UserError: for a value of the wrong type, out of range, or at odds with another.
+    """
+    if not isinstance(config, Config):
+        raise UserError(
+            f"get_config must return a jaxcls.config.Config, not {type(config).__name__}."
+        )
+    for path, node in nodes(config):
+        _check_types(path, node)
+    for _, node in nodes(config):
+        if hasattr(node, "validate"):
+            node.validate()
+    _check_ranges(config)
+    for name, transforms in (
+        ("augment", config.augment),
+        ("eval_transform", config.eval_transform),
+    ):
+        if sum(isinstance(transform, Normalize) for transform in transforms) != 1:
+            raise UserError(
+                f"{name} must contain Normalize exactly once: the network takes normalised "
+                "floats, not grey levels."
+            )
+    for transform in config.eval_transform:
+        if transform.random:
+            raise UserError(
+                f"eval_transform contains {type(transform).__name__}, which is random: an "
+                "evaluation must give the same number each time. Move it to augment."
+            )
+
+
+def _check_types(path: str, node: Any) -> None:
+    hints = typing.get_type_hints(type(node))
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        hint = hints[field.name]
+        try:
+            if isinstance(value, bool) and hint in (
+                int,
+                float,
+                int | None,
+                float | None,
+            ):
+                raise typeguard.TypeCheckError("is a truth value")
+            typeguard.check_type(value, hint)
+        except typeguard.TypeCheckError:
+            name = f"{path}.{field.name}" if path else field.name
+            raise UserError(
+                f"config.{name} is {value!r}, a {type(value).__name__}; expected "
+                f"{type_name(hint)}."
+            ) from None
+
+
+def type_name(hint: Any) -> str:
+    """Returns a type as a person would write it: 'int', 'float or None', '"a" or "b"'."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(type_name(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        inner = ", ".join(
+            "..." if part is ... else type_name(part) for part in typing.get_args(hint)
+        )
+        return f"a tuple ({inner})"
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _check_ranges(config: Config) -> None:
+    """Checks the root's numbers and the few nodes that are defined here."""
+    at_least_one = {
+        "batch_size": config.batch_size,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "max_bad_steps": config.max_bad_steps,
+        "checkpoint.keep": config.checkpoint.keep,
+        "devices": 1 if config.devices is None else config.devices,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value}.")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"seed must lie in 0..2**63 - 1, not {config.seed}.")
+    if config.clip_norm is not None and not config.clip_norm > 0:
+        raise UserError(
+            f"clip_norm must be above 0, or None to leave gradients as they are, not "
+            f"{config.clip_norm}."
+        )
+    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
+        raise UserError(
+            f"ema_decay must lie in 0..1, below 1, or be None, not {config.ema_decay}."
+        )
+    known = ["eval/top1", "eval/top5"]
+    if config.ema_decay is not None:
+        known += [f"{name}_ema" for name in known]
+    if config.checkpoint.best not in known:
+        raise UserError(
+            f"checkpoint.best is '{config.checkpoint.best}', which evaluation does not log."
+            f"{did_you_mean(config.checkpoint.best, known)} Known: {', '.join(known)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The durations of a config in steps.
+
+    Attributes:
+      run: length of the run, an epoch and a batch.
+      evaluate_every: steps between evaluations, 1 or more.
+      save_every: steps between checkpoints, 1 or more.
+      log_every: steps between lines of training metrics, 1 or more.
+    """
+
+    run: RunLength
+    evaluate_every: int
+    save_every: int
+    log_every: int
+
+    @property
+    def total_steps(self) -> int:
+        assert self.run.total_steps is not None
+        return self.run.total_steps
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether something that happens every `every` steps and at the end is due."""
+        return step == self.total_steps or (step > 0 and step % every == 0)
+
+
+def plan(config: Config, num_train: int) -> Plan:
+    """Works out the durations of a valid config in steps.
+
+    Args:
+      config: a config that validate() has passed.
+      num_train: images in the training split.
+
+    Raises:
+      UserError: if the batch is larger than the training set, a duration comes to nothing or
+        the warm-up does not fit into the run.
+    """
+    if config.batch_size > num_train:
+        raise UserError(
+            f"batch_size {config.batch_size} is larger than the training set of {num_train} "
+            f"images: use at most {num_train}."
+        )
+    run = RunLength(num_train // config.batch_size, config.batch_size)
+    total = config.duration.to_steps(run)
+    if total < 1:
+        raise UserError(f"duration of {config.duration} is less than one step.")
+    run = dataclasses.replace(run, total_steps=total)
+    config.schedule.factor(run)  # raises where the warm-up does not fit
+    every = {}
+    for name, duration in (
+        ("evaluation.every", config.evaluation.every),
+        ("checkpoint.every", config.checkpoint.every),
+        ("log.every", config.log.every),
+    ):
+        every[name] = duration.to_steps(run)
+        if every[name] < 1:
+            raise UserError(
+                f"{name} of {duration} is less than one step ({run.steps_per_epoch} steps "
+                "are an epoch)."
+            )
+    return Plan(run, *every.values())
+
+
+def to_dict(value: Any) -> Any:
+    """Turns a config, or any part of it, into what JSON can hold.
+
+    A node becomes a dict with the import path of its class under "type".
+    """
+    if dataclasses.is_dataclass(value):
+        kind = type(value)
+        fields = {
+            field.name: to_dict(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+        return {"type": f"{kind.__module__}.{kind.__qualname__}", **fields}
+    if isinstance(value, Duration):
+        path = f"{Duration.__module__}.{Duration.__qualname__}"
+        return {"type": path, "value": value.value, "unit": value.unit}
+    if isinstance(value, tuple):
+        return [to_dict(element) for element in value]
+    return value
+
+
+def from_dict(value: Any) -> Any:
+    """Rebuilds what to_dict() made.
+
+    Raises:
+      UserError: if a class can no longer be imported or its fields have changed.
+    """
+    if isinstance(value, list):
+        return tuple(from_dict(element) for element in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {key: from_dict(field) for key, field in value.items() if key != "type"}
+    try:
+        module, _, name = value["type"].rpartition(".")
+        kind: Any = getattr(importlib.import_module(module), name)
+        in_configs = dataclasses.is_dataclass(kind) or kind is Duration
+        if not in_configs:
+            raise TypeError("it is not a part of a config")
+        return kind(**fields)
+    except (ImportError, AttributeError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"the saved config names {value.get('type')!r}, which cannot be rebuilt here "
+            f"({error}): use the version of jaxcls, and of your own modules, that saved it."
+        ) from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Returns a line for each option that differs between two configs as to_dict() gives them,
+    leaving out those of MAY_CHANGE_ON_RESUME."""
+    before, after = _flatten(old), _flatten(new)
+    lines = []
+    for name in dict.fromkeys([*before, *after]):
+        if any(
+            name == may or name.startswith(f"{may}.") for may in MAY_CHANGE_ON_RESUME
+        ):
+            continue
+        was, now = before.get(name, "absent"), after.get(name, "absent")
+        if was != now:
+            lines.append(f"{name}: {was} -> {now}")
+    return lines
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        parts = [
+            (f"{path}.{key}" if path else key, part) for key, part in value.items()
+        ]
+    elif isinstance(value, list):
+        parts = [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+    else:
+        return {path: value}
+    return {
+        name: leaf for key, part in parts for name, leaf in _flatten(part, key).items()
+    }

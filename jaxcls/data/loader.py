@@ -1,0 +1,302 @@
+"""Whole batches indexed by step, and grain to run them in threads or processes.
+
+    batches = TrainBatches(source, seed=0, batch_size=128, num_steps=1000)
+    with Loader(batches, start=500, workers=2) as loader:
+        batch = next(loader)  # {"image": uint8 [128, ...], "label": int32 [128], "mask": ...}
+
+Only NumPy is used here: a worker process never initialises a JAX backend.
+"""
+
+import collections
+import contextlib
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxcls.data import order
+from jaxcls.data.sources import Source
+
+Batch: TypeAlias = dict[str, np.ndarray]
+
+
+def load_rows(source: Source, ids: np.ndarray) -> Batch:
+    """Returns the records `ids` [n] as {"image": [n, ...] uint8, "label": [n] int32}.
+
+    Raises:
+      RuntimeError: naming the source and the record that could not be read. It is a
+        built-in type because grain cannot bring others out of a worker process.
+    """
+    gather = getattr(source, "gather", None)
+    if gather is not None:
+        return gather(ids)
+    records = []
+    for index in ids:
+        try:
+            records.append(source[int(index)])
+        except Exception as error:
+            raise RuntimeError(
+                f"record {index} of {source!r} cannot be read: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+    return {
+        "image": np.stack([record["image"] for record in records]),
+        "label": np.array([record["label"] for record in records], np.int32),
+    }
+
+
+class TrainBatches:
+    """The training set as a sequence of batches: element k holds this host's rows of step k.
+
+    Element k: "image" uint8 [rows, height, width, channels], "label" int32 [rows] and "mask"
+    bool [rows], all True. Row r of a step is the same record whatever the number of hosts.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int,
+        batch_size: int,
+        num_steps: int,
+        host: int = 0,
+        num_hosts: int = 1,
+    ):
+        """Makes the sequence for host `host` of `num_hosts`.
+
+        Raises:
+          ValueError: if the batch is larger than the training set or does not divide into
+            equal parts for the hosts.
+        """
+        if batch_size > len(source):
+            raise ValueError(
+                f"batch_size {batch_size} is larger than {source!r}: use at most "
+                f"{len(source)}."
+            )
+        if batch_size % num_hosts:
+            raise ValueError(
+                f"batch_size {batch_size} does not divide among {num_hosts} hosts."
+            )
+        self.source = source
+        self.seed = seed
+        self.batch_size = batch_size
+        self.num_steps = num_steps
+        rows = batch_size // num_hosts
+        self.host_rows = slice(host * rows, (host + 1) * rows)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        ids = order.record_ids(self.seed, step, self.batch_size, len(self.source))
+        batch = load_rows(self.source, ids[self.host_rows])
+        return {**batch, "mask": np.ones(len(batch["label"]), bool)}
+
+
+class EvalBatches:
+    """A split in its own order, every record in exactly one batch.
+
+    Element k: as of TrainBatches, with `rows` rows on this host; where the records run out,
+    rows are filled with zeros and masked False, so that all batches have one shape.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        rows_multiple: int = 1,
+        host: int = 0,
+        num_hosts: int = 1,
+    ):
+        """Makes the sequence for host `host` of `num_hosts`.
+
+        Args:
+          source: the records, at least one.
+          batch_size: records in a batch over all hosts.
+          rows_multiple: the rows of a batch are padded to a multiple of this (the number of
+            devices over all hosts, itself a multiple of num_hosts).
+          host: this host, 0 <= host < num_hosts.
+          num_hosts: hosts that evaluate together.
+        """
+        multiple = np.lcm(rows_multiple, num_hosts)
+        self.source = source
+        self.batch_size = batch_size
+        self.rows = int(-(-batch_size // multiple) * multiple // num_hosts)
+        self.first_row = host * self.rows
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.batch_size
+        end = min(first + self.batch_size, len(self.source))
+        ids = np.arange(first, end)[self.first_row : self.first_row + self.rows]
+        num_padded = self.rows - len(ids)
+        # A host whose rows are all padding still needs the shape of an image.
+        batch = load_rows(self.source, ids if len(ids) else np.array([first]))
+        batch = {name: values[: len(ids)] for name, values in batch.items()}
+        mask = np.ones(len(ids), bool)
+        return {
+            name: np.pad(values, [(0, num_padded)] + [(0, 0)] * (values.ndim - 1))
+            for name, values in {**batch, "mask": mask}.items()
+        }
+
+
+class Loader:
+    """Runs a sequence of batches ahead of its reader, in threads or worker processes.
+
+    The batches and their order do not depend on `workers` or `threads`. Use it in a `with`
+    statement: leaving it ends the worker processes and frees their shared memory. Workers
+    also end by themselves when the trainer is killed.
+    """
+
+    def __init__(
+        self,
+        batches: TrainBatches | EvalBatches,
+        *,
+        start: int = 0,
+        repeat: bool = False,
+        workers: int = 0,
+        threads: int | None = None,
+        prefetch: int = 2,
+    ):
+        """Starts loading.
+
+        Args:
+          batches: a sequence of batches, indexed by step.
+          start: the first element to load.
+          repeat: begin again after the last element, without end.
+          workers: worker processes; 0 uses threads of this process alone.
+          threads: threads a process; None takes one for each core it may use.
+          prefetch: batches that each process keeps ready.
+        """
+        if threads is None:
+            threads = max(1, available_cores() // max(workers, 1))
+        dataset = grain.MapDataset.source(batches)[start:]
+        if repeat:
+            dataset = dataset.repeat()
+        read_options = grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
+        )
+        stream = dataset.to_iter_dataset(read_options)
+        self._workers = workers
+        self._first: collections.deque[Batch] = collections.deque()
+        self._iterator: Iterator[Batch]
+        if workers == 0:
+            self._iterator = iter(stream)
+            return
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads absl flags; a library has none
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=prefetch
+            ),
+            worker_init_fn=_prepare_worker,
+        )
+        with _signals_blocked(), _main_module_hidden():
+            self._iterator = iter(stream)
+            try:
+                # Workers take turns, so this many batches have started every one of them.
+                for _ in range(min(workers, len(dataset))):
+                    self._first.append(_out_of_shared_memory(next(self._iterator)))
+            except BaseException:
+                self.close()
+                raise
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._first:
+            return self._first.popleft()
+        batch = next(self._iterator)
+        return _out_of_shared_memory(batch) if self._workers else batch
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker processes and frees what they hold. Can be called twice."""
+        self._first.clear()
+        iterator, self._iterator = self._iterator, iter(())
+        if hasattr(iterator, "close"):
+            iterator.close()
+        if self._workers:
+            # grain's iterators refer to each other and to the last batches they read.
+            del iterator
+            gc.collect()
+
+
+def _out_of_shared_memory(batch: Batch) -> Batch:
+    """Copies a worker's batch, so that no reader can keep its shared memory from being freed
+    (on the CPU a device array may alias the host array it was made from)."""
+    return {name: np.array(values, subok=False) for name, values in batch.items()}
+
+
+def available_cores() -> int:
+    """Returns the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _prepare_worker(worker: int, num_workers: int) -> None:
+    """Keeps a worker process off the accelerators and ends it with its trainer."""
+    del worker, num_workers
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # grain has imported jax by now: too late for JAX_PLATFORMS in the environment.
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Gives processes started inside a mask that holds back SIGINT and SIGTERM.
+
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group: the trainer alone decides
+    what to do and still needs its workers to finish the step. Here they are only delayed.
+    """
+    blocked = {signal.SIGINT, signal.SIGTERM}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keeps processes started inside from running the main script a second time.
+
+    multiprocessing's spawn imports the parent's main module in every child, which repeats
+    the training of a script without `if __name__ == "__main__"`. Nothing needs it: grain
+    pickles what lies in the main module by value.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

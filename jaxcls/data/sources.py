@@ -1,0 +1,151 @@
+"""Where images come from: random-access sequences of records.
+
+source = Digits().source("train")
+source[0]            # {"image": uint8 [8, 8, 1], "label": 0}
+source.class_names   # ("0", ..., "9")
+"""
+
+import dataclasses
+from typing import Literal, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+from jaxcls.errors import UserError
+
+Split = Literal["train", "test"]
+
+
+class Record(TypedDict):
+    """One labelled image: uint8 [height, width, channels] and a class index."""
+
+    image: np.ndarray
+    label: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A random-access sequence of records.
+
+    All images of a source have one shape. `repr()` names the data and nothing else (no
+    memory address, no path of the machine): it is stored with a run and compared when the
+    run is continued. A source is sent to worker processes by pickling.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def __repr__(self) -> str: ...
+
+
+class ArraySource:
+    """Records that lie in memory as two arrays."""
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+    ):
+        """Wraps uint8 images [n, height, width, channels] and integer labels [n].
+
+        Raises:
+          ValueError: if the images are not uint8 in four dimensions, the labels do not
+            match them in number, or a label has no class name.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"{name}: images must be uint8 [n, height, width, channels], not "
+                f"{images.dtype} {images.shape}."
+            )
+        if labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{name}: {len(images)} images but labels of shape {labels.shape}."
+            )
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            raise ValueError(
+                f"{name}: labels run from {labels.min()} to {labels.max()}, but there are "
+                f"{len(class_names)} class names."
+            )
+        self.name = name
+        self.images = images
+        self.labels = labels.astype(np.int32)
+        self._class_names = tuple(class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the records `indices` [n] as one batch, at the speed of memory."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+    def __repr__(self) -> str:
+        height, width, channels = self.images.shape[1:]
+        return f"{self.name}({len(self)} images {height}x{width}x{channels})"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Dataset:
+    """A dataset of a config, and how its batches are loaded.
+
+    Attributes:
+      workers: processes that load batches; 0 loads them in threads of the trainer.
+      threads: threads that load batches, in each process; None takes one a core.
+      prefetch: batches kept ready on the host, and on the devices.
+    """
+
+    workers: int = 0
+    threads: int | None = None
+    prefetch: int = 2
+
+    def source(self, split: Split) -> Source:
+        """Returns the records of one split."""
+        raise TypeError(f"{type(self).__name__} must define source(split).")
+
+    def validate(self) -> None:
+        """Raises UserError for values out of range."""
+        if self.workers < 0:
+            raise UserError(f"data.workers must be 0 or more, not {self.workers}.")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(
+                f"data.threads must be 1 or more, or None, not {self.threads}."
+            )
+        if self.prefetch < 1:
+            raise UserError(f"data.prefetch must be 1 or more, not {self.prefetch}.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Digits(Dataset):
+    """scikit-learn's 1,797 real handwritten digits, which its wheel carries.
+
+    8 x 8 grey images, the test part of the UCI set "Optical Recognition of Handwritten
+    Digits" (https://doi.org/10.24432/C50P49). Their 17 grey levels (0..16) are spread over
+    0..255. The split is fixed: with the images sorted by class (stably, so in scikit-learn's
+    order within a class), every fifth, beginning with the first, is for testing. That gives
+    1,437 training and 360 test images with every class in proportion.
+    """
+
+    def source(self, split: Split) -> ArraySource:
+        from sklearn.datasets import load_digits  # slow to import, so only where used
+
+        digits = load_digits()
+        by_class = np.argsort(digits.target, kind="stable")
+        is_test = np.zeros(len(by_class), bool)
+        is_test[by_class[::5]] = True
+        chosen = is_test if split == "test" else ~is_test
+        images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+        names = tuple(str(name) for name in digits.target_names)
+        return ArraySource(
+            f"digits-{split}", images[..., None], digits.target[chosen], names
+        )

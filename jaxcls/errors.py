@@ -1,0 +1,19 @@
+"""What a person did wrong, said so that they can mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the command, the config or the files that it names.
+
+    The commands print the message as one line and exit with code 2, without a traceback:
+    the message must say what is wrong with the actual value, what was expected, and the
+    way out.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the known name closest to `name`, or ""."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,157 @@
+"""Evaluates a checkpoint: `python -m jaxcls.evaluate --checkpoint runs/lenet5-digits`.
+
+Nothing but the checkpoint is needed: the network, the dataset and the eval transform are in
+it. From Python: `evaluate_checkpoint("runs/lenet5-digits")`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxcls import config as config_lib
+from jaxcls import parallel
+from jaxcls.config import Config
+from jaxcls.errors import UserError
+from jaxcls.report.progress import eval_line
+from jaxcls.training import checkpoint
+from jaxcls.training.evaluation import eval_loader, evaluate
+from jaxcls.training.program import (
+    compile_eval_step,
+    input_shape,
+    on_all_devices,
+)
+
+
+def evaluate_checkpoint(
+    path: str | Path,
+    *,
+    batch_size: int | None = None,
+    devices: int | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Evaluates the raw and the averaged weights of a checkpoint on its test split.
+
+    Args:
+      path: a run's folder, whose newest checkpoint is taken, or the folder of one step.
+      batch_size: images in a step; None takes that of the run.
+      devices: accelerators to use; None takes that of the run if there are as many, or all.
+      workers: processes that load the data; None takes that of the run.
+
+    Returns:
+      What training logged for the step: "step", "eval/top1" (0..1), "eval/top5", "eval/loss",
+      the same with "_ema" if the run keeps an average, and "eval/examples".
+
+    Raises:
+      UserError: if there is no checkpoint, it is damaged, or an argument is out of range.
+    """
+    folder = checkpoint.find(Path(path))
+    run = checkpoint.read_run(folder)
+    config = _with_overrides(config_lib.from_dict(run["config"]), batch_size, workers)
+    if devices is None and config.devices and config.devices <= jax.device_count():
+        devices = config.devices
+    parallel.enable_compilation_cache()
+    mesh = parallel.make_mesh(devices)
+    source = config.data.source("test")
+    class_names = tuple(run["class_names"])
+    if tuple(source.class_names) != class_names:
+        raise UserError(
+            f"{source!r} has other classes than the checkpoint {folder} was trained on: "
+            f"{', '.join(source.class_names[:5])}, ... instead of "
+            f"{', '.join(class_names[:5])}, ..."
+        )
+    model = config.model.create(len(class_names))
+    shapes = _weight_shapes(config, model, run, mesh)
+    weights = checkpoint.restore_weights(folder, shapes)
+    variables = {"params": weights["params"], "batch_stats": weights["batch_stats"]}
+    by_suffix = {"": variables}
+    if "ema" in weights:
+        by_suffix["_ema"] = weights["ema"]
+    eval_step = compile_eval_step(
+        config,
+        model,
+        {name: shapes[name] for name in variables},
+        mesh=mesh,
+        num_classes=len(class_names),
+        image_shape=tuple(run["image_shape"]),
+    )
+    with eval_loader(config, source, mesh) as loader:
+        results = evaluate(
+            eval_step.call,
+            by_suffix,
+            loader,
+            mesh=mesh,
+            num_batches=-(-len(source) // config.evaluation.batch_size),
+            num_examples=len(source),
+        )
+    assert results is not None
+    return {"step": run["step"], **results}
+
+
+def _with_overrides(
+    config: Config, batch_size: int | None, workers: int | None
+) -> Config:
+    if batch_size is not None:
+        config.evaluation.batch_size = batch_size
+    if workers is not None:
+        config.data.workers = workers
+    config_lib.validate(config)
+    return config
+
+
+def _weight_shapes(
+    config: Config, model: nn.Module, run: dict[str, Any], mesh: Mesh
+) -> dict[str, Any]:
+    """Returns the shapes of the weights that the run's config makes, raw and averaged."""
+    shape = input_shape(config.eval_transform, tuple(run["image_shape"]))
+    made = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
+    )
+    weights = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+    if config.ema_decay is not None:
+        weights["ema"] = dict(weights)
+    return on_all_devices(mesh, weights)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code: 0, or 2 for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcls.evaluate",
+        description="Evaluates a checkpoint on its test split, raw and averaged weights.",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a run's folder, or one step's",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, help="images in a step (default: as in training)"
+    )
+    parser.add_argument("--devices", type=int, help="accelerators (default: all)")
+    parser.add_argument(
+        "--workers", type=int, help="loading processes (default: as in training)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        results = evaluate_checkpoint(
+            arguments.checkpoint,
+            batch_size=arguments.batch_size,
+            devices=arguments.devices,
+            workers=arguments.workers,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(eval_line(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""Devices as a mesh, and how arrays lie on it. Also JAX's settings of a command."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcls.errors import UserError
+
+
+def make_mesh(num_devices: int | None) -> Mesh:
+    """Returns a mesh with one axis, "data", over the first `num_devices` devices (all: None).
+
+    Raises:
+      UserError: if there are not that many.
+    """
+    found = jax.devices()
+    if num_devices is not None and num_devices > len(found):
+        raise UserError(
+            f"devices is {num_devices}, but JAX sees {len(found)} "
+            f"({found[0].device_kind}): use at most {len(found)}, or None for all."
+        )
+    used = found[:num_devices]
+    # Auto: the compiler works out the shardings inside the step from those of its arguments.
+    return jax.make_mesh((len(used),), ("data",), (AxisType.Auto,), devices=used)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array: parameters, optimizer state, metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """Every device holds its rows of axis 0: images, labels, masks."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Starts moving this host's rows of a batch to its devices; returns the global batch."""
+    sharding = batch_sharded(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next start of a run need not compile.
+
+    They lie in $JAX_COMPILATION_CACHE_DIR, or else in jaxcls/xla under $XDG_CACHE_HOME or
+    ~/.cache. JAX by itself leaves out programs that compile in less than a second.
+    """
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update(
+            "jax_compilation_cache_dir", str(Path(cache, "jaxcls", "xla"))
+        )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

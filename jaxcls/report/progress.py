@@ -1,0 +1,82 @@
+"""Progress for people: a live bar on a terminal, plain lines where output is redirected."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows how far a run is.
+
+    On a terminal a bar stays at the bottom, with the latest metrics; otherwise each line of
+    training metrics is printed.
+    """
+
+    def __init__(self, *, step: int, total_steps: int, show: bool = True):
+        """Begins at `step` of `total_steps`; shows nothing if not `show` (on all hosts but
+        the first)."""
+        self._show = show
+        self._total_steps = total_steps
+        self._bar = None
+        if show and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{n_fmt}/{total_fmt} steps {bar} {postfix}",
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            tqdm.write(text, file=sys.stdout)
+        elif self._show:
+            print(text, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def train_line(self, values: dict[str, Any]) -> None:
+        """Shows a line of training metrics, as the loop writes them."""
+        seconds_left = (self._total_steps - values["step"]) * values["seconds_per_step"]
+        text = (
+            f"loss {values['train/loss']:.4f}  top-1 {values['train/top1']:.2%}  "
+            f"lr {values['lr']:.2e}  {values['img_per_s']:,.0f} img/s  "
+            f"data wait {values['data_wait']:.0%}  ETA {_duration(seconds_left)}"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"epoch {values['epoch']:.1f}  {text}")
+        else:
+            self.say(
+                f"step {values['step']:>6}/{self._total_steps}  "
+                f"epoch {values['epoch']:6.2f}  {text}"
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def eval_line(values: dict[str, Any]) -> str:
+    """Returns an evaluation as a person would read it: raw and averaged weights."""
+    text = (
+        f"evaluation at step {values['step']} on {values['eval/examples']} images: "
+        f"top-1 {values['eval/top1']:.2%}  top-5 {values['eval/top5']:.2%}  "
+        f"loss {values['eval/loss']:.4f}"
+    )
+    if "eval/top1_ema" in values:
+        text += (
+            f"  |  EMA: top-1 {values['eval/top1_ema']:.2%}  "
+            f"top-5 {values['eval/top5_ema']:.2%}  loss {values['eval/loss_ema']:.4f}"
+        )
+    return text

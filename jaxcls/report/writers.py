@@ -1,0 +1,78 @@
+"""Metrics as files: metrics.jsonl, and TensorBoard's event files without TensorFlow."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl; [] if there is none. A line that a killed run
+    left unfinished ends the list."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class MetricWriter:
+    """Appends metrics of a run, one JSON object a line."""
+
+    def __init__(self, workdir: Path, *, step: int, tensorboard: bool):
+        """Opens the files of a run that goes on from `step`, dropping what was written for
+        later steps: those steps will be made again.
+
+        Args:
+          workdir: the run's folder, which exists.
+          step: steps made so far.
+          tensorboard: also write event files, into workdir/tensorboard.
+        """
+        self.path = workdir / "metrics.jsonl"
+        self.lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+        """Everything written so far."""
+        rewritten = self.path.with_suffix(".tmp")
+        rewritten.write_text("".join(_to_json(line) for line in self.lines))
+        os.replace(rewritten, self.path)
+        self._file = self.path.open("a")
+        self._events = None
+        if tensorboard:
+            self._events = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=step + 1
+            )
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Appends one line; `values` holds "step". Values that are not finite become null."""
+        self.lines.append(values)
+        self._file.write(_to_json(values))
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                if name != "step" and math.isfinite(value):
+                    self._events.add_scalar(name, value, values["step"])
+
+    def sync(self) -> None:
+        """Puts all lines on the disk: called before a checkpoint that relies on them."""
+        os.fsync(self._file.fileno())
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _to_json(values: dict[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

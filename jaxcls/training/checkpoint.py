@@ -1,0 +1,331 @@
+"""Checkpoints: written in the background, whole or not at all, and checked when read.
+
+    run folder/checkpoints/<step>/state   every array of the TrainState
+                                 /run     config, class names, image shape, fingerprints
+
+Orbax writes them; a step's folder appears under its name only when it is complete. Orbax has
+no checksum of the data, so each array's fingerprint travels with it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxcls.errors import UserError
+from jaxcls.training.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class KeepNewestAndBest:
+    """Orbax's policy of what is kept: the newest `keep` checkpoints, and the best besides.
+
+    (Orbax's own `best_fn` would delete the newest one when it is not among the best.)
+    """
+
+    def __init__(self, keep: int, score: Callable[[int], float | None]):
+        """Takes `score(step)`: higher is better, None where a step was not evaluated."""
+        self.keep = keep
+        self.score = score
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = best_step(steps, self.score)
+        newest = sorted(steps)[-self.keep :]
+        return [step in newest or step == best for step in steps]
+
+
+def best_step(steps: Sequence[int], score: Callable[[int], float | None]) -> int | None:
+    """Returns the step with the highest score, the latest of equals; None without scores."""
+    scored = [(value, step) for step in steps if (value := score(step)) is not None]
+    return max(scored)[1] if scored else None
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use it in a `with` statement: leaving waits for the last
+    save, which would be lost otherwise."""
+
+    def __init__(self, workdir: Path, keep: int, score: Callable[[int], float | None]):
+        """Opens (and makes) the folder of a run's checkpoints.
+
+        Args:
+          workdir: the run's folder.
+          keep: newest checkpoints that are kept.
+          score: of a step's evaluation, higher is better; None if it was not evaluated.
+        """
+        self.directory = (workdir / FOLDER).absolute()
+        self.score = score
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=KeepNewestAndBest(keep, score),
+                cleanup_tmp_directories=True,
+            ),
+        )
+        self._begun = set(self._manager.all_steps())
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a complete checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def has(self, step: int) -> bool:
+        """Whether a step was saved, or is being saved."""
+        return step in self._begun
+
+    def best(self) -> int | None:
+        """Returns the best evaluated step that is kept."""
+        return best_step(self.steps(), self.score)
+
+    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+        """Starts saving; the state may be donated as soon as this returns.
+
+        Args:
+          step: steps made; at most one checkpoint a step.
+          state: the state after them.
+          run: what else the checkpoint needs to stand alone, as JSON.
+        """
+        self._begun.add(step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                run=ocp.args.JsonSave({**run, "fingerprints": fingerprints(state)}),
+            ),
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk; raises what went wrong in writing it."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, shapes: TrainState) -> TrainState:
+        """Reads the state of a step onto the devices of `shapes`.
+
+        Args:
+          step: one of steps().
+          shapes: the state as jax.ShapeDtypeStruct with shardings; the number of devices may
+            differ from that of the run which saved it.
+
+        Raises:
+          UserError: if the checkpoint is damaged or of another network.
+        """
+        folder = self.directory / str(step)
+        run = read_run(folder)
+        _check_same_arrays(folder, shapes)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        state = _read(folder, lambda: self._manager.restore(step, args=args)["state"])
+        _check_fingerprints(folder, state, run)
+        return state
+
+
+def find(path: Path) -> Path:
+    """Returns the folder of the checkpoint that `path` names: a step's folder itself, or the
+    newest step of a run's folder.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if not path.is_dir():
+        raise UserError(
+            f"there is no folder {path}: give a run's folder or one step's."
+        )
+    if path.name.isdigit():
+        return path.absolute()
+    folder = path if path.name == FOLDER else path / FOLDER
+    steps = [child for child in folder.glob("*") if child.name.isdigit()]
+    if not steps:
+        raise UserError(
+            f"{path} has no checkpoint in it: give a run's folder (with {FOLDER}/<step> "
+            "inside) or one step's."
+        )
+    return max(steps, key=lambda child: int(child.name)).absolute()
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Returns the JSON that was saved with the checkpoint in a step's folder.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    args = ocp.args.Composite(run=ocp.args.JsonRestore())
+    with _reader(folder) as manager:
+        run = _read(folder, lambda: manager.restore(int(folder.name), args=args)["run"])
+    if not isinstance(run, dict) or "fingerprints" not in run:
+        raise UserError(f"{folder} is not a checkpoint of jaxcls.")
+    return run
+
+
+def restore_weights(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Reads only the arrays of a checkpoint that `shapes` names: no optimizer is needed.
+
+    Args:
+      folder: a step's folder.
+      shapes: part of the state as a tree of jax.ShapeDtypeStruct with shardings, for
+        example {"params": ..., "batch_stats": ...}.
+
+    Raises:
+      UserError: if the checkpoint is damaged or of another network.
+    """
+    run = read_run(folder)
+    _check_same_arrays(folder, shapes)
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+            shapes,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+            partial_restore=True,
+        )
+    )
+    with _reader(folder) as manager:
+        step = int(folder.name)
+        weights = _read(folder, lambda: manager.restore(step, args=args)["state"])
+    _check_fingerprints(folder, weights, run)
+    return weights
+
+
+def _reader(folder: Path) -> ocp.CheckpointManager:
+    """Opens the checkpoints around a step's folder for reading alone."""
+    return ocp.CheckpointManager(
+        folder.parent,
+        item_handlers={
+            "state": ocp.PyTreeCheckpointHandler(),
+            "run": ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(create=False),
+    )
+
+
+def _read(folder: Path, reader: Callable[[], Any]) -> Any:
+    """Runs a reader, turning what Orbax and TensorStore raise into one sentence."""
+    try:
+        return reader()
+    except Exception as error:  # many types, from three libraries
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"the checkpoint {folder} is damaged or incomplete "
+            f"({type(error).__name__}: {reason[0][:200] if reason else 'no message'}): "
+            f"{_way_out(folder)}"
+        ) from error
+
+
+def _way_out(folder: Path) -> str:
+    earlier = [
+        int(child.name)
+        for child in folder.parent.glob("*")
+        if child.name.isdigit() and int(child.name) < int(folder.name)
+    ]
+    if earlier:
+        return f"delete that folder to go back to step {max(earlier)}."
+    return "delete that folder to begin again, there is no earlier one."
+
+
+def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Returns path -> shape of the arrays in a checkpoint."""
+    with _reader(folder) as manager:
+        tree = _read(
+            folder, lambda: manager.item_metadata(int(folder.name))["state"].tree
+        )
+    return {name: tuple(leaf.shape) for name, leaf in _named_leaves(tree)}
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Returns (path, leaf) with paths alike for dataclasses, named tuples and dicts."""
+    return [
+        (
+            "/".join(
+                str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
+                for key in path
+            ),
+            leaf,
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _check_same_arrays(folder: Path, shapes: Any) -> None:
+    """Compares the arrays of a checkpoint with those wanted, in the same top-level parts.
+
+    Raises:
+      UserError: naming what is missing, left over or of another shape.
+    """
+    wanted = {name: tuple(leaf.shape) for name, leaf in _named_leaves(shapes)}
+    parts = {name.split("/")[0] for name in wanted}
+    saved = {
+        name: shape
+        for name, shape in _saved_shapes(folder).items()
+        if isinstance(shapes, TrainState) or name.split("/")[0] in parts
+    }
+    lists = {
+        "missing": [name for name in wanted if name not in saved],
+        "left over": [name for name in saved if name not in wanted],
+        "of another shape": [
+            f"{name} (saved {saved[name]}, expected {wanted[name]})"
+            for name in wanted
+            if name in saved and saved[name] != wanted[name]
+        ],
+    }
+    faults = [
+        f"{len(names)} {fault}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        for fault, names in lists.items()
+        if names
+    ]
+    if faults:
+        raise UserError(
+            f"the checkpoint {folder} is of another network or optimizer ({'; '.join(faults)}"
+            "): use the config that it was saved with, or another --workdir."
+        )
+
+
+@jax.jit
+def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
+    """Returns a sum over the bits of each array, uint32 [arrays].
+
+    Word i is weighted with the odd number 2 i + 1, modulo 2**32, so that any one changed bit
+    and any two exchanged unequal neighbours change the sum. Whole numbers: the result does
+    not depend on how an array is spread over devices.
+    """
+
+    def of(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype != jnp.bool_:
+            size = leaf.dtype.itemsize * 8
+            leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{size}"))
+        words = leaf.astype(jnp.uint32).reshape(-1)
+        weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
+        return (words * weights).sum(dtype=jnp.uint32)
+
+    return jnp.stack([of(leaf) for leaf in leaves])
+
+
+def fingerprints(tree: Any) -> dict[str, int]:
+    """Returns path -> a number that changes with the content, for each array of a tree."""
+    named = _named_leaves(tree)
+    values = jax.device_get(_fingerprints([leaf for _, leaf in named]))
+    return {name: int(value) for (name, _), value in zip(named, values, strict=True)}
+
+
+def _check_fingerprints(folder: Path, tree: Any, run: dict[str, Any]) -> None:
+    saved = run["fingerprints"]
+    wrong = [
+        name for name, value in fingerprints(tree).items() if saved.get(name) != value
+    ]
+    if wrong:
+        raise UserError(
+            f"the checkpoint {folder} is damaged: the content of {', '.join(wrong[:4])} is "
+            f"not what was saved; {_way_out(folder)}"
+        )

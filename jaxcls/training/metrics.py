@@ -1,0 +1,82 @@
+"""What is measured: sums over images on the device, divided when they are read.
+
+Every image counts once, padding never (its mask is False).
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from clu import metrics
+
+from jaxcls.training.loss import SoftmaxCrossEntropy
+
+
+@flax.struct.dataclass
+class TrainMetrics(metrics.Collection):
+    """Means over the images of the finite steps of an interval, of what training sees: the
+    smoothed loss and the agreement with the strongest target, after augmentation."""
+
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    top1: metrics.Average.from_output("top1")  # type: ignore[valid-type]
+
+
+@flax.struct.dataclass
+class EvalMetrics(metrics.Collection):
+    """Means over the images of a split: cross-entropy without smoothing, and how often the
+    label is among the one or five strongest logits."""
+
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    top1: metrics.Average.from_output("top1")  # type: ignore[valid-type]
+    top5: metrics.Average.from_output("top5")  # type: ignore[valid-type]
+
+
+def train_metrics(
+    losses: jax.Array, logits: jax.Array, targets: jax.Array, finite: jax.Array
+) -> TrainMetrics:
+    """Returns the sums of one training step.
+
+    Args:
+      losses: float32 [batch].
+      logits: float32 [batch, classes].
+      targets: float32 [batch, classes], after augmentation.
+      finite: bool scalar; the sums of a step that is not finite are zero.
+    """
+    top1 = logits.argmax(-1) == targets.argmax(-1)
+    return TrainMetrics.single_from_model_output(
+        loss=losses,
+        top1=top1.astype(jnp.float32),
+        mask=jnp.broadcast_to(finite, losses.shape),
+    )
+
+
+def eval_metrics(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalMetrics:
+    """Returns the sums of one batch of an evaluation.
+
+    A label's rank is the number of classes with a stronger logit, or an equal one that comes
+    first: what argmax and a stable sort would say.
+
+    Args:
+      logits: float32 [batch, classes].
+      labels: int32 [batch].
+      mask: bool [batch], False for padding.
+    """
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    classes = jnp.arange(logits.shape[-1])
+    before = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
+    rank = before.sum(-1)
+    return EvalMetrics.single_from_model_output(
+        loss=SoftmaxCrossEntropy()(logits, targets),
+        top1=(rank < 1).astype(jnp.float32),
+        top5=(rank < 5).astype(jnp.float32),
+        mask=mask,
+    )
+
+
+def compute(collection: Any, prefix: str) -> dict[str, float]:
+    """Divides the sums of a collection and names them: {"eval/loss": ...}."""
+    return {
+        f"{prefix}/{name}": float(value) for name, value in collection.compute().items()
+    }

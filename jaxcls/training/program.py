@@ -1,0 +1,217 @@
+"""The two compiled programs of a run, and the shapes they take."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxcls import augment
+from jaxcls.augment import Transform
+from jaxcls.config import Config, Plan
+from jaxcls.errors import UserError
+from jaxcls.optim.chain import chain, learning_rate
+from jaxcls.parallel import batch_sharded, replicated
+from jaxcls.training.state import TrainState, create_state
+from jaxcls.training.step import eval_step, train_step
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A program for fixed shapes: calling it can never compile again.
+
+    Attributes:
+      call: the program.
+      trace_seconds: spent turning Python into XLA's input.
+      compile_seconds: spent in XLA, or in reading the result of an earlier run from disk.
+    """
+
+    call: Any
+    trace_seconds: float
+    compile_seconds: float
+
+
+def compile_for(function: Any, *shapes: Any) -> Compiled:
+    """Compiles a jitted function for trees of jax.ShapeDtypeStruct."""
+    start = time.perf_counter()
+    lowered = function.lower(*shapes)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    return Compiled(compiled, traced - start, time.perf_counter() - traced)
+
+
+def batch_shapes(mesh: Mesh, rows: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the shapes of a global batch of `rows` images [height, width, channels]."""
+    sharding = batch_sharded(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct(
+            (rows, *image_shape), jnp.uint8, sharding=sharding
+        ),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
+        "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=sharding),
+    }
+
+
+def padded_rows(batch_size: int, num_devices: int) -> int:
+    """Returns the batch size rounded up to a multiple of the devices."""
+    return math.ceil(batch_size / num_devices) * num_devices
+
+
+def input_shape(
+    transforms: Sequence[Transform], image_shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Returns the shape that transforms give a batch of one record [height, width, channels]:
+    (1, new height, new width, channels)."""
+    images, _ = jax.eval_shape(
+        functools.partial(augment.apply, transforms),
+        jax.eval_shape(lambda: jax.random.key(0)),
+        jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8),
+        jax.ShapeDtypeStruct((1, 1), jnp.float32),
+    )
+    return images.shape
+
+
+def on_all_devices(mesh: Mesh, shapes: Any) -> Any:
+    """Returns a tree of jax.ShapeDtypeStruct with the sharding of whole copies."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+    )
+
+
+class Program:
+    """A config bound to a dataset's shapes and a mesh; compiles on request."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        *,
+        mesh: Mesh,
+        num_classes: int,
+        image_shape: tuple[int, ...],
+    ):
+        """Binds, without compiling or allocating anything.
+
+        Args:
+          config: a config that validate() has passed.
+          plan: its durations in steps.
+          mesh: the devices.
+          num_classes: length of the logits.
+          image_shape: of the records, (height, width, channels).
+
+        Raises:
+          UserError: if the batch does not divide among the devices.
+        """
+        num_devices = mesh.size
+        if config.batch_size % num_devices:
+            below = config.batch_size // num_devices * num_devices
+            choices = [str(size) for size in (below, below + num_devices) if size]
+            raise UserError(
+                f"batch_size {config.batch_size} does not divide among {num_devices} "
+                f"devices: use {' or '.join(choices)}, or set devices."
+            )
+        self.config = config
+        self.mesh = mesh
+        self.num_classes = num_classes
+        self.image_shape = image_shape
+        self.model: nn.Module = config.model.create(num_classes)
+        self.optimizer: optax.GradientTransformation = chain(
+            config.optimizer, config.schedule, config.clip_norm, plan.run
+        )
+        self._train_step = jax.jit(
+            functools.partial(
+                train_step,
+                model=self.model,
+                transforms=config.augment,
+                loss=config.loss,
+                optimizer=self.optimizer,
+                learning_rate=learning_rate(
+                    config.optimizer, config.schedule, plan.run
+                ),
+                ema_decay=config.ema_decay,
+                num_classes=num_classes,
+                seed=config.seed,
+                max_bad_steps=config.max_bad_steps,
+            ),
+            out_shardings=replicated(mesh),
+            donate_argnums=0,
+        )
+        self._init = jax.jit(self._create_state, out_shardings=replicated(mesh))
+
+    def _create_state(self) -> TrainState:
+        return create_state(
+            self.model,
+            self.optimizer,
+            input_shape(self.config.augment, self.image_shape),
+            self.config.seed,
+            with_ema=self.config.ema_decay is not None,
+        )
+
+    def init(self) -> TrainState:
+        """Returns the state before the first step, on the devices."""
+        return self._init()
+
+    def state_shapes(self) -> TrainState:
+        """Returns the state as jax.ShapeDtypeStruct with shardings."""
+        return on_all_devices(self.mesh, jax.eval_shape(self._create_state))
+
+    def compile_train_step(self) -> Compiled:
+        """Compiles train_step(state, batch); the state is donated."""
+        rows = self.config.batch_size
+        return compile_for(
+            self._train_step,
+            self.state_shapes(),
+            batch_shapes(self.mesh, rows, self.image_shape),
+        )
+
+    def compile_eval_step(self) -> Compiled:
+        """Compiles eval_step(variables, batch), for raw and averaged weights alike."""
+        return compile_eval_step(
+            self.config,
+            self.model,
+            self.state_shapes().variables(),
+            mesh=self.mesh,
+            num_classes=self.num_classes,
+            image_shape=self.image_shape,
+        )
+
+
+def compile_eval_step(
+    config: Config,
+    model: nn.Module,
+    variables: Any,
+    *,
+    mesh: Mesh,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+) -> Compiled:
+    """Compiles eval_step(variables, batch).
+
+    Args:
+      config: gives the transforms and the batch size.
+      model: the network.
+      variables: its variables as jax.ShapeDtypeStruct with shardings.
+      mesh: the devices.
+      num_classes: length of the logits.
+      image_shape: of the records, (height, width, channels).
+    """
+    step = jax.jit(
+        functools.partial(
+            eval_step,
+            model=model,
+            transforms=config.eval_transform,
+            num_classes=num_classes,
+        ),
+        out_shardings=replicated(mesh),
+    )
+    rows = padded_rows(config.evaluation.batch_size, mesh.size)
+    return compile_for(step, variables, batch_shapes(mesh, rows, image_shape))

@@ -1,0 +1,55 @@
+"""SIGTERM and Ctrl-C: finish the step, save, leave with a code that means "run me again"."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+FORCED_EXIT = 130  # 128 + SIGINT, a shell's code for a process that Ctrl-C ended
+
+
+class StopSignal:
+    """While entered, turns SIGTERM and SIGINT into a flag that the loop looks at.
+
+    A second Ctrl-C leaves at once. Outside the main thread, where Python allows no handlers,
+    the flag stays unset.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        """The signal that came, or None."""
+        self._previous: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self.name is not None
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT and self.name == "SIGINT":
+            os.write(sys.stderr.fileno(), b"\nleaving at once: nothing was saved.\n")
+            os._exit(FORCED_EXIT)
+        if self.name is None:
+            self.name = signal.Signals(number).name
+            os.write(
+                sys.stderr.fileno(),
+                f"\n{self.name}: saving after this step (Ctrl-C again leaves at once).\n".encode(),
+            )
+        elif number == signal.SIGINT:
+            self.name = "SIGINT"

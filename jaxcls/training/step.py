@@ -1,0 +1,156 @@
+"""The train step and the eval step: pure functions of (state, batch).
+
+Everything that does not change in a run is bound once, by keyword, where they are jitted
+(training/program.py).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcls import augment
+from jaxcls.augment import Transform
+from jaxcls.optim.chain import ema_decay as decay_at
+from jaxcls.optim.chain import ema_update
+from jaxcls.training.loss import SoftmaxCrossEntropy
+from jaxcls.training.metrics import EvalMetrics, eval_metrics, train_metrics
+from jaxcls.training.state import TrainState
+
+# Streams of random numbers within a step.
+AUGMENT, DROPOUT = 0, 1
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: nn.Module,
+    transforms: Sequence[Transform],
+    loss: SoftmaxCrossEntropy,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    ema_decay: float | None,
+    num_classes: int,
+    seed: int,
+    max_bad_steps: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Makes one step of training.
+
+    A step whose loss, gradients, statistics or update are not finite changes nothing but the
+    counters of the state. After `max_bad_steps` of them in a row no step changes anything any
+    more, however late the host looks.
+
+    Args:
+      state: the state before the step.
+      batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch], over all
+        devices; "mask" is not read, training has no padding.
+      model: the network.
+      transforms: augmentation, ending in normalised floats.
+      loss: the loss of each image.
+      optimizer: the optax chain.
+      learning_rate: the rate that the chain follows, only reported here.
+      ema_decay: of the average of the weights; None keeps no average.
+      num_classes: length of the logits.
+      seed: of the random numbers, which are a function of it and the step.
+      max_bad_steps: non-finite steps in a row that end the run.
+
+    Returns:
+      The state after the step, and a report: its counters "step", "bad_steps" and
+      "bad_in_a_row" (int32) once more, as arrays of their own that the host can still wait
+      for and read when it has donated the state to the next step, and "learning_rate".
+    """
+    # Stream 0 of the seed made the initial weights.
+    rng = jax.random.fold_in(jax.random.key(seed), state.step + 1)
+    images, targets = augment.apply(
+        transforms,
+        jax.random.fold_in(rng, AUGMENT),
+        batch["image"],
+        jax.nn.one_hot(batch["label"], num_classes),
+    )
+
+    def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(rng, DROPOUT)},
+        )
+        losses = loss(logits, targets)
+        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
+
+    grads, (losses, logits, batch_stats) = jax.grad(mean_loss, has_aux=True)(
+        state.params
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    good_steps = state.step - state.bad_steps
+    ema = state.ema
+    if ema_decay is not None:
+        averaged = {"params": params, "batch_stats": batch_stats}
+        ema = ema_update(ema, averaged, decay_at(ema_decay, good_steps))
+
+    finite = all_finite((losses, grads, batch_stats, updates))
+    good = finite & (state.bad_in_a_row < max_bad_steps)
+    changed = {
+        "params": params,
+        "batch_stats": batch_stats,
+        "opt_state": opt_state,
+        "ema": ema,
+    }
+    kept = {name: getattr(state, name) for name in changed}
+    selected = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        bad_steps=state.bad_steps + ~good,
+        bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
+        metrics=state.metrics.merge(train_metrics(losses, logits, targets, good)),
+        **selected,
+    )
+    counters = ("step", "bad_steps", "bad_in_a_row")
+    report = {name: jnp.copy(getattr(state, name)) for name in counters}
+    return state, {**report, "learning_rate": learning_rate(good_steps)}
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Returns whether every value of every array is finite, a bool scalar."""
+    return jnp.all(
+        jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+    )
+
+
+def eval_step(
+    variables: dict[str, Any],
+    batch: dict[str, jax.Array],
+    *,
+    model: nn.Module,
+    transforms: Sequence[Transform],
+    num_classes: int,
+) -> EvalMetrics:
+    """Evaluates one batch.
+
+    Args:
+      variables: "params" and "batch_stats" of the network.
+      batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch], "mask"
+        bool [batch], False for padding.
+      model: the network.
+      transforms: deterministic, ending in normalised floats.
+      num_classes: length of the logits.
+
+    Returns:
+      Sums over the images of the batch.
+    """
+    images, _ = augment.apply(
+        transforms,
+        jax.random.key(0),  # deterministic transforms do not use it
+        batch["image"],
+        jax.nn.one_hot(batch["label"], num_classes),
+    )
+    logits: Any = model.apply(variables, images, train=False)
+    return eval_metrics(logits, batch["label"], batch["mask"])

@@ -3,8 +3,8 @@
     python -m jaxcls.train --config configs/lenet5.py
 
 Network: LeCun et al. 1998 (https://doi.org/10.1109/5.726791), the digits enlarged to its
-32 x 32 pixels on the device. The training is ours: AdamW, warm-up and cosine, shifts of up to
-two pixels.
+32 x 32 pixels on the device. The training is ours: AdamW, warm-up and cosine, label
+smoothing, shifts of up to two pixels.
 """
 
 from jaxcls.augment import Normalize, RandomCrop, Resize
@@ -14,6 +14,7 @@ from jaxcls.duration import epochs
 from jaxcls.errors import UserError
 from jaxcls.models import Model
 from jaxcls.optim import AdamW, WarmupCosine
+from jaxcls.training.loss import SoftmaxCrossEntropy
 
 DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
 
@@ -29,9 +30,10 @@ def get_config(dataset: str = "digits") -> Config:
         data=DATASETS[dataset](),
         augment=(Resize(size=32), RandomCrop(padding=2), normalize),
         eval_transform=(Resize(size=32), normalize),
-        optimizer=AdamW(learning_rate=3e-3, weight_decay=0.01),
+        loss=SoftmaxCrossEntropy(label_smoothing=0.1),
+        optimizer=AdamW(learning_rate=2e-3, weight_decay=0.01),
         schedule=WarmupCosine(warmup=epochs(2)),
-        batch_size=64,
+        batch_size=32,
         duration=epochs(40),
         ema_decay=0.99,
         evaluation=Evaluation(every=epochs(5)),

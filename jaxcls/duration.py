@@ -53,7 +53,7 @@ class Duration:
                 f"a fraction of the run lies between 0 and 1, not {value:g}: write 5% "
                 "or 0.05 run."
             )
-        self.value = value
+        self.value = float(value)
         self.unit = unit
 
     @classmethod
@@ -99,7 +99,8 @@ class Duration:
         return round(self.value * run.total_steps)
 
     def __str__(self) -> str:
-        return f"{self.value!r} {self.unit}"
+        whole = self.value.is_integer()
+        return f"{int(self.value) if whole else self.value} {self.unit}"
 
     def __repr__(self) -> str:
         return f"Duration({self.value!r}, {self.unit!r})"

@@ -245,9 +245,15 @@ def _set_none(config: Config, name: str) -> None:
 
 def describe(config: Config, location: str) -> str:
     """Returns a table of a recipe's options: name, value, type and meaning."""
-    lines = [f"options of {location}, with their values:", ""]
+    lines = [f"options of {location}, with their values:"]
+    last_owner: Any = config
     for path, (owner, value) in config_lib.options(config).items():
-        field = path.rpartition(".")[2]
+        node, _, field = path.rpartition(".")
+        if owner is not last_owner:
+            about = docstring_parser.parse(type(owner).__doc__ or "").short_description
+            about = " ".join((about or "").split())
+            lines += ["", f"{node}: {type(owner).__name__}. {about}"]
+            last_owner = owner
         hint = typing.get_type_hints(type(owner))[field]
         shown = f'"{value}"' if isinstance(value, Duration) else repr(value)
         kind = "duration" if hint is Duration else config_lib.type_name(hint)

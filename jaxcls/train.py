@@ -232,11 +232,12 @@ def _train(
         checkpoints = stack.enter_context(
             Checkpoints(workdir, config.checkpoint.keep, score)
         )
-        state, step = program.init(), 0
         if checkpoints.steps():
             step = checkpoints.steps()[-1]
             state = checkpoints.restore(step, shapes)
             print(f"continuing at step {step} from {checkpoints.directory / str(step)}")
+        else:
+            step, state = 0, program.init()
         writer = MetricWriter(workdir, step=step, tensorboard=config.log.tensorboard)
         stack.callback(writer.close)
         (workdir / "config.json").write_text(

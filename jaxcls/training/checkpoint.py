@@ -146,9 +146,11 @@ def find(path: Path) -> Path:
         raise UserError(
             f"there is no folder {path}: give a run's folder or one step's."
         )
-    if path.name.isdigit():
+    folder = path / FOLDER  # looked for first: a run's folder may be named "1"
+    if not folder.is_dir() and path.name.isdigit():
         return path.absolute()
-    folder = path if path.name == FOLDER else path / FOLDER
+    if path.name == FOLDER:
+        folder = path
     steps = [child for child in folder.glob("*") if child.name.isdigit()]
     if not steps:
         raise UserError(

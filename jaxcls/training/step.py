@@ -95,7 +95,9 @@ def train_step(
         averaged = {"params": params, "batch_stats": batch_stats}
         ema = ema_update(ema, averaged, decay_at(ema_decay, good_steps))
 
-    finite = all_finite((losses, grads, batch_stats, updates))
+    finite = jnp.stack(
+        [all_finite(tree) for tree in (losses, grads, batch_stats, updates)]
+    ).all()
     good = finite & (state.bad_in_a_row < max_bad_steps)
     changed = {
         "params": params,
@@ -119,10 +121,13 @@ def train_step(
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Returns whether every value of every array is finite, a bool scalar."""
-    return jnp.all(
-        jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
-    )
+    """Returns whether the global norm of a tree is finite, a bool scalar.
+
+    True only if every value is; False also where the sum of squares overflows float32, beyond
+    1.8e19. The norm, and not a test of every value, because the compiler already has that of
+    the gradients where they are clipped, and takes a third of the time for it.
+    """
+    return jnp.isfinite(optax.tree.norm(tree))
 
 
 def eval_step(

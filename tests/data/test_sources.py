@@ -1,0 +1,127 @@
+"""The embedded digits against scikit-learn's, and what an ArraySource promises."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxcls.data import ArraySource, Dataset, Digits, Source
+from jaxcls.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, ArraySource]:
+    return {"train": Digits().source("train"), "test": Digits().source("test")}
+
+
+def grey(sixteenths: np.ndarray) -> np.ndarray:
+    """0..16 spread over 0..255, in whole numbers so that nothing rounds by accident."""
+    return (np.asarray(sixteenths, int) * 510 + 16) // 32
+
+
+def test_digits_are_scikit_learns(splits: dict[str, ArraySource]) -> None:
+    digits = load_digits()
+    order = sorted(range(1797), key=lambda i: (digits.target[i], i))
+    in_test = set(order[::5])
+    for split, chosen in (
+        ("test", sorted(in_test)),
+        ("train", [i for i in range(1797) if i not in in_test]),
+    ):
+        source = splits[split]
+        assert len(source) == len(chosen)
+        expected = np.stack([grey(digits.images[i]) for i in chosen])[..., None]
+        np.testing.assert_array_equal(source.images, expected)
+        np.testing.assert_array_equal(source.labels, digits.target[chosen])
+    assert (len(splits["train"]), len(splits["test"])) == (1437, 360)
+
+
+def test_grey_levels_use_the_whole_range(splits: dict[str, ArraySource]) -> None:
+    levels = set(np.unique(splits["train"].images))
+    assert levels == set(grey(np.arange(17)).tolist())
+    assert {0, 255} <= levels
+
+
+def test_each_class_is_split_in_proportion(splits: dict[str, ArraySource]) -> None:
+    test = Counter(splits["test"].labels.tolist())
+    train = Counter(splits["train"].labels.tolist())
+    assert set(test) == set(train) == set(range(10))
+    for label in range(10):
+        assert abs(test[label] - (test[label] + train[label]) / 5) < 1
+
+
+def test_the_splits_are_the_same_each_time(splits: dict[str, ArraySource]) -> None:
+    again = Digits(workers=3, prefetch=7).source("train")
+    np.testing.assert_array_equal(again.images, splits["train"].images)
+    assert repr(again) == repr(splits["train"]) != repr(splits["test"])
+    assert "0x" not in repr(again) and "/" not in repr(again)
+    assert again.class_names == splits["test"].class_names == tuple("0123456789")
+
+
+def make_source(n: int = 12) -> ArraySource:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, 3, 2, 1), dtype=np.uint8)
+    return ArraySource("toy", images, np.arange(n) % 3, ("a", "b", "c"))
+
+
+def test_gather_is_the_records_one_by_one() -> None:
+    source = make_source()
+    ids = np.array([7, 0, 11, 7])
+    batch = source.gather(ids)
+    assert batch["label"].dtype == np.int32 and batch["image"].dtype == np.uint8
+    for row, index in enumerate(ids):
+        record = source[int(index)]
+        np.testing.assert_array_equal(batch["image"][row], record["image"])
+        assert batch["label"][row] == record["label"] == index % 3
+        assert type(record["label"]) is int
+
+
+def test_a_source_survives_the_way_to_a_worker() -> None:
+    source = make_source()
+    again = pickle.loads(pickle.dumps(source))
+    assert isinstance(again, Source)
+    assert repr(again) == repr(source) == "toy(12 images 3x2x1)"
+    assert again.class_names == source.class_names
+    np.testing.assert_array_equal(again.images, source.images)
+    np.testing.assert_array_equal(again.labels, source.labels)
+
+
+IMAGES = np.zeros((4, 2, 2, 1), np.uint8)
+LABELS = np.array([0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES.astype(np.float32), LABELS, r"toy: .*uint8.*float32 \(4, 2, 2, 1\)"),
+        (IMAGES[..., 0], LABELS, r"toy: .*\(4, 2, 2\)"),
+        (IMAGES, LABELS[:3], r"toy: 4 images but labels of shape \(3,\)"),
+        (IMAGES, LABELS[:, None], r"toy: .*\(4, 1\)"),
+        (IMAGES, LABELS + 1, "toy: labels run from 1 to 2, but there are 2 class"),
+        (IMAGES, LABELS - 1, "toy: labels run from -1 to 0"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(
+    images: np.ndarray, labels: np.ndarray, message: str
+) -> None:
+    ArraySource("toy", IMAGES, LABELS, ("a", "b"))
+    with pytest.raises(ValueError, match=message):
+        ArraySource("toy", images, labels, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("workers", -1), ("threads", 0), ("prefetch", 0)]
+)
+def test_loading_options_out_of_range(option: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"data\.{option} must be .*, not {value}\."):
+        Digits(**{option: value}).validate()
+    Digits(**{option: value + 1}).validate()
+
+
+def test_a_dataset_must_say_where_its_records_are() -> None:
+    class Forgetful(Dataset):
+        pass
+
+    with pytest.raises(TypeError, match=r"Forgetful must define source\(split\)"):
+        Forgetful().source("train")

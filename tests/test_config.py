@@ -1,0 +1,545 @@
+"""The tree of a config: checks, the plan in steps, JSON, and what may change on resume."""
+
+import copy
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import docstring_parser
+import pytest
+
+from jaxcls import config as config_lib
+from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop, Resize, Transform
+from jaxcls.config import Checkpoint, Config, Evaluation, Log, Plan
+from jaxcls.data import Dataset, Digits
+from jaxcls.duration import Duration, RunLength, epochs, examples, fraction, steps
+from jaxcls.errors import UserError
+from jaxcls.flags import meaning
+from jaxcls.models import Model
+from jaxcls.optim import SGD, AdamW, Optimizer, Schedule, WarmupCosine
+from jaxcls.training.loss import SoftmaxCrossEntropy
+
+FIRST_ONLY = pytest.mark.xfail(
+    strict=True, reason="typeguard checks only the first element of a tuple"
+)
+
+RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+NUM_TRAIN = 1437
+GREY = Normalize(mean=(0.5,), std=(0.5,))
+
+
+def load(path: Path) -> ModuleType:
+    """The module of a recipe, which lies in no package."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe(name: str) -> Config:
+    """A new config of configs/NAME.py, with the numbers that tests below reckon with."""
+    config = load(next(path for path in RECIPES if path.stem == name)).get_config()
+    config.batch_size, config.duration, config.ema_decay = 64, epochs(40), 0.99
+    return config
+
+
+def with_option(config: Config, path: str, value: Any) -> Config:
+    """A copy with one option changed."""
+    # Recipes may use one node in two places: there, both would change.
+    config = config_lib.from_dict(config_lib.to_dict(config))
+    owner, _ = config_lib.options(config)[path]
+    setattr(owner, path.rpartition(".")[2], value)
+    return config
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_can_be_planned(path: Path) -> None:
+    config = load(path).get_config()
+    config_lib.validate(config)
+    num_train = len(config.data.source("train"))
+    plan = config_lib.plan(config, num_train)
+    assert plan.run.batch_size == config.batch_size
+    assert plan.run.steps_per_epoch * config.batch_size <= num_train
+    assert plan.total_steps >= plan.evaluate_every
+    assert config_lib.from_dict(config_lib.to_dict(config)) == config
+
+
+def test_recipes_are_found() -> None:
+    assert {"lenet5", "resnet18"} <= {path.stem for path in RECIPES}
+
+
+def test_two_configs_of_a_recipe_share_no_node() -> None:
+    # An override of one must not reach the other.
+    one, other = recipe("lenet5"), recipe("lenet5")
+    before = copy.deepcopy(other)
+    one.evaluation.batch_size += 1
+    one.loss.label_smoothing = 0.5
+    one.schedule.end = 0.5  # type: ignore[attr-defined]
+    one.log.tensorboard = False
+    assert other == before
+
+
+# Documentation
+
+
+def all_subclasses(kind: type) -> set[type]:
+    below = {kind}
+    for subclass in kind.__subclasses__():
+        below |= all_subclasses(subclass)
+    return below
+
+
+NODE_CLASSES = sorted(
+    {
+        kind
+        for root in (
+            *(Config, Evaluation, Checkpoint, Log, Model, SoftmaxCrossEntropy),
+            *(Dataset, Transform, Optimizer, Schedule),
+        )
+        for kind in all_subclasses(root)
+        if kind.__module__.startswith("jaxcls.")
+    },
+    key=lambda kind: kind.__name__,
+)
+
+
+def test_node_classes_are_found() -> None:
+    assert {Digits, SGD, AdamW, WarmupCosine, Resize, RandomCrop} <= set(NODE_CLASSES)
+    assert {HorizontalFlip, Normalize, Model, Config} <= set(NODE_CLASSES)
+
+
+@pytest.mark.parametrize("kind", NODE_CLASSES, ids=lambda kind: kind.__name__)
+def test_every_option_says_what_it_means(kind: type) -> None:
+    assert dataclasses.is_dataclass(kind)
+    for field in dataclasses.fields(kind):
+        text = meaning(kind, field.name)
+        assert len(text.split()) >= 2 and "\n" not in text
+        assert text.endswith("."), f"{kind.__name__}.{field.name}: {text}"
+
+
+@pytest.mark.parametrize("kind", NODE_CLASSES, ids=lambda kind: kind.__name__)
+def test_no_line_of_documentation_without_its_option(kind: type) -> None:
+    documented = [
+        parameter.arg_name
+        for parameter in docstring_parser.parse(kind.__doc__ or "").params
+    ]
+    names = {field.name for field in dataclasses.fields(kind)}
+    assert set(documented) <= names
+    assert len(documented) == len(set(documented))
+
+
+def test_meaning_is_the_line_of_the_class_that_declares_the_option() -> None:
+    assert meaning(SGD, "momentum").startswith("share of the last direction")
+    assert meaning(SGD, "learning_rate") == meaning(Optimizer, "learning_rate")
+    with pytest.raises(KeyError, match="beta1"):
+        meaning(SGD, "beta1")
+
+
+# Validation
+
+
+RULES: list[tuple[str, str, Any]] = [
+    ("lenet5", "batch_size", 0),
+    ("lenet5", "batch_size", -4),
+    ("lenet5", "evaluation.batch_size", 0),
+    ("lenet5", "max_bad_steps", 0),
+    ("lenet5", "checkpoint.keep", 0),
+    ("lenet5", "devices", 0),
+    ("lenet5", "seed", -1),
+    ("lenet5", "seed", 2**63),
+    ("lenet5", "clip_norm", 0.0),
+    ("lenet5", "clip_norm", -1.5),
+    ("lenet5", "clip_norm", float("nan")),
+    ("lenet5", "ema_decay", 1.0),
+    ("lenet5", "ema_decay", -0.1),
+    ("lenet5", "checkpoint.best", "eval/top2"),
+    ("lenet5", "data.workers", -1),
+    ("lenet5", "data.threads", 0),
+    ("lenet5", "data.prefetch", 0),
+    ("lenet5", "loss.label_smoothing", 1.0),
+    ("lenet5", "loss.label_smoothing", -0.1),
+    ("lenet5", "optimizer.learning_rate", 0.0),
+    ("lenet5", "optimizer.learning_rate", float("nan")),
+    ("lenet5", "optimizer.weight_decay", -0.01),
+    ("lenet5", "optimizer.beta1", 1.0),
+    ("lenet5", "optimizer.beta2", -0.5),
+    ("lenet5", "optimizer.epsilon", 0.0),
+    ("resnet18", "optimizer.momentum", 1.0),
+    ("resnet18", "optimizer.momentum", -0.9),
+    ("lenet5", "schedule.start", 0.0),
+    ("lenet5", "schedule.start", 1.5),
+    ("lenet5", "schedule.end", -0.5),
+    ("lenet5", "schedule.end", 1.5),
+    ("lenet5", "model.name", "lenet6"),
+    ("resnet18", "model.width", 0),
+    ("resnet18", "model.bn_group", -8),
+    ("lenet5", "augment[0].size", 0),
+    ("lenet5", "augment[1].padding", -1),
+    ("lenet5", "augment[1].fill", 256.0),
+    ("lenet5", "augment[1].fill", -1.0),
+    ("lenet5", "augment[2].std", (0.0,)),
+    ("lenet5", "eval_transform[1].std", (0.5, -0.5)),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), RULES)
+def test_a_value_out_of_range_is_named(name: str, option: str, value: Any) -> None:
+    config = recipe(name)
+    config_lib.validate(config)  # so that the value alone is at fault
+    with pytest.raises(UserError) as error:
+        config_lib.validate(with_option(config, option, value))
+    message = str(error.value)
+    assert str(value) in message
+    last = option.rpartition(".")[2]
+    assert ("unknown model" if option == "model.name" else last) in message
+    assert "\n" not in message
+
+
+LIMITS: list[tuple[str, str, Any]] = [
+    ("lenet5", "batch_size", 1),
+    ("lenet5", "devices", None),
+    ("lenet5", "devices", 1),
+    ("lenet5", "seed", 0),
+    ("lenet5", "seed", 2**63 - 1),
+    ("lenet5", "clip_norm", None),
+    ("lenet5", "clip_norm", 1e-9),
+    ("lenet5", "ema_decay", None),
+    ("lenet5", "ema_decay", 0.0),
+    ("lenet5", "checkpoint.best", "eval/top5"),
+    ("lenet5", "checkpoint.best", "eval/top1_ema"),
+    ("lenet5", "data.threads", None),
+    ("lenet5", "data.workers", 0),
+    ("lenet5", "loss.label_smoothing", 0.0),
+    ("lenet5", "optimizer.weight_decay", 0.0),
+    ("lenet5", "optimizer.learning_rate", 1),  # an int where a float is meant
+    ("resnet18", "optimizer.momentum", 0.0),
+    ("lenet5", "schedule.start", 1.0),
+    ("lenet5", "schedule.end", 1.0),
+    ("lenet5", "schedule.end", 0.0),
+    ("lenet5", "augment[1].padding", 0),
+    ("lenet5", "augment[1].fill", 255.0),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), LIMITS)
+def test_the_ends_of_a_range_are_allowed(name: str, option: str, value: Any) -> None:
+    config_lib.validate(with_option(recipe(name), option, value))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_probability_of_a_flip(p: float) -> None:
+    config = recipe("lenet5")
+    config.augment = (HorizontalFlip(p=p), GREY)
+    with pytest.raises(UserError, match=rf"HorizontalFlip\.p must lie .* not {p}"):
+        config_lib.validate(config)
+    config.augment = (HorizontalFlip(p=0.0), HorizontalFlip(p=1.0), GREY)
+    config_lib.validate(config)
+
+
+WRONG_TYPES: list[Any] = [
+    ("batch_size", "64", "int"),
+    ("batch_size", 64.0, "int"),
+    ("batch_size", True, "int"),
+    ("batch_size", None, "int"),
+    ("clip_norm", True, "float or None"),
+    ("clip_norm", "1", "float or None"),
+    ("devices", 1.5, "int or None"),
+    ("duration", 20, "Duration"),
+    ("duration", "20 epochs", "Duration"),
+    ("log.tensorboard", 1, "bool"),
+    ("optimizer.learning_rate", "fast", "float"),
+    ("optimizer.learning_rate", False, "float"),
+    ("model.dtype", "float16", "'float32' or 'bfloat16'"),
+    ("model.stem", "big", "'imagenet' or 'small' or None"),
+    ("augment[1].mode", "wrap", "'constant' or 'edge' or 'reflect'"),
+    ("augment[2].mean", 0.5, "a tuple (float, ...)"),
+    ("augment[2].mean", [0.5], "a tuple (float, ...)"),
+    ("augment[2].mean", ("a",), "a tuple (float, ...)"),
+    pytest.param(
+        *("augment[2].mean", (0.5, "a"), "a tuple (float, ...)"), marks=FIRST_ONLY
+    ),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "expected"), WRONG_TYPES)
+def test_a_wrong_type_is_named(option: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        config_lib.validate(with_option(recipe("lenet5"), option, value))
+    message = str(error.value)
+    assert message.startswith(f"config.{option} is {value!r}, a {type(value).__name__}")
+    assert message.endswith(f"; expected {expected}.")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "lenet5"),
+        ("optimizer", 3e-4),
+        ("data", {"workers": 1}),
+        ("evaluation", None),
+        ("augment", GREY),
+        ("augment", [GREY]),
+        ("augment", ("flip", GREY)),
+        pytest.param("augment", (GREY, "flip"), marks=FIRST_ONLY),
+    ],
+)
+def test_a_node_of_the_wrong_kind_is_named(field: str, value: Any) -> None:
+    config = recipe("lenet5")
+    setattr(config, field, value)
+    with pytest.raises(UserError) as error:
+        config_lib.validate(config)
+    assert str(error.value).startswith(f"config.{field} is {value!r}")
+
+
+@pytest.mark.parametrize("field", ["augment", "eval_transform"])
+@pytest.mark.parametrize("transforms", [(), (Resize(size=8),), (GREY, GREY)])
+def test_normalize_stands_exactly_once(
+    field: str, transforms: tuple[Transform, ...]
+) -> None:
+    config = recipe("lenet5")
+    setattr(config, field, transforms)
+    with pytest.raises(UserError, match=f"^{field} must contain Normalize exactly"):
+        config_lib.validate(config)
+
+
+@pytest.mark.parametrize("random", [RandomCrop(padding=1), HorizontalFlip()])
+def test_evaluation_is_not_random(random: Transform) -> None:
+    config = recipe("lenet5")
+    config.eval_transform = (random, GREY)
+    with pytest.raises(UserError, match=f"eval_transform.*{type(random).__name__}"):
+        config_lib.validate(config)
+
+
+def test_the_best_of_an_average_needs_an_average() -> None:
+    config = with_option(recipe("lenet5"), "checkpoint.best", "eval/top1_ema")
+    config_lib.validate(config)
+    config.ema_decay = None
+    with pytest.raises(UserError, match=r"checkpoint\.best is 'eval/top1_ema'"):
+        config_lib.validate(config)
+
+
+def test_an_option_that_the_network_lacks_is_named() -> None:
+    with pytest.raises(UserError, match="'lenet5' has no option 'stem'"):
+        config_lib.validate(with_option(recipe("lenet5"), "model.stem", "small"))
+
+
+@pytest.mark.parametrize("value", [{"batch_size": 3}, None, Config])
+def test_only_a_config_is_a_config(value: Any) -> None:
+    with pytest.raises(UserError, match=f"not {type(value).__name__}"):
+        config_lib.validate(value)
+
+
+# The plan
+
+
+def test_plan_by_hand() -> None:
+    config = recipe("lenet5")
+    config.batch_size = 64
+    config.duration = epochs(40)
+    config.evaluation.every = epochs(5)
+    config.checkpoint.every = fraction(0.1)
+    config.log.every = examples(640)
+    plan = config_lib.plan(config, NUM_TRAIN)
+    # 1437 // 64 = 22 batches; the 29 images left over are not a step.
+    assert plan == Plan(RunLength(22, 64, 880), 110, 88, 10)
+    assert plan.total_steps == 880
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("batch_size", 1438, "batch_size 1438 .* 1437"),
+        ("duration", examples(31), "duration of 31 examples is less than one step"),
+        ("duration", fraction(0.5), "0.5 run"),
+        ("schedule.warmup", epochs(40), "schedule.warmup of 40 epochs is 880 steps"),
+        ("schedule.warmup", fraction(1), "schedule.warmup of 1 run is 880 steps"),
+        ("evaluation.every", steps(0), "evaluation.every of 0 steps is less"),
+        ("checkpoint.every", fraction(1e-4), "checkpoint.every of 0.0001 run is less"),
+        ("log.every", examples(1), "log.every of 1 examples is less"),
+    ],
+)
+def test_what_does_not_fit_is_named(option: str, value: Any, message: str) -> None:
+    config = with_option(recipe("lenet5"), option, value)
+    config_lib.validate(config)
+    with pytest.raises(UserError, match=message):
+        config_lib.plan(config, NUM_TRAIN)
+
+
+def test_the_largest_batch_and_the_shortest_run_fit() -> None:
+    config = with_option(recipe("lenet5"), "batch_size", NUM_TRAIN)
+    config.duration = steps(1)
+    config.schedule.warmup = steps(0)  # type: ignore[attr-defined]
+    plan = config_lib.plan(config, NUM_TRAIN)
+    assert (plan.run.steps_per_epoch, plan.total_steps) == (1, 1)
+
+
+def test_due_at_multiples_and_at_the_end_once() -> None:
+    plan = Plan(RunLength(5, 8, total_steps=17), 5, 5, 5)
+    due = [step for step in range(18) if plan.is_due(5, step)]
+    assert due == [5, 10, 15, 17]
+    assert [step for step in range(18) if plan.is_due(17, step)] == [17]
+    assert [step for step in range(18) if plan.is_due(100, step)] == [17]
+
+
+# JSON
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet18"])
+def test_json_gives_the_config_back(name: str) -> None:
+    config = recipe(name)
+    config.augment = (
+        *config.augment[:-1],
+        HorizontalFlip(p=1 / 3),
+        Normalize(mean=(0.1, 0.2, 1 / 3), std=(1e-7, 2.0, 3.0)),
+    )
+    config.duration = examples(1e6)
+    config.schedule = WarmupCosine(warmup=fraction(1 / 3))
+    config.seed = 2**63 - 1
+    text = json.dumps(config_lib.to_dict(config))
+    again = config_lib.from_dict(json.loads(text))
+    assert again == config
+    assert [type(node) for _, node in config_lib.nodes(again)] == [
+        type(node) for _, node in config_lib.nodes(config)
+    ]
+    assert json.dumps(config_lib.to_dict(again)) == text
+    config_lib.validate(again)  # tuples are tuples again
+
+
+@pytest.mark.parametrize(
+    ("saved", "names"),
+    [
+        ({"type": "jaxcls.optim.optimizers.Lamb", "learning_rate": 1.0}, "Lamb"),
+        ({"type": "no_such_module.Thing"}, "no_such_module.Thing"),
+        (
+            {"type": "jaxcls.training.loss.SoftmaxCrossEntropy", "gamma": 2.0},
+            "gamma",
+        ),
+        ({"type": "jaxcls.data.sources.Digits", "root": "/data"}, "root"),
+        ({"type": "os.system", "command": "true"}, "os.system"),
+        ({"type": "builtins.dict"}, "builtins.dict"),
+        ({"type": "jaxcls.duration.Duration", "value": 1, "unit": "eons"}, "eons"),
+        ({"type": "Config"}, "'Config'"),
+        ({"learning_rate": 1.0}, "None"),
+        ({"type": 3}, "3"),
+    ],
+)
+def test_a_config_that_cannot_be_rebuilt_is_named(
+    saved: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(UserError, match="cannot be rebuilt here") as error:
+        config_lib.from_dict({"type": "jaxcls.config.Log", "every": saved})
+    assert names in str(error.value)
+
+
+# Resuming
+
+
+RESUMABLE = {
+    *("data.workers", "data.threads", "data.prefetch"),
+    *("devices", "log.every", "log.tensorboard"),
+}
+
+
+def other_value(value: Any) -> Any:
+    """Some value that differs; nobody validates it."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, tuple):
+        return (*value, 0.125)
+    if isinstance(value, Duration):
+        return dict(steps=epochs, epochs=steps, run=steps)[value.unit](1)
+    assert value is None
+    return 7
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet18"])
+def test_each_option_is_compared_or_may_change(name: str) -> None:
+    config = recipe(name)
+    before = config_lib.to_dict(config)
+    found = config_lib.options(config)
+    assert set(found) >= {*RESUMABLE, "seed", "augment[1].padding", "schedule.end"}
+    for option, (_, value) in found.items():
+        changed = with_option(config, option, other_value(value))
+        after = json.loads(json.dumps(config_lib.to_dict(changed)))
+        lines = config_lib.differences(before, after)
+        if option in RESUMABLE:
+            assert lines == [], option
+        else:
+            assert lines, option
+            assert all(line.startswith(option) for line in lines)
+    assert config_lib.differences(before, json.loads(json.dumps(before))) == []
+
+
+def test_a_difference_shows_both_values() -> None:
+    config = recipe("lenet5")
+    changed = with_option(config, "duration", steps(7))
+    assert config_lib.differences(
+        config_lib.to_dict(config), config_lib.to_dict(changed)
+    ) == ["duration.value: 40.0 -> 7.0", "duration.unit: epochs -> steps"]
+
+
+def test_another_kind_of_node_is_a_difference() -> None:
+    config, changed = recipe("lenet5"), recipe("lenet5")
+    changed.optimizer = SGD(
+        learning_rate=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    lines = config_lib.differences(
+        config_lib.to_dict(config), config_lib.to_dict(changed)
+    )
+    assert any("AdamW -> " in line and line.endswith("SGD") for line in lines)
+    assert "optimizer.momentum: absent -> 0.9" in lines
+    assert "optimizer.beta1: 0.9 -> absent" in lines
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        (RandomCrop(padding=2), Resize(size=32), GREY),
+        (Resize(size=32), GREY),
+        (Resize(size=32), RandomCrop(padding=2), HorizontalFlip(), GREY),
+        (),
+    ],
+)
+def test_another_order_or_number_of_transforms_is_a_difference(
+    augment: tuple[Transform, ...],
+) -> None:
+    config, changed = recipe("lenet5"), recipe("lenet5")
+    changed.augment = augment
+    before, after = config_lib.to_dict(config), config_lib.to_dict(changed)
+    assert config_lib.differences(before, after)
+    assert config_lib.differences(after, before)
+
+
+def test_what_may_change_is_no_mere_prefix() -> None:
+    # "log" stands for the node of that name, not for all that begins so.
+    assert config_lib.differences({"logits": 1}, {"logits": 2}) == ["logits: 1 -> 2"]
+    assert config_lib.differences({"devices_x": 1}, {"devices_x": 2})
+
+
+# Options and nodes
+
+
+def test_options_are_the_leaves_by_path() -> None:
+    config = recipe("lenet5")
+    found = config_lib.options(config)
+    for path, (_, value) in found.items():
+        assert eval(f"config.{path}", {"config": config}) is value
+    for absent in ("model", "augment", "augment[0]", "log", "duration.value"):
+        assert absent not in found
+    leaves = {"model.name", "augment[1].fill", "eval_transform[1].mean", "duration"}
+    assert leaves <= set(found)
+    paths = [path for path, _ in config_lib.nodes(config)]
+    assert paths[0] == "" and len(paths) == len(set(paths))
+    assert {"data", "augment[2]", "evaluation"} <= set(paths)

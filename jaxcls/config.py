@@ -193,7 +193,11 @@ def _check_types(path: str, node: Any) -> None:
                 float | None,
             ):
                 raise typeguard.TypeCheckError("is a truth value")
-            typeguard.check_type(value, hint)
+            typeguard.check_type(
+                value,
+                hint,
+                collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+            )
         except typeguard.TypeCheckError:
             name = f"{path}.{field.name}" if path else field.name
             raise UserError(
@@ -232,7 +236,7 @@ def _check_ranges(config: Config) -> None:
             raise UserError(f"{name} must be 1 or more, not {value}.")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed must lie in 0..2**63 - 1, not {config.seed}.")
-    if config.clip_norm is not None and not config.clip_norm > 0:
+    if config.clip_norm is not None and not 0 < config.clip_norm < float("inf"):
         raise UserError(
             f"clip_norm must be above 0, or None to leave gradients as they are, not "
             f"{config.clip_norm}."

@@ -11,6 +11,7 @@ import re
 from jaxcls.errors import UserError, did_you_mean
 
 UNITS = ("steps", "epochs", "examples", "run")
+NUMBER_AND_UNIT = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z]+|%)\s*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +64,13 @@ class Duration:
         Raises:
           UserError: if the text is not a number followed by one unit.
         """
-        match = re.fullmatch(r"\s*([-+.\deE]+)\s*([A-Za-z]+|%)\s*", text)
-        try:
-            if match is None:
-                raise ValueError
-            value = float(match[1])
-        except ValueError:
+        match = re.fullmatch(NUMBER_AND_UNIT, text)
+        if match is None:
             raise UserError(
                 f"'{text}' is not a duration: write a number and one unit, for example "
                 "'20 epochs', '500 steps', '1e6 examples' or '5%' (of the run)."
-            ) from None
+            )
+        value = float(match[1])
         if match[2] == "%":
             return cls(value / 100, "run")
         unit = match[2].lower()

@@ -2,19 +2,23 @@
 
     --config FILE[:dataset] --config.optimizer.learning_rate=3e-4 --config.augment[1].padding=3
 
-ml_collections parses it; what it raises becomes one sentence each.
+The syntax is that of ml_collections' config flags. Those know neither Literal nor None nor
+units, and say what is wrong in tracebacks, so that a typed tree is better served by the few
+functions here.
 """
 
+import ast
 import dataclasses
+import importlib.util
 import re
+import traceback
+import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
-from absl import flags
-from ml_collections import config_flags
 
 from jaxcls import config as config_lib
 from jaxcls.config import Config
@@ -38,6 +42,10 @@ diverged, 75 stopped by a signal with everything saved: run the same command aga
 """
 
 
+FLAGS = ("config", "workdir", "fresh", "help")
+SWITCHES = ("fresh", "help")
+
+
 @dataclasses.dataclass
 class Command:
     """What a command line asks for.
@@ -53,23 +61,6 @@ class Command:
     fresh: bool
 
 
-class _DurationParser(flags.ArgumentParser):
-    """Lets --config.duration="20 epochs" set a Duration."""
-
-    syntactic_help = (
-        "a number and a unit: '20 epochs', '500 steps', '1e6 examples', '5%'"
-    )
-
-    def parse(self, argument: Any) -> Duration:
-        return argument if isinstance(argument, Duration) else Duration.parse(argument)
-
-    def flag_type(self) -> str:
-        return "duration"
-
-
-config_flags.register_flag_parser_for_type(Duration, _DurationParser())
-
-
 def parse(argv: Sequence[str]) -> Command | None:
     """Parses a command line; None if it asked for help, which is then printed.
 
@@ -79,146 +70,202 @@ def parse(argv: Sequence[str]) -> Command | None:
     Raises:
       UserError: for whatever is wrong with them or with the recipe.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_boolean("fresh", False, "", flag_values=values)
-    flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=values)
-    argv, to_none = _split_off_none([_dashes(argument) for argument in argv])
-    # Where the overrides are looked for, "--config FILE" must be one word.
-    argv = ["train", *_join_values(argv)]
-    recipe = next((a for a in argv if a.startswith("--config=")), None)
-    if recipe is None and any(a in ("--help", "-h", "-help") for a in argv):
-        print(USAGE)
-        return None
-    if recipe is None:
+    given, overrides = _split(argv)
+    if "config" not in given:
+        if "help" in given:
+            print(USAGE)
+            return None
         raise UserError("no recipe: give --config FILE, for example configs/lenet5.py.")
-    location = recipe.removeprefix("--config=")
-    path, _, dataset = location.partition(":")
-    config = _load(path, values, argv)
-    for name in to_none:
-        _set_none(config, name)
-    if values.help:
-        print(USAGE + "\n" + describe(config, location))
+    path, _, dataset = given["config"].partition(":")
+    config = unshared(load_recipe(path, dataset))
+    for name, text in overrides:
+        override(config, name, text)
+    if "help" in given:
+        print(USAGE + "\n" + describe(config, given["config"]))
         return None
     config_lib.validate(config)
-    name = dataset or type(config.data).__name__.lower()
-    workdir = values.workdir or str(Path("runs", f"{Path(path).stem}-{name}"))
-    return Command(config, Path(workdir), values.fresh)
+    run = f"{Path(path).stem}-{dataset or type(config.data).__name__.lower()}"
+    workdir = Path(given.get("workdir", Path("runs", run)))
+    return Command(config, workdir, fresh="fresh" in given)
 
 
-def _dashes(argument: str) -> str:
-    """Turns absl's "-config" into "--config"."""
-    return re.sub(r"^-(?=\w{2})", "--", argument)
-
-
-def _join_values(argv: Sequence[str]) -> list[str]:
-    """Turns ["--config", "FILE"] into ["--config=FILE"], for it and for --workdir."""
-    joined: list[str] = []
-    for argument in argv:
-        if joined and joined[-1] in ("--config", "--workdir"):
-            joined[-1] += f"={argument}"
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Splits arguments into flags, name -> value, and overrides, [(option, value)]."""
+    given: dict[str, str] = {}
+    overrides = []
+    waiting = list(argv)
+    while waiting:
+        argument = waiting.pop(0)
+        match = re.fullmatch(r"--?([A-Za-z][^=]*)(?:=(.*))?", argument, re.DOTALL)
+        if match is None:
+            raise UserError(
+                f"'{argument}' is not a flag: write --config.OPTION=VALUE. See --help."
+            )
+        name, value = match[1], match[2]
+        name = "help" if name == "h" else name
+        option = name.removeprefix("config.")
+        if name not in FLAGS and option == name:
+            raise UserError(
+                f"unknown flag --{name}.{did_you_mean(name, FLAGS)} See --help."
+            )
+        if name in SWITCHES:
+            if value is not None:
+                raise UserError(f"--{name} takes no value, but was given '{value}'.")
+            value = ""
+        elif value is None:
+            if not waiting or waiting[0].startswith("--"):
+                raise UserError(f"--{name} needs a value: write --{name}=VALUE.")
+            value = waiting.pop(0)
+        if option != name:
+            overrides.append((option, value))
+        elif name in given and name not in SWITCHES:
+            raise UserError(f"--{name} is given twice: '{given[name]}' and '{value}'.")
         else:
-            joined.append(argument)
-    return joined
+            given[name] = value
+    return given, overrides
 
 
-def _split_off_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes out --config.x=None, which ml_collections cannot set; returns the names too."""
-    pattern = re.compile(r"--config\.(.+)=(?:None|none)")
-    matches = [pattern.fullmatch(argument) for argument in argv]
-    kept = [a for a, match in zip(argv, matches, strict=True) if match is None]
-    return kept, [match[1] for match in matches if match is not None]
+def load_recipe(path: str, dataset: str) -> Config:
+    """Returns what get_config(dataset) of a recipe gives, or get_config() for "".
 
-
-def _load(path: str, values: flags.FlagValues, argv: list[str]) -> Config:
-    """Loads the recipe and applies the overrides."""
+    Raises:
+      UserError: if there is no such file, or it fails.
+    """
     if not Path(path).is_file():
         known = [str(file) for file in sorted(Path("configs").glob("*.py"))]
-        hint = did_you_mean(path, known) or (
-            f" There are: {', '.join(known)}." if known else ""
-        )
-        raise UserError(f"there is no recipe {path}.{hint}")
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        stray = values(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known_flags = ["config", "workdir", "fresh", "help"]
-        hint = did_you_mean(error.flagname, known_flags)
-        raise UserError(f"unknown flag --{error.flagname}.{hint} See --help.") from None
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        _explain_override(path, argv, error)
-        raise
-    except flags.Error as error:
-        cause = _cause(error)
-        if isinstance(cause, UserError):
-            raise UserError(str(cause)) from None
-        text = str(error)
-        if "Error whilst parsing config file" in text:
-            reason = text.strip().splitlines()[-1]
-            place = re.findall(r'File "(.*)", line (\d+)', text)
-            where = f" (line {place[-1][1]} of {place[-1][0]})" if place else ""
-            raise UserError(f"the recipe {path} fails: {reason}{where}.") from None
-        _explain_override(path, argv, error)
-        raise UserError(f"{text.splitlines()[0]}.") from None
-    if stray:
+        names = f" There are: {', '.join(known)}." if known else ""
         raise UserError(
-            f"'{stray[0]}' is not a flag: write --config.OPTION=VALUE. See --help."
+            f"there is no recipe {path}.{did_you_mean(path, known) or names}"
         )
-    config = values.config
+    try:
+        spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
+        assert spec is not None and spec.loader is not None, "not a .py file"
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(dataset) if dataset else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next(
+            (f", line {f.lineno}" for f in reversed(frames) if f.filename == path), ""
+        )
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the recipe {path} fails{place}: {type(error).__name__}: {reason}"
+        ) from None
     if not isinstance(config, Config):
-        config_lib.validate(config)  # says what it is instead
+        raise UserError(
+            f"get_config of {path} must return a jaxcls.config.Config, not "
+            f"{type(config).__name__}."
+        )
     return config
 
 
-def _cause(error: BaseException) -> BaseException:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return error
+def unshared(node: Any) -> Any:
+    """Copies a config so that no node appears in it twice: an override changes the option it
+    names, and not also another place where the recipe has put the same object."""
+    if isinstance(node, tuple):
+        return tuple(unshared(element) for element in node)
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        return node
+    fields = {f.name: unshared(getattr(node, f.name)) for f in dataclasses.fields(node)}
+    return dataclasses.replace(node, **fields)
 
 
-def _fresh_config(path: str, argv: Sequence[str]) -> Config:
-    """Loads the recipe once more, without the overrides."""
-    location = next(a for a in argv if a.startswith("--config="))
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=["train", location]
-    )
-    values(["train", location])
-    return values.config
+def override(config: Config, name: str, text: str) -> None:
+    """Sets one option of a config, in place.
 
+    Args:
+      config: the config.
+      name: the option's path, "optimizer.learning_rate" or "augment[1].padding".
+      text: its value as typed.
 
-def _explain_override(path: str, argv: Sequence[str], error: Exception) -> None:
-    """Raises a UserError that names the first override at fault, if one is."""
-    config = _fresh_config(path, argv)
+    Raises:
+      UserError: if there is no such option, or the text is not of its type.
+    """
     known = config_lib.options(config)
-    for argument in argv:
-        match = re.fullmatch(r"--(?:no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
-        if match is None:
-            continue
-        name, value = match[1], match[2]
-        if name not in known:
-            nodes = [path for path, _ in config_lib.nodes(config) if path]
-            if name in nodes or name in ("augment", "eval_transform"):
-                raise UserError(
-                    f"--config.{name} is a part of the recipe with options of its own: set "
-                    f"those (--help lists them), or edit {path}."
-                ) from None
+    if name not in known:
+        nodes = {re.sub(r"\[\d+\]$", "", path) for path, _ in config_lib.nodes(config)}
+        if name and re.sub(r"\[\d+\]$", "", name) in nodes:
             raise UserError(
-                f"the recipe has no option '{name}'.{_closest(name, known)} --help with "
-                "--config lists all."
-            ) from None
-        if f"--config.{name}" in str(error).replace("flag ", ""):
-            owner, _ = known[name]
-            hint = typing.get_type_hints(type(owner))[name.rpartition(".")[2]]
-            reason = _cause(error)
-            if isinstance(reason, UserError):
-                raise UserError(f"--config.{name}: {reason}") from None
-            raise UserError(
-                f"--config.{name} is '{value}'; expected {config_lib.type_name(hint)}."
-            ) from None
+                f"config.{name} is a part of the recipe with options of its own: set those "
+                "(--help lists them), or edit the recipe."
+            )
+        raise UserError(
+            f"the recipe has no option '{name}'.{_closest(name, known)} --help with "
+            "--config lists all."
+        )
+    owner, _ = known[name]
+    field = name.rpartition(".")[2]
+    hint = typing.get_type_hints(type(owner))[field]
+    try:
+        setattr(owner, field, parse_value(text, hint))
+    except UserError as error:
+        raise UserError(f"--config.{name}: {error}") from None
+    except (ValueError, SyntaxError):
+        raise UserError(
+            f"--config.{name} is '{text}'; expected {config_lib.type_name(hint)}."
+        ) from None
 
 
-def _closest(name: str, known: typing.Iterable[str]) -> str:
+def parse_value(text: str, hint: Any) -> Any:
+    """Reads a value of a type from what was typed.
+
+    Args:
+      text: for example "3e-4", "None", "(0.8, 0.95)", "20 epochs".
+      hint: bool, int, float, str, Duration, a Literal, a tuple, or a union of them.
+
+    Raises:
+      ValueError: if the text is not of the type; UserError for a wrong duration.
+    """
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(text, typing.get_args(hint))
+    if origin is typing.Literal:
+        choices = {str(choice): choice for choice in typing.get_args(hint)}
+        if text not in choices:
+            hint_at = did_you_mean(text, choices)
+            raise UserError(f"'{text}' is not one of {', '.join(choices)}.{hint_at}")
+        return choices[text]
+    if origin is tuple:
+        value = ast.literal_eval(text)
+        if not isinstance(value, (tuple, list)):
+            raise ValueError
+        of_floats = float in typing.get_args(hint)
+        return tuple(float(v) if of_floats and type(v) is int else v for v in value)
+    if hint is type(None):
+        if text.lower() != "none":
+            raise ValueError
+        return None
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError
+        return text.lower() == "true"
+    if hint is int:
+        number = float(text) if re.search(r"[.eE]", text) else int(text)
+        if number != int(number):
+            raise ValueError
+        return int(number)
+    if hint in (float, str):
+        return hint(text)
+    if hint is Duration:
+        return Duration.parse(text)
+    raise UserError("this option can only be set in the recipe.")
+
+
+def _parse_union(text: str, members: Iterable[Any]) -> Any:
+    """Reads a value of the first of several types that it fits, None before all others."""
+    last = ValueError()
+    for member in sorted(members, key=lambda member: member is not type(None)):
+        try:
+            return parse_value(text, member)
+        except ValueError as error:
+            last = error
+    raise last
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
     """Suggests an option, by its whole path or by its last part."""
     known = list(known)
     if hint := did_you_mean(name, known):
@@ -226,21 +273,6 @@ def _closest(name: str, known: typing.Iterable[str]) -> str:
     by_last = {path.rpartition(".")[2]: path for path in reversed(known)}
     hint = did_you_mean(name.rpartition(".")[2], by_last)
     return f" Did you mean '{by_last[hint.split(chr(39))[1]]}'?" if hint else ""
-
-
-def _set_none(config: Config, name: str) -> None:
-    """Sets an option to None, where its type allows it."""
-    known = config_lib.options(config)
-    if name not in known:
-        raise UserError(f"the recipe has no option '{name}'.{_closest(name, known)}")
-    owner, _ = known[name]
-    field = name.rpartition(".")[2]
-    hint = typing.get_type_hints(type(owner))[field]
-    if type(None) not in typing.get_args(hint):
-        raise UserError(
-            f"--config.{name} is 'None'; expected {config_lib.type_name(hint)}."
-        )
-    setattr(owner, field, None)
 
 
 def describe(config: Config, location: str) -> str:

@@ -71,8 +71,9 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
         if newest is not None:
             run = checkpoint.read_run(newest)
             _check_same_run(run, config, train_source, workdir)
-            if run["step"] == plan.total_steps and _evaluated(workdir, run["step"]):
-                return _already_complete(workdir, run["step"])
+            if run["step"] == plan.total_steps:
+                if result := _already_complete(workdir, plan.total_steps):
+                    return result
         return _train(config, plan, workdir, train_source, test_source)
 
 
@@ -164,23 +165,18 @@ def _check_same_run(
         )
 
 
-def _evaluated(workdir: Path, step: int) -> dict[str, Any] | None:
-    """Returns the evaluation that the run's metrics hold for a step."""
+def _already_complete(workdir: Path, step: int) -> Result | None:
+    """Says so if the run's last step has been evaluated; None if it has not."""
     for line in reversed(read_metrics(workdir / "metrics.jsonl")):
         if line["step"] == step and "eval/top1" in line:
-            return line
+            print(
+                f"the run in {workdir} is complete at step {step}:\n{eval_line(line)}\n"
+                "To start another, choose another --workdir, or --fresh to begin this one "
+                "anew.",
+                flush=True,
+            )
+            return Result(True, step, line, workdir)
     return None
-
-
-def _already_complete(workdir: Path, step: int) -> Result:
-    line = _evaluated(workdir, step)
-    assert line is not None
-    print(
-        f"the run in {workdir} is complete at step {step}:\n{eval_line(line)}\n"
-        "To start another, choose another --workdir, or --fresh to begin this one anew.",
-        flush=True,
-    )
-    return Result(True, step, line, workdir)
 
 
 def _train(
@@ -190,7 +186,7 @@ def _train(
     train_source: Source,
     test_source: Source,
 ) -> Result:
-    """Compiles, restores or initialises, trains and reports."""
+    """Restores or initialises, compiles, trains and reports."""
     import jax
 
     from jaxcls import parallel
@@ -204,47 +200,42 @@ def _train(
 
     parallel.enable_compilation_cache()
     mesh = parallel.make_mesh(config.devices)
-    class_names = train_source.class_names
-    image_shape = train_source[0]["image"].shape
+    run_info = _run_info(config, plan, train_source, test_source)
     program = Program(
         config,
         plan,
         mesh=mesh,
-        num_classes=len(class_names),
-        image_shape=image_shape,
+        num_classes=len(run_info["class_names"]),
+        image_shape=tuple(run_info["image_shape"]),
     )
     shapes = program.state_shapes()
+    # Leaving the stack closes what was opened, the last first, however the run ends.
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         print(tables.parameters(shapes.params, config.optimizer.weight_decay))
         print(tables.run(config, plan, mesh, train_source, test_source), flush=True)
-        train_step = program.compile_train_step()
-        eval_step = program.compile_eval_step()
-        print(tables.compiled(train_step, eval_step), flush=True)
-
-        def score(step: int) -> float | None:
-            lines = (line for line in writer.lines if line["step"] == step)
-            return next(
-                (line[config.checkpoint.best] for line in lines if "eval/top1" in line),
-                None,
-            )
 
         checkpoints = stack.enter_context(
-            Checkpoints(workdir, config.checkpoint.keep, score)
+            Checkpoints(
+                workdir,
+                config.checkpoint.keep,
+                score=lambda step: writer.evaluated(step).get(config.checkpoint.best),
+            )
         )
-        if checkpoints.steps():
-            step = checkpoints.steps()[-1]
-            state = checkpoints.restore(step, shapes)
-            print(f"continuing at step {step} from {checkpoints.directory / str(step)}")
-        else:
-            step, state = 0, program.init()
+        step = max(checkpoints.steps(), default=0)
+        restored = checkpoints.restore(step, shapes) if step else None
         writer = MetricWriter(workdir, step=step, tensorboard=config.log.tensorboard)
         stack.callback(writer.close)
         (workdir / "config.json").write_text(
-            json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+            json.dumps(run_info["config"], indent=2) + "\n"
         )
-        progress = Progress(step=step, total_steps=plan.total_steps)
-        stack.callback(progress.close)
+
+        train_step = program.compile_train_step()
+        eval_step = program.compile_eval_step()
+        print(tables.compiled(train_step, eval_step), flush=True)
+        if restored is not None:
+            print(f"continuing at step {step} from {checkpoints.directory / str(step)}")
+
         batches = TrainBatches(
             train_source,
             seed=config.seed,
@@ -253,46 +244,38 @@ def _train(
             host=jax.process_index(),
             num_hosts=jax.process_count(),
         )
-        data = config.data
         loader = stack.enter_context(
             Loader(
                 batches,
                 start=step,
-                workers=data.workers,
-                threads=data.threads,
-                prefetch=data.prefetch,
+                workers=config.data.workers,
+                threads=config.data.threads,
+                prefetch=config.data.prefetch,
             )
         )
+        progress = Progress(step=step, total_steps=plan.total_steps)
+        stack.callback(progress.close)
         loop = Loop(
             config=config,
             plan=plan,
             program=program,
             train_step=train_step.call,
             eval_step=eval_step.call,
-            state=state,
+            state=program.init() if restored is None else restored,
             test_source=test_source,
             eval_loader=stack.enter_context(eval_loader(config, test_source, mesh)),
             checkpoints=checkpoints,
-            run_info={
-                "jaxcls_version": __version__,
-                "config": config_lib.to_dict(config),
-                "class_names": list(class_names),
-                "image_shape": list(image_shape),
-                "train_source": repr(train_source),
-                "test_source": repr(test_source),
-                "total_steps": plan.total_steps,
-            },
+            run_info=run_info,
             writer=writer,
             progress=progress,
             should_stop=stop,
         )
-        del state  # the loop donates it
-        prefetch = stack.enter_context(DevicePrefetch(loader, mesh, data.prefetch))
-        complete = loop.run(prefetch)
+        del restored  # the loop donates its buffers to the first step
+        prefetch = DevicePrefetch(loader, mesh, config.data.prefetch)
+        complete = loop.run(stack.enter_context(prefetch))
         checkpoints.wait()
-        evaluations = [line for line in writer.lines if "eval/top1" in line]
-        last = evaluations[-1] if evaluations else {}
         progress.close()
+        last = writer.last_evaluation()
         if complete:
             print(tables.finished(workdir, checkpoints, last), flush=True)
         else:
@@ -302,6 +285,21 @@ def _train(
                 flush=True,
             )
         return Result(complete, loop.step, last, workdir)
+
+
+def _run_info(
+    config: Config, plan: Plan, train_source: Source, test_source: Source
+) -> dict[str, Any]:
+    """Returns what every checkpoint needs to stand alone, as JSON."""
+    return {
+        "jaxcls_version": __version__,
+        "config": config_lib.to_dict(config),
+        "class_names": list(train_source.class_names),
+        "image_shape": list(train_source[0]["image"].shape),
+        "train_source": repr(train_source),
+        "test_source": repr(test_source),
+        "total_steps": plan.total_steps,
+    }
 
 
 def main(argv: Sequence[str]) -> int:

@@ -110,11 +110,14 @@ def test_more_than_the_whole_run_is_refused() -> None:
         (steps(0), 0),
         (epochs(2), 44),
         (epochs(0.25), 6),  # 5.5: both neighbours are as near, Python takes the even
-        (epochs(0.26), 6),
+        (epochs(0.26), 6),  # 5.72
+        (epochs(0.24), 5),  # 5.28
         (examples(640), 10),
         (examples(33), 1),  # 0.52 of a batch
         (examples(31), 0),
         (fraction(0.05), 44),
+        (fraction(0.0503), 44),  # 44.264
+        (fraction(0.0499), 44),  # 43.912
         (fraction(0), 0),
     ],
 )

@@ -346,17 +346,7 @@ def test_a_mistake_is_one_sentence(argv: list[str], words: list[str]) -> None:
         assert word in message
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "20",
-        "5 %%",
-        *(
-            pytest.param(value, marks=bug("the option is not named"))
-            for value in ("20 parsecs", "-1 epochs")
-        ),
-    ],
-)
+@pytest.mark.parametrize("value", ["20", "20 parsecs", "-1 epochs", "5 %%"])
 def test_a_bad_duration_names_its_option(value: str) -> None:
     # A recipe has six durations.
     message = sentence(LENET, f"--config.evaluation.every={value}")

@@ -15,7 +15,7 @@ class Normalize(Transform):
 
     Attributes:
       mean: a value for each channel in 0..1, or one for all.
-      std: a value for each channel, above 0, or one for all.
+      std: a value for each channel in 0..1, above 0, or one for all.
     """
 
     mean: tuple[float, ...]
@@ -36,5 +36,13 @@ class Normalize(Transform):
         return (images / 255 - mean) / std, targets
 
     def validate(self) -> None:
-        if not all(value > 0 for value in self.std):
-            raise UserError(f"Normalize.std must be above 0, not {self.std}.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not values:
+                raise UserError(f"Normalize.{name} is empty: give a value a channel.")
+            for value in values:
+                if not 0 <= value <= 1 or (name == "std" and value == 0):
+                    above = ", above 0" if name == "std" else ""
+                    raise UserError(
+                        f"Normalize.{name} must lie in 0..1{above}, where 1 stands for grey "
+                        f"level 255, not {value}."
+                    )

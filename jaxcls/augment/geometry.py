@@ -14,7 +14,8 @@ from jaxcls.errors import UserError
 class Resize(Transform):
     """Resizes the shorter side to `size`, keeping the aspect ratio, with antialiasing.
 
-    Runs as two matrix products (one a side), rounds to whole grey levels as Pillow does.
+    Two matrix products, first along the rows and then along the columns, each rounded to
+    whole grey levels, as Pillow does it.
 
     Attributes:
       size: pixels of the shorter side, 1 or more.
@@ -33,20 +34,20 @@ class Resize(Transform):
         if shorter == self.size:
             return images, targets
         # torchvision's rule: the longer side is truncated, not rounded.
-        shape = (
-            batch,
-            self.size * height // shorter,
-            self.size * width // shorter,
-            channels,
-        )
-        images = jax.image.resize(
-            images,
-            shape,
-            self.interpolation.removeprefix("bi"),
-            antialias=True,
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return jnp.clip(jnp.floor(images + 0.5), 0, 255), targets
+        height, width = (self.size * side // shorter for side in (height, width))
+        for shape in (
+            (batch, images.shape[1], width, channels),
+            (batch, height, width, channels),
+        ):
+            images = jax.image.resize(
+                images,
+                shape,
+                self.interpolation.removeprefix("bi"),
+                antialias=True,
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            images = jnp.clip(jnp.floor(images + 0.5), 0, 255)
+        return images, targets
 
     def validate(self) -> None:
         if self.size < 1:
@@ -62,7 +63,7 @@ class RandomCrop(Transform):
       padding: pixels added to each side, 0 or more; less than the image for "reflect".
       mode: what lies outside: "constant" (the value `fill`), "edge" (the border pixel) or
         "reflect" (mirrored at the border pixel, which is not repeated).
-      fill: grey level 0..255 outside, in mode "constant".
+      fill: whole grey level 0..255 outside, in mode "constant".
     """
 
     random: ClassVar[bool] = True
@@ -113,8 +114,10 @@ class RandomCrop(Transform):
             raise UserError(
                 f"RandomCrop.padding must be 0 or more, not {self.padding}."
             )
-        if not 0 <= self.fill <= 255:
-            raise UserError(f"RandomCrop.fill must lie in 0..255, not {self.fill}.")
+        if not 0 <= self.fill <= 255 or self.fill != int(self.fill):
+            raise UserError(
+                f"RandomCrop.fill must be a whole grey level in 0..255, not {self.fill}."
+            )
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -7,6 +7,7 @@ uint8 images go in and normalised floats come out. In between, images are float3
 values 0..255, so that every transform can mean what it means on uint8.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,12 +17,13 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(kw_only=True)
-class Transform:
+class Transform(abc.ABC):
     """A pure function of a whole batch; also the node of a config that describes it."""
 
     random: ClassVar[bool] = False
     """Whether the result depends on the random key: such transforms only train."""
 
+    @abc.abstractmethod
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -36,9 +38,8 @@ class Transform:
         Returns:
           images float32 [batch, new height, new width, channels], and targets.
         """
-        raise TypeError(f"{type(self).__name__} must define __call__.")
 
-    def validate(self) -> None:
+    def validate(self) -> None:  # noqa: B027 - a transform without options has nothing
         """Raises UserError for values out of range."""
 
 

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -193,7 +194,7 @@ class Loader:
         self._workers = workers
         self._first: collections.deque[Batch] = collections.deque()
         self._iterator: Iterator[Batch]
-        if workers == 0:
+        if workers == 0 or not len(dataset):
             self._iterator = iter(stream)
             return
         if not flags.FLAGS.is_parsed():
@@ -220,7 +221,14 @@ class Loader:
     def __next__(self) -> Batch:
         if self._first:
             return self._first.popleft()
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            # The traceback holds on to the shared memory of the batches before.
+            self.close()
+            raise error.with_traceback(None) from None
         return _out_of_shared_memory(batch) if self._workers else batch
 
     def __enter__(self) -> "Loader":
@@ -278,6 +286,8 @@ def _signals_blocked() -> Iterator[None]:
     Ctrl-C and a scheduler's SIGTERM reach the whole process group: the trainer alone decides
     what to do and still needs its workers to finish the step. Here they are only delayed.
     """
+    # Started first, because where it is started it lets the signals through again.
+    multiprocessing.resource_tracker.ensure_running()
     blocked = {signal.SIGINT, signal.SIGTERM}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:

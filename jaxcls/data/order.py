@@ -23,7 +23,8 @@ def epoch_permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
       epoch: 0 for the first pass.
       num_records: n, the size of the training set.
     """
-    words = np.random.Philox(key=[seed, epoch]).random_raw(num_records)
+    key = np.array([seed, epoch], np.uint64)
+    words = np.random.Philox(key=key).random_raw(num_records)
     permutation = np.argsort(words, kind="stable")
     permutation.setflags(write=False)
     return permutation

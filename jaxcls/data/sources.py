@@ -5,6 +5,7 @@ source[0]            # {"image": uint8 [8, 8, 1], "label": 0}
 source.class_names   # ("0", ..., "9")
 """
 
+import abc
 import dataclasses
 from typing import Literal, Protocol, TypedDict, runtime_checkable
 
@@ -55,17 +56,20 @@ class ArraySource:
 
         Raises:
           ValueError: if the images are not uint8 in four dimensions, the labels do not
-            match them in number, or a label has no class name.
+            match them in number, there are none, or a label has no class name.
         """
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(
                 f"{name}: images must be uint8 [n, height, width, channels], not "
                 f"{images.dtype} {images.shape}."
             )
-        if labels.shape != images.shape[:1]:
+        if labels.shape != images.shape[:1] or not len(labels):
             raise ValueError(
-                f"{name}: {len(images)} images but labels of shape {labels.shape}."
+                f"{name}: {len(images)} images and labels of shape {labels.shape}; expected "
+                "one label an image, and at least one of both."
             )
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{name}: labels must be integers, not {labels.dtype}.")
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise ValueError(
                 f"{name}: labels run from {labels.min()} to {labels.max()}, but there are "
@@ -96,7 +100,7 @@ class ArraySource:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Dataset:
+class Dataset(abc.ABC):
     """A dataset of a config, and how its batches are loaded.
 
     Attributes:
@@ -109,9 +113,9 @@ class Dataset:
     threads: int | None = None
     prefetch: int = 2
 
+    @abc.abstractmethod
     def source(self, split: Split) -> Source:
         """Returns the records of one split."""
-        raise TypeError(f"{type(self).__name__} must define source(split).")
 
     def validate(self) -> None:
         """Raises UserError for values out of range."""

@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
         else:
             batch = inputs.shape[0]
             group = batch if self.group is None else self.group
-            if batch % group:
+            if group < 1 or batch % group:
                 raise UserError(
                     f"bn_group {group} does not divide the batch of {batch} images: choose "
                     "a divisor, or None for statistics of the whole batch."

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.errors import UserError
 from jaxcls.models.layers import BatchNorm
 
 # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu").
@@ -90,6 +91,8 @@ class ResNet(nn.Module):
         )
         norm = functools.partial(BatchNorm, group=self.bn_group, dtype=self.dtype)
         x = images.astype(self.dtype)
+        if self.stem not in ("imagenet", "small"):
+            raise UserError(f"stem must be 'imagenet' or 'small', not {self.stem!r}.")
         if self.stem == "imagenet":
             x = conv(self.width, (7, 7), (2, 2), padding=3, name="conv1")(x)
             x = nn.relu(norm(name="bn1")(x, train=train))

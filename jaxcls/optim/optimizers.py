@@ -1,5 +1,6 @@
 """Directions of descent: how gradients become an update, before rate and decay."""
 
+import abc
 import dataclasses
 
 import optax
@@ -8,7 +9,7 @@ from jaxcls.errors import UserError
 
 
 @dataclasses.dataclass(kw_only=True)
-class Optimizer:
+class Optimizer(abc.ABC):
     """What every optimizer of a config has.
 
     Attributes:
@@ -19,19 +20,19 @@ class Optimizer:
     learning_rate: float
     weight_decay: float = 0.0
 
+    @abc.abstractmethod
     def direction(self) -> optax.GradientTransformation:
         """Returns the link that turns gradients into a direction."""
-        raise TypeError(f"{type(self).__name__} must define direction().")
 
     def validate(self) -> None:
         """Raises UserError for values out of range."""
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise UserError(
-                f"optimizer.learning_rate must be above 0, not {self.learning_rate}."
+                f"optimizer.learning_rate must be a number above 0, not {self.learning_rate}."
             )
-        if not self.weight_decay >= 0:
+        if not 0 <= self.weight_decay < float("inf"):
             raise UserError(
-                f"optimizer.weight_decay must be 0 or more, not {self.weight_decay}."
+                f"optimizer.weight_decay must be a number, 0 or more, not {self.weight_decay}."
             )
 
 

@@ -1,5 +1,6 @@
 """How the learning rate changes over a run: a factor of the peak for each step."""
 
+import abc
 import dataclasses
 
 import jax
@@ -11,15 +12,15 @@ from jaxcls.errors import UserError
 
 
 @dataclasses.dataclass(kw_only=True)
-class Schedule:
+class Schedule(abc.ABC):
     """A learning-rate schedule of a config."""
 
+    @abc.abstractmethod
     def factor(self, run: RunLength) -> optax.Schedule:
         """Returns a function of the optimizer step (0 for the first; an integer, or an array
         in jit) giving the factor of the peak rate, float32 in 0..1."""
-        raise TypeError(f"{type(self).__name__} must define factor(run).")
 
-    def validate(self) -> None:
+    def validate(self) -> None:  # noqa: B027 - a schedule without options has nothing
         """Raises UserError for values out of range."""
 
 
@@ -46,15 +47,16 @@ class WarmupCosine(Schedule):
         """Returns the factor of the peak at each step of a run of known length.
 
         Raises:
-          UserError: if the warm-up is as long as the run or longer.
+          UserError: if the warm-up leaves no step of the run after its peak.
         """
         assert run.total_steps is not None
         last = run.total_steps - 1
         warmup = self.warmup.to_steps(run)
-        if warmup > last:
+        if warmup >= max(last, 1):
             raise UserError(
                 f"schedule.warmup of {self.warmup} is {warmup} steps, but the whole run has "
-                f"{run.total_steps}: shorten the warm-up or lengthen duration."
+                f"{run.total_steps} and must also come down again: shorten the warm-up or "
+                "lengthen duration."
             )
 
         def factor(step: jax.typing.ArrayLike) -> jax.Array:

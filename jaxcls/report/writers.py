@@ -36,10 +36,10 @@ class MetricWriter:
           tensorboard: also write event files, into workdir/tensorboard.
         """
         self.path = workdir / "metrics.jsonl"
-        self.lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-        """Everything written so far."""
+        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+        self._evaluations = [line for line in lines if "eval/top1" in line]
         rewritten = self.path.with_suffix(".tmp")
-        rewritten.write_text("".join(_to_json(line) for line in self.lines))
+        rewritten.write_text("".join(_to_json(line) for line in lines))
         os.replace(rewritten, self.path)
         self._file = self.path.open("a")
         self._events = None
@@ -50,13 +50,22 @@ class MetricWriter:
 
     def write(self, values: dict[str, Any]) -> None:
         """Appends one line; `values` holds "step". Values that are not finite become null."""
-        self.lines.append(values)
+        if "eval/top1" in values:
+            self._evaluations.append(values)
         self._file.write(_to_json(values))
         self._file.flush()
         if self._events is not None:
             for name, value in values.items():
                 if name != "step" and math.isfinite(value):
                     self._events.add_scalar(name, value, values["step"])
+
+    def evaluated(self, step: int) -> dict[str, Any]:
+        """Returns the evaluation of a step; {} if there was none."""
+        return next((v for v in self._evaluations if v["step"] == step), {})
+
+    def last_evaluation(self) -> dict[str, Any]:
+        """Returns the latest evaluation; {} if there was none."""
+        return self._evaluations[-1] if self._evaluations else {}
 
     def sync(self) -> None:
         """Puts all lines on the disk: called before a checkpoint that relies on them."""

@@ -91,7 +91,7 @@ class Loop:
       eval_loader: gives its batches, over and over.
       checkpoints: where states are saved.
       run_info: what is saved beside them.
-      writer: takes the lines of metrics; holds those of the run so far.
+      writer: takes the lines of metrics, and knows the evaluations of the run so far.
       progress: shows them.
       should_stop: asked after each step and within evaluations.
     """
@@ -159,10 +159,7 @@ class Loop:
 
     def _evaluation_is_due(self) -> bool:
         due = self.plan.is_due(self.plan.evaluate_every, self.step)
-        return due and not any(
-            line["step"] == self.step and "eval/top1" in line
-            for line in self.writer.lines
-        )
+        return due and not self.writer.evaluated(self.step)
 
     def _save_is_due(self) -> bool:
         due = self.plan.is_due(self.plan.save_every, self.step)

@@ -55,7 +55,8 @@ def eval_metrics(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalM
     """Returns the sums of one batch of an evaluation.
 
     A label's rank is the number of classes with a stronger logit, or an equal one that comes
-    first: what argmax and a stable sort would say.
+    first: what argmax and a stable sort would say. Where the label's logit is NaN the image
+    counts as wrong.
 
     Args:
       logits: float32 [batch, classes].
@@ -65,8 +66,11 @@ def eval_metrics(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalM
     targets = jax.nn.one_hot(labels, logits.shape[-1])
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1])
-    before = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
-    rank = before.sum(-1)
+    # Not "logits > of_label": a comparison with NaN is False, and NaN must not win.
+    before = ~(logits <= of_label) | (
+        (logits == of_label) & (classes < labels[:, None])
+    )
+    rank = jnp.where(jnp.isnan(of_label[:, 0]), logits.shape[-1] + 5, before.sum(-1))
     return EvalMetrics.single_from_model_output(
         loss=SoftmaxCrossEntropy()(logits, targets),
         top1=(rank < 1).astype(jnp.float32),

@@ -200,14 +200,24 @@ def test_training_uses_the_batch_and_evaluation_the_running_statistics() -> None
     other[1:] += images(3, 4, 4, 1) ** 2
 
     @functools.partial(jax.jit, static_argnames="train")
-    def first(x: jax.Array, *, train: bool) -> jax.Array:
-        """The logits of the first image, which is the same in both batches."""
-        return module.apply(variables, x, train=train, mutable=["batch_stats"])[0][0]
+    def first(x: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
+        """The logits of the first image, the same in both batches, and the statistics."""
+        logits, updated = module.apply(
+            variables, x, train=train, mutable=["batch_stats"]
+        )
+        return logits[0], updated["batch_stats"]
 
-    np.testing.assert_allclose(
-        first(x, train=False), first(other, train=False), rtol=1e-5
+    logits, stats = first(x, train=False)
+    np.testing.assert_allclose(logits, first(other, train=False)[0], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+
+    logits, stats = first(x, train=True)
+    assert np.abs(logits - first(other, train=True)[0]).max() > 1e-2
+    changes = jax.tree.map(
+        lambda new, old: np.abs(new - old).max(), stats, variables["batch_stats"]
     )
-    assert np.abs(first(x, train=True) - first(other, train=True)).max() > 1e-2
+    # Each of the three layers, or one of them would evaluate as it started.
+    assert min(jax.tree.leaves(changes)) > 1e-2
 
 
 def test_bn_group_reaches_every_batch_norm() -> None:
@@ -253,7 +263,7 @@ def test_bfloat16_computes_and_float32_stays(name: str) -> None:
     # LeNet-5: 3 convolutions and 2 matrices. ResNet-18: its 18 layers and 3 shortcuts.
     assert len(products) == {"lenet5": 5, "resnet18": 21}[name]
     for equation in products:
-        assert {v.aval.dtype for v in equation.invars} == {jnp.bfloat16}
+        assert {v.aval.dtype for v in equation.invars} == {jnp.dtype("bfloat16")}
 
 
 # -------------------------------------------------------------------------- initial values

@@ -1,0 +1,129 @@
+"""What the loop adds to the bare step, and when things are compiled."""
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcls import config as config_lib
+from jaxcls import parallel
+from jaxcls.data.loader import TrainBatches
+from jaxcls.duration import steps
+from jaxcls.train import train
+from jaxcls.training.program import Program
+from tests import commands
+
+NARROW = commands.RECIPES / "narrow.py"
+
+
+def test_each_step_compiles_once_a_run_and_fast_the_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a first run, one that is resumed, and with a cache of compiled programs."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    seconds = []
+    for run in range(2):
+        done = commands.run(
+            "jaxcls.train",
+            *("--config", NARROW, "--workdir", tmp_path / "run"),
+        )
+        assert done.returncode == 0, done.stderr
+        for name in ("train_step", "eval_step"):
+            compiled = re.findall(rf"Compiling jit\({name}\)", done.stderr)
+            assert len(compiled) == 1, (run, name)
+        assert ("continuing at step 35" in done.stdout) == bool(run)
+        found = re.search(r"compiled: train step .*?compile ([\d.]+)\)", done.stdout)
+        assert found is not None
+        seconds.append(float(found[1]))
+        # As if the run had been killed before its last checkpoint was complete.
+        last = tmp_path / "run" / "checkpoints" / "40"
+        last.rename(tmp_path / f"last-{run}")
+    assert seconds[1] < 0.3 * seconds[0]
+
+
+def bare_images_per_second(config: config_lib.Config, num_steps: int) -> float:
+    """Times the compiled step on batches that are on the device already."""
+    source = config.data.source("train")
+    plan = config_lib.plan(config, len(source))
+    mesh = parallel.make_mesh(config.devices)
+    program = Program(
+        config, plan, mesh=mesh, num_classes=10, image_shape=source[0]["image"].shape
+    )
+    step = program.compile_train_step().call
+    rows = config.batch_size
+    order = TrainBatches(source, seed=0, batch_size=rows, num_steps=num_steps)
+    batches = [parallel.put_batch(mesh, order[index % 8]) for index in range(8)]
+    state, _ = step(program.init(), batches[0])
+    jax.block_until_ready(state)
+    started = time.perf_counter()
+    for index in range(num_steps):
+        state, report = step(state, batches[index % 8])
+    jax.block_until_ready(report)
+    return num_steps * rows / (time.perf_counter() - started)
+
+
+def loop_images_per_second(
+    config: config_lib.Config, workdir: Path, log_every: int
+) -> float:
+    """Returns images over seconds of training, as the run itself logs them."""
+    config.log.every = steps(log_every)
+    train(config, workdir, fresh=True)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    lines = [line for line in lines if "train/loss" in line]
+    # The first interval also warms up.
+    skipped = next(i for i, line in enumerate(lines) if line["step"] >= 20) + 1
+    made = lines[-1]["step"] - lines[skipped - 1]["step"]
+    seconds, before = 0.0, lines[skipped - 1]["step"]
+    for line in lines[skipped:]:
+        seconds += (line["step"] - before) * line["seconds_per_step"]
+        before = line["step"]
+    return made * config.batch_size / seconds
+
+
+def medians(*measure: Callable[[], float]) -> list[float]:
+    """Takes turns between measurements, for a noisy machine; returns their medians."""
+    taken: list[list[float]] = [[] for _ in measure]
+    for _ in range(5):
+        for values, function in zip(taken, measure, strict=True):
+            values.append(function())
+    return [statistics.median(values) for values in taken]
+
+
+@pytest.mark.slow
+def test_loop_costs_less_than_five_percent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def config(**changes: Any) -> config_lib.Config:
+        config = commands.load_config(
+            commands.RECIPES.parents[1] / "configs/resnet18.py"
+        )
+        config.model.width = 16
+        config.devices = 1
+        config.duration = steps(120)
+        config.log.tensorboard = changes.get("tensorboard", True)
+        # Neither evaluations nor checkpoints count as training: leave them out.
+        config.evaluation.every = config.checkpoint.every = steps(120)
+        return config
+
+    workdir = tmp_path / "run"
+    bare, every_hundred, every_step = medians(
+        lambda: bare_images_per_second(config(), 100),
+        lambda: loop_images_per_second(config(), workdir, 20),
+        lambda: loop_images_per_second(config(), workdir, 1),
+    )
+    with capsys.disabled():
+        print(
+            f"\nbare step {bare:,.0f} img/s; loop, logging every 20 steps "
+            f"{every_hundred / bare:.1%} of it; every step {every_step / bare:.1%}"
+        )
+    assert every_hundred > 0.95 * bare
+    assert abs(every_step / every_hundred - 1) < 0.05
+    assert np.isfinite(bare)

@@ -350,13 +350,13 @@ def test_newest_and_best_are_kept_when_accuracy_falls(
 
 
 def test_fresh_moves_the_old_run_aside(tmp_path: Path) -> None:
-    config = narrow(duration=steps(5))
+    config = narrow(duration=steps(6))
     workdir = tmp_path / "run"
     train(config, workdir)
     config.seed = 1
     train(config, workdir, fresh=True)
     old = config_lib.from_dict(
-        checkpoint.read_run(tmp_path / "run.old-1" / "checkpoints" / "5")["config"]
+        checkpoint.read_run(tmp_path / "run.old-1" / "checkpoints" / "6")["config"]
     )
     assert old.seed == 0
     assert checkpoint.read_run(checkpoint.find(workdir))["config"]["seed"] == 1

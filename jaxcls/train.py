@@ -234,7 +234,10 @@ def _train(
         eval_step = program.compile_eval_step()
         print(tables.compiled(train_step, eval_step), flush=True)
         if restored is not None:
-            print(f"continuing at step {step} from {checkpoints.directory / str(step)}")
+            print(
+                f"continuing at step {step}: restored all {len(jax.tree.leaves(shapes))} "
+                f"arrays of {checkpoints.directory / str(step)}"
+            )
 
         batches = TrainBatches(
             train_source,

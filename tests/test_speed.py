@@ -1,5 +1,6 @@
 """What the loop adds to the bare step, and when things are compiled."""
 
+import dataclasses
 import json
 import re
 import statistics
@@ -14,9 +15,13 @@ import pytest
 
 from jaxcls import config as config_lib
 from jaxcls import parallel
+from jaxcls.data import ArraySource, Digits
 from jaxcls.data.loader import TrainBatches
+from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.train import train
+from jaxcls.training import loop
+from jaxcls.training.evaluation import evaluate
 from jaxcls.training.program import Program
 from tests import commands
 
@@ -76,8 +81,7 @@ def loop_images_per_second(
     """Returns images over seconds of training, as the run itself logs them."""
     config.log.every = steps(log_every)
     train(config, workdir, fresh=True)
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
-    lines = [line for line in lines if "train/loss" in line]
+    lines = train_lines(workdir)
     # The first interval also warms up.
     skipped = next(i for i, line in enumerate(lines) if line["step"] >= 20) + 1
     made = lines[-1]["step"] - lines[skipped - 1]["step"]
@@ -95,6 +99,65 @@ def medians(*measure: Callable[[], float]) -> list[float]:
         for values, function in zip(taken, measure, strict=True):
             values.append(function())
     return [statistics.median(values) for values in taken]
+
+
+@dataclasses.dataclass(kw_only=True)
+class SlowDigits(Digits):
+    """Digits whose batches take their time.
+
+    Attributes:
+      seconds: to load a batch.
+    """
+
+    seconds: float = 0.0
+
+    def source(self, split: Split) -> ArraySource:
+        source = super().source(split)
+        gather = source.gather
+
+        def slowly(ids: np.ndarray) -> dict[str, np.ndarray]:
+            if split == "train":
+                time.sleep(self.seconds)
+            return gather(ids)
+
+        source.gather = slowly  # type: ignore[method-assign]
+        return source
+
+
+def train_lines(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of training metrics, clocks included."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "train/loss" in line]
+
+
+def test_waiting_for_data_is_measured_and_explained(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With slow data the devices wait, and a sentence says what to do; evaluation, however
+    slow, is no part of the images per second."""
+
+    def evaluate_slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(1)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate_slowly)
+    waits = {}
+    for seconds in (0.0, 0.1):
+        config = commands.load_config(NARROW)
+        config.devices = 1
+        config.data = SlowDigits(seconds=seconds, threads=1)
+        config.log.every = steps(10)
+        train(config, tmp_path / str(seconds))
+        said = "The devices wait for data" in capsys.readouterr().out
+        lines = train_lines(tmp_path / str(seconds))[1:]
+        waits[seconds] = statistics.median(line["data_wait"] for line in lines)
+        assert said == (waits[seconds] > 0.1)
+        # Ten batches of 48 take 1 s here, and the evaluation between them another.
+        assert min(line["img_per_s"] for line in lines) > 300
+    assert waits[0.0] < 0.1
+    assert waits[0.1] > 0.5
 
 
 @pytest.mark.slow

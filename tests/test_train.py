@@ -43,14 +43,18 @@ def train_losses(workdir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("bn_group", [None, 16])
+@pytest.mark.parametrize(
+    "model", ["resnet_narrow", pytest.param("resnet18", marks=pytest.mark.slow)]
+)
 def test_devices_and_workers_do_not_change_the_run(
-    tmp_path: Path, bn_group: int | None
+    tmp_path: Path, model: str, bn_group: int | None
 ) -> None:
     losses, folders = {}, {}
     for devices, workers in ((1, 0), (8, 0), (8, 1), (1, 3)):
         if bn_group is not None and workers:
             continue  # workers and groups have nothing to do with each other
         config = narrow(devices=devices, batch_size=128, duration=steps(20))
+        config.model.name = model
         config.model.bn_group = bn_group
         config.data.workers = workers
         config.log.every = steps(1)

@@ -25,7 +25,7 @@ class Progress:
                 initial=step,
                 unit="step",
                 dynamic_ncols=True,
-                bar_format="{n_fmt}/{total_fmt} steps {bar} {postfix}",
+                bar_format="{n_fmt}/{total_fmt} steps {bar} {desc}",
             )
 
     def say(self, text: str) -> None:
@@ -49,7 +49,7 @@ class Progress:
             f"data wait {values['data_wait']:.0%}  ETA {_duration(seconds_left)}"
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(f"epoch {values['epoch']:.1f}  {text}")
+            self._bar.set_description_str(f"epoch {values['epoch']:.1f}  {text}")
         else:
             self.say(
                 f"step {values['step']:>6}/{self._total_steps}  "

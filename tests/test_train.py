@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -114,15 +114,10 @@ def interrupted_after(step: int) -> Any:
 # Evaluation.
 
 
-@dataclasses.dataclass(kw_only=True)
 class FewDigits(Digits):
-    """Digits with only the first `num_test` images for testing.
+    """Digits of which only the first `num_test` images are for testing."""
 
-    Attributes:
-      num_test: images in the test split.
-    """
-
-    num_test: int = 360
+    num_test: ClassVar[int] = 360
 
     def source(self, split: Split) -> ArraySource:
         whole = super().source(split)
@@ -136,7 +131,7 @@ class FewDigits(Digits):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A config and the folder of its finished run."""
     workdir = tmp_path_factory.mktemp("trained")
-    config = narrow(data=FewDigits(num_test=360))
+    config = narrow(data=FewDigits())
     train(config, workdir)
     return config, workdir
 
@@ -173,7 +168,7 @@ def check_evaluation(
     workers: int,
 ) -> None:
     config, workdir = trained
-    monkeypatch.setattr(FewDigits, "source", functools.partialmethod(_first_test, n))
+    monkeypatch.setattr(FewDigits, "num_test", n)
     folder = checkpoint.find(workdir)
     results = evaluate_checkpoint(
         workdir, batch_size=batch, devices=devices, workers=workers
@@ -186,11 +181,6 @@ def check_evaluation(
         np.testing.assert_allclose(
             results[name], value, rtol=1e-12 if exact else 1e-5, err_msg=name
         )
-
-
-def _first_test(self: FewDigits, n: int, split: Split) -> ArraySource:
-    whole = Digits.source(self, split)
-    return ArraySource("few", whole.images[:n], whole.labels[:n], whole.class_names)
 
 
 @pytest.mark.parametrize(

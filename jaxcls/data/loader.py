@@ -24,6 +24,7 @@ from typing import TypeAlias
 import grain
 import numpy as np
 from absl import flags
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jaxcls.data import order
 from jaxcls.data.sources import Source
@@ -214,6 +215,9 @@ class Loader:
             except BaseException:
                 self.close()
                 raise
+        # grain frees shared memory in a thread of its own, which races with the garbage
+        # collector when an iterator is closed; then a block would stay until the process ends.
+        SharedMemoryArray._disable_async_del()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -227,9 +231,11 @@ class Loader:
             raise
         except Exception as error:
             # The traceback holds on to the shared memory of the batches before.
-            self.close()
-            raise error.with_traceback(None) from None
-        return _out_of_shared_memory(batch) if self._workers else batch
+            failure = error.with_traceback(None)
+        else:
+            return _out_of_shared_memory(batch) if self._workers else batch
+        self.close()
+        raise failure
 
     def __enter__(self) -> "Loader":
         return self

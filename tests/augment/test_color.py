@@ -48,9 +48,37 @@ def test_a_wrong_number_of_channels_is_named(
         )
 
 
-@pytest.mark.parametrize("std", [(0.0,), (0.2, -0.1, 0.2), (np.nan,)])
-def test_a_std_out_of_range_is_named(std: tuple[float, ...]) -> None:
-    with pytest.raises(UserError) as error:
-        Normalize(mean=(0.5,), std=std).validate()
-    assert f"Normalize.std must be above 0, not {std}" in str(error.value)
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ((0.5,), (0.0,), r"Normalize.std must lie in 0..1, above 0, .*, not 0.0."),
+        ((0.5,), (0.2, -0.1, 0.2), r"Normalize.std must lie in .*, not -0.1."),
+        ((0.5,), (np.nan,), r"Normalize.std must lie in .*, not nan."),
+        ((0.5,), (np.inf,), r"Normalize.std must lie in .*, not inf."),
+        # The way out of the commonest mistake: numbers for grey levels 0..255.
+        (
+            (0.5,),
+            (0.2, 58.4),
+            r"Normalize.std .* 1 stands for grey level 255, not 58.4",
+        ),
+        (
+            (0.5, 123.7),
+            (0.2,),
+            r"Normalize.mean must lie in 0..1, where .*, not 123.7.",
+        ),
+        ((-0.1,), (0.2,), r"Normalize.mean must lie in 0..1, where .*, not -0.1."),
+        ((np.nan,), (0.2,), r"Normalize.mean must lie in .*, not nan."),
+        ((), (0.2,), r"Normalize.mean is empty"),
+        ((0.5,), (), r"Normalize.std is empty"),
+    ],
+)
+def test_values_out_of_range_are_named(
+    mean: tuple[float, ...], std: tuple[float, ...], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Normalize(mean=mean, std=std).validate()
+
+
+def test_values_at_the_end_of_the_range_are_allowed() -> None:
+    Normalize(mean=(0.0, 1.0), std=(1e-9, 1.0)).validate()
     Normalize(mean=(0.5,), std=(0.2, 0.1, 0.2)).validate()

@@ -96,7 +96,10 @@ LABELS = np.array([0, 1, 1, 0])
     [
         (IMAGES.astype(np.float32), LABELS, r"toy: .*uint8.*float32 \(4, 2, 2, 1\)"),
         (IMAGES[..., 0], LABELS, r"toy: .*\(4, 2, 2\)"),
-        (IMAGES, LABELS[:3], r"toy: 4 images but labels of shape \(3,\)"),
+        (IMAGES, LABELS[:3], r"toy: 4 images and labels of shape \(3,\)"),
+        (IMAGES[:0], LABELS[:0], r"toy: 0 images .* shape \(0,\).* at least one"),
+        (IMAGES, LABELS / 2, "toy: labels must be integers, not float64"),
+        (IMAGES, LABELS == 1, "toy: labels must be integers, not bool"),
         (IMAGES, LABELS[:, None], r"toy: .*\(4, 1\)"),
         (IMAGES, LABELS + 1, "toy: labels run from 1 to 2, but there are 2 class"),
         (IMAGES, LABELS - 1, "toy: labels run from -1 to 0"),
@@ -123,5 +126,5 @@ def test_a_dataset_must_say_where_its_records_are() -> None:
     class Forgetful(Dataset):
         pass
 
-    with pytest.raises(TypeError, match=r"Forgetful must define source\(split\)"):
-        Forgetful().source("train")
+    with pytest.raises(TypeError, match=r"abstract class Forgetful .*source"):
+        Forgetful()  # type: ignore[abstract]

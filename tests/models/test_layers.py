@@ -159,7 +159,7 @@ def test_gradients_flow_through_the_statistics() -> None:
 
 
 def test_a_group_that_does_not_divide_the_batch_is_an_error() -> None:
-    for group in (3, 5, 32):
+    for group in (3, 5, 32, 0, -1, -4):
         with pytest.raises(UserError, match=f"bn_group {group} .*batch of 16 images"):
             jax.eval_shape(lambda x, g=group: train(BatchNorm(group=g), x), inputs())
 

@@ -358,6 +358,12 @@ def test_no_classes_are_an_error() -> None:
         create_model("lenet5", num_classes=0)
 
 
+@pytest.mark.parametrize("stem", ["imgenet", "Small", None])
+def test_an_unknown_stem_is_an_error(stem: Any) -> None:
+    with pytest.raises(UserError, match=f"'imagenet' or 'small', not {stem!r}"):
+        shapes("resnet18", (32, 32, 3), stem=stem)
+
+
 def test_options_are_those_of_the_network() -> None:
     assert model_options("lenet5") == ["dtype"]
     assert set(model_options("resnet18")) == {

@@ -221,15 +221,24 @@ def test_ema_stays_float32() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        (SGD(learning_rate=0.0), "optimizer.learning_rate must be above 0, not 0.0"),
-        (
-            AdamW(learning_rate=-1.0),
-            "optimizer.learning_rate must be above 0, not -1.0",
+        *(
+            (
+                kind(learning_rate=rate),
+                f"learning_rate must be a number above 0, not {rate}.",
+            )
+            for kind, rate in (
+                (SGD, 0.0),
+                (AdamW, -1.0),
+                (SGD, np.nan),
+                (AdamW, np.inf),
+            )
         ),
-        (SGD(learning_rate=np.nan), "optimizer.learning_rate must be above 0, not nan"),
-        (
-            SGD(learning_rate=1.0, weight_decay=-0.1),
-            "optimizer.weight_decay must be 0 or more, not -0.1",
+        *(
+            (
+                SGD(learning_rate=1.0, weight_decay=decay),
+                f"optimizer.weight_decay must be a number, 0 or more, not {decay}.",
+            )
+            for decay in (-0.1, np.nan, np.inf)
         ),
         (SGD(learning_rate=1.0, momentum=1.0), "optimizer.momentum must lie in 0..1"),
         (SGD(learning_rate=1.0, momentum=-0.1), "not -0.1"),
@@ -253,5 +262,5 @@ def test_an_optimizer_without_a_direction_says_so() -> None:
     class Forgetful(Optimizer):
         pass
 
-    with pytest.raises(TypeError, match=r"Forgetful must define direction"):
-        chain(Forgetful(learning_rate=1.0), SCHEDULE, None, RUN)
+    with pytest.raises(TypeError, match=r"abstract class Forgetful .*direction"):
+        Forgetful(learning_rate=1.0)  # type: ignore[abstract]

@@ -65,6 +65,21 @@ def test_equal_logits_are_no_free_hit() -> None:
     assert found["eval/loss"] == pytest.approx(np.log(10))
 
 
+@pytest.mark.parametrize("classes", [2, 5, 10])
+def test_a_label_that_is_not_a_number_is_wrong(classes: int) -> None:
+    """Even where five guesses name every class; images beside it count as before."""
+    logits = np.zeros((4, classes), np.float32)
+    logits[:, 0] = 1
+    logits[0, 0] = np.nan  # the label's
+    logits[1] = np.nan  # all
+    logits[2, 1] = np.nan  # another class's: argmax names that one
+    labels = np.zeros(4, np.int32)
+    for image, (top1, top5) in enumerate([(0, 0), (0, 0), (0, 1), (1, 1)]):
+        sums = eval_metrics(logits, labels, np.arange(4) == image)
+        assert (sums.top1.total, sums.top5.total) == (top1, top5), image
+        assert np.isnan(compute(sums, "eval")["eval/loss"]) == (image < 3)
+
+
 def test_padding_never_counts() -> None:
     logits, labels, mask = batch(50, 7)
     padded = logits.copy()

@@ -9,25 +9,18 @@ smoothing, shifts of up to two pixels.
 
 from jaxcls.augment import Normalize, RandomCrop, Resize
 from jaxcls.config import Config, Evaluation
-from jaxcls.data import Dataset, Digits
+from jaxcls.data import create_dataset
 from jaxcls.duration import epochs
-from jaxcls.errors import UserError
 from jaxcls.models import Model
 from jaxcls.optim import AdamW, WarmupCosine
 from jaxcls.training.loss import SoftmaxCrossEntropy
 
-DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
-
 
 def get_config(dataset: str = "digits") -> Config:
-    if dataset not in DATASETS:
-        raise UserError(
-            f"unknown dataset '{dataset}': use one of {', '.join(DATASETS)}."
-        )
     normalize = Normalize(mean=(0.5,), std=(0.5,))
     return Config(
         model=Model(name="lenet5"),
-        data=DATASETS[dataset](),
+        data=create_dataset(dataset),
         augment=(Resize(size=32), RandomCrop(padding=2), normalize),
         eval_transform=(Resize(size=32), normalize),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),

@@ -8,25 +8,18 @@ The training is ours: SGD with Nesterov momentum, warm-up and cosine, label smoo
 
 from jaxcls.augment import Normalize, RandomCrop, Resize
 from jaxcls.config import Config
-from jaxcls.data import Dataset, Digits
+from jaxcls.data import create_dataset
 from jaxcls.duration import epochs
-from jaxcls.errors import UserError
 from jaxcls.models import Model
 from jaxcls.optim import SGD, WarmupCosine
 from jaxcls.training.loss import SoftmaxCrossEntropy
 
-DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
-
 
 def get_config(dataset: str = "digits") -> Config:
-    if dataset not in DATASETS:
-        raise UserError(
-            f"unknown dataset '{dataset}': use one of {', '.join(DATASETS)}."
-        )
     normalize = Normalize(mean=(0.5,), std=(0.5,))
     return Config(
         model=Model(name="resnet18", stem="small"),
-        data=DATASETS[dataset](),
+        data=create_dataset(dataset),
         augment=(Resize(size=16), RandomCrop(padding=1), normalize),
         eval_transform=(Resize(size=16), normalize),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),

@@ -7,6 +7,8 @@ there is nothing to look up: follow the class.
 
 import dataclasses
 import importlib
+import itertools
+import operator
 import types
 import typing
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import typeguard
 
 from jaxcls.augment import Normalize, Transform
 from jaxcls.data import Dataset
+from jaxcls.data.order import steps_per_epoch
 from jaxcls.duration import Duration, RunLength, epochs, steps
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.models import Model
@@ -27,6 +30,8 @@ MAY_CHANGE_ON_RESUME = (
     "data.threads",
     "data.prefetch",
     "devices",
+    "evaluation",
+    "checkpoint",
     "log",
 )
 """Options (or nodes) that do not change the result of a run, so that a run may be continued
@@ -54,7 +59,8 @@ class Checkpoint:
     Attributes:
       every: between checkpoints; the end of the run is always saved.
       keep: newest checkpoints that are kept, 1 or more; the best one is kept besides.
-      best: the metric, one that evaluation logs, whose highest value is the best.
+      best: the accuracy, as evaluation logs it, whose highest value is the best. Choosing
+        by the test split makes that one number optimistic: report the last.
     """
 
     every: Duration = dataclasses.field(default_factory=lambda: epochs(1))
@@ -159,6 +165,8 @@ def validate(config: Config) -> None:
         )
     for path, node in nodes(config):
         _check_types(path, node)
+    for name, (_, value) in options(config).items():
+        _check_representable(name, value)
     for _, node in nodes(config):
         if hasattr(node, "validate"):
             node.validate()
@@ -172,6 +180,14 @@ def validate(config: Config) -> None:
                 f"{name} must contain Normalize exactly once: the network takes normalised "
                 "floats, not grey levels."
             )
+        after = itertools.dropwhile(lambda t: not isinstance(t, Normalize), transforms)
+        for transform in after:
+            if transform.on_grey_levels:
+                kind = type(transform).__name__
+                raise UserError(
+                    f"{name} has {kind} after Normalize, but {kind} works on grey levels "
+                    "0..255: put Normalize behind it."
+                )
     for transform in config.eval_transform:
         if transform.random:
             raise UserError(
@@ -206,6 +222,15 @@ def _check_types(path: str, node: Any) -> None:
             ) from None
 
 
+def _check_representable(name: str, value: Any) -> None:
+    """Refuses numbers that the devices could not hold: they compute in int32 and float32."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int) and not -(2**31) <= number < 2**32:
+            raise UserError(f"{name} of {str(number)[:40]} is beyond every range.")
+        if isinstance(number, float) and not abs(number) < 1e30:
+            raise UserError(f"{name} must be a number of sensible size, not {number}.")
+
+
 def type_name(hint: Any) -> str:
     """Returns a type as a person would write it: 'int', 'float or None', '"a" or "b"'."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -234,8 +259,14 @@ def _check_ranges(config: Config) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise UserError(f"{name} must be 1 or more, not {value}.")
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"seed must lie in 0..2**63 - 1, not {config.seed}.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must lie in 0..2**32 - 1, not {config.seed}.")
+    group = config.model.bn_group
+    if group is not None and config.batch_size % group:
+        raise UserError(
+            f"model.bn_group {group} does not divide batch_size {config.batch_size}: choose a "
+            "divisor, or None for statistics of the whole batch."
+        )
     if config.clip_norm is not None and not 0 < config.clip_norm < float("inf"):
         raise UserError(
             f"clip_norm must be above 0, or None to leave gradients as they are, not "
@@ -297,10 +328,14 @@ def plan(config: Config, num_train: int) -> Plan:
             f"batch_size {config.batch_size} is larger than the training set of {num_train} "
             f"images: use at most {num_train}."
         )
-    run = RunLength(num_train // config.batch_size, config.batch_size)
+    batch_size = config.batch_size
+    run = RunLength(steps_per_epoch(num_train, batch_size), batch_size)
     total = config.duration.to_steps(run)
-    if total < 1:
-        raise UserError(f"duration of {config.duration} is less than one step.")
+    if not 1 <= total < 2**31:
+        raise UserError(
+            f"duration of {config.duration} is {total:.3g} steps: it must be at least one, "
+            "and fewer than 2**31."
+        )
     run = dataclasses.replace(run, total_steps=total)
     config.schedule.factor(run)  # raises where the warm-up does not fit
     every = {}
@@ -329,9 +364,9 @@ def to_dict(value: Any) -> Any:
             field.name: to_dict(getattr(value, field.name))
             for field in dataclasses.fields(value)
         }
-        return {"type": f"{kind.__module__}.{kind.__qualname__}", **fields}
+        return {"type": f"{kind.__module__}:{kind.__qualname__}", **fields}
     if isinstance(value, Duration):
-        path = f"{Duration.__module__}.{Duration.__qualname__}"
+        path = f"{Duration.__module__}:{Duration.__qualname__}"
         return {"type": path, "value": value.value, "unit": value.unit}
     if isinstance(value, tuple):
         return [to_dict(element) for element in value]
@@ -350,8 +385,8 @@ def from_dict(value: Any) -> Any:
         return value
     fields = {key: from_dict(field) for key, field in value.items() if key != "type"}
     try:
-        module, _, name = value["type"].rpartition(".")
-        kind: Any = getattr(importlib.import_module(module), name)
+        module, _, name = value["type"].partition(":")
+        kind: Any = operator.attrgetter(name)(importlib.import_module(module))
         in_configs = dataclasses.is_dataclass(kind) or kind is Duration
         if not in_configs:
             raise TypeError("it is not a part of a config")

@@ -5,7 +5,6 @@ duration=epochs(20)            # in a recipe
 """
 
 import dataclasses
-import math
 import re
 
 from jaxcls.errors import UserError, did_you_mean
@@ -47,8 +46,10 @@ class Duration:
                 f"unknown unit '{unit}' in a duration: use one of {', '.join(UNITS)}."
                 + did_you_mean(unit, UNITS)
             )
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"a duration must be 0 or more, not {value:g} {unit}.")
+        if not 0 <= value < 1e15:
+            raise UserError(
+                f"a duration must be 0 or more, and of sensible size, not {value:g} {unit}."
+            )
         if unit == "run" and value > 1:
             raise UserError(
                 f"a fraction of the run lies between 0 and 1, not {value:g}: write 5% "

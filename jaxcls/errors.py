@@ -13,7 +13,13 @@ class UserError(ValueError):
     """
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that `name` may be a misspelling of, or None."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the known name closest to `name`, or ""."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    close = closest(name, known)
+    return "" if close is None else f" Did you mean '{close}'?"

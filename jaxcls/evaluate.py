@@ -21,11 +21,11 @@ from jaxcls.config import Config
 from jaxcls.errors import UserError
 from jaxcls.report.progress import eval_line
 from jaxcls.training import checkpoint
-from jaxcls.training.evaluation import eval_loader, evaluate
+from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.program import (
-    compile_eval_step,
     input_shape,
     on_all_devices,
+    trace_eval_step,
 )
 
 
@@ -53,12 +53,16 @@ def evaluate_checkpoint(
     """
     folder = checkpoint.find(Path(path))
     run = checkpoint.read_run(folder)
-    config = _with_overrides(config_lib.from_dict(run["config"]), batch_size, workers)
-    if devices is None and config.devices and config.devices <= jax.device_count():
-        devices = config.devices
+    config = config_lib.from_dict(run["config"])
+    _override(config, batch_size, devices, workers)
     parallel.enable_compilation_cache()
-    mesh = parallel.make_mesh(devices)
+    mesh = parallel.make_mesh(config.devices)
     source = config.data.source("test")
+    if repr(source) != run["test_source"]:
+        print(
+            f"note: training evaluated {run['test_source']}, this is {source!r}",
+            file=sys.stderr,
+        )
     class_names = tuple(run["class_names"])
     if tuple(source.class_names) != class_names:
         raise UserError(
@@ -73,36 +77,34 @@ def evaluate_checkpoint(
     by_suffix = {"": variables}
     if "ema" in weights:
         by_suffix["_ema"] = weights["ema"]
-    eval_step = compile_eval_step(
+    eval_step = trace_eval_step(
         config,
         model,
         {name: shapes[name] for name in variables},
         mesh=mesh,
         num_classes=len(class_names),
         image_shape=tuple(run["image_shape"]),
-    )
-    with eval_loader(config, source, mesh) as loader:
-        results = evaluate(
-            eval_step.call,
-            by_suffix,
-            loader,
-            mesh=mesh,
-            num_batches=-(-len(source) // config.evaluation.batch_size),
-            num_examples=len(source),
-        )
+    ).compile()
+    with Evaluator(eval_step.call, source, config, mesh) as evaluator:
+        results = evaluator.evaluate(by_suffix)
     assert results is not None
     return {"step": run["step"], **results}
 
 
-def _with_overrides(
-    config: Config, batch_size: int | None, workers: int | None
-) -> Config:
+def _override(
+    config: Config, batch_size: int | None, devices: int | None, workers: int | None
+) -> None:
+    """Puts arguments in the place of the run's options; a run on more devices than there are
+    here is evaluated on all."""
     if batch_size is not None:
         config.evaluation.batch_size = batch_size
     if workers is not None:
         config.data.workers = workers
+    if devices is not None:
+        config.devices = devices
+    elif config.devices is not None and config.devices > jax.device_count():
+        config.devices = None
     config_lib.validate(config)
-    return config
 
 
 def _weight_shapes(
@@ -134,7 +136,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--batch_size", type=int, help="images in a step (default: as in training)"
     )
-    parser.add_argument("--devices", type=int, help="accelerators (default: all)")
+    parser.add_argument(
+        "--devices", type=int, help="accelerators (default: as in training)"
+    )
     parser.add_argument(
         "--workers", type=int, help="loading processes (default: as in training)"
     )

@@ -10,7 +10,9 @@ functions here.
 import ast
 import dataclasses
 import importlib.util
+import os
 import re
+import sys
 import traceback
 import types
 import typing
@@ -23,7 +25,7 @@ import docstring_parser
 from jaxcls import config as config_lib
 from jaxcls.config import Config
 from jaxcls.duration import Duration
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, closest, did_you_mean
 
 USAGE = """\
 usage: python -m jaxcls.train --config FILE[:DATASET] [--config.OPTION=VALUE ...]
@@ -116,6 +118,8 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
             if not waiting or waiting[0].startswith("--"):
                 raise UserError(f"--{name} needs a value: write --{name}=VALUE.")
             value = waiting.pop(0)
+        if value == "" and name in FLAGS and name not in SWITCHES:
+            raise UserError(f"--{name} needs a value: write --{name}=VALUE.")
         if option != name:
             overrides.append((option, value))
         elif name in given and name not in SWITCHES:
@@ -139,16 +143,24 @@ def load_recipe(path: str, dataset: str) -> Config:
         )
     try:
         spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
-        assert spec is not None and spec.loader is not None, "not a .py file"
+        if spec is None or spec.loader is None:
+            raise UserError(f"the recipe {path} is not a Python file (.py).")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look up their annotations
         spec.loader.exec_module(module)
         config = module.get_config(dataset) if dataset else module.get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         place = next(
-            (f", line {f.lineno}" for f in reversed(frames) if f.filename == path), ""
+            (
+                f", line {frame.lineno}"
+                for frame in reversed(frames)
+                if os.path.exists(frame.filename)
+                and os.path.samefile(frame.filename, path)
+            ),
+            "",
         )
         reason = " ".join(str(error).split())
         raise UserError(
@@ -159,6 +171,13 @@ def load_recipe(path: str, dataset: str) -> Config:
             f"get_config of {path} must return a jaxcls.config.Config, not "
             f"{type(config).__name__}."
         )
+    for name, node in config_lib.nodes(config):
+        if type(node).__module__ == spec.name:
+            raise UserError(
+                f"{type(node).__name__} (config.{name}) is defined in the recipe {path}, where "
+                "no checkpoint can find it again: move it to a module of your own that can be "
+                "imported."
+            )
     return config
 
 
@@ -193,7 +212,7 @@ def override(config: Config, name: str, text: str) -> None:
                 "(--help lists them), or edit the recipe."
             )
         raise UserError(
-            f"the recipe has no option '{name}'.{_closest(name, known)} --help with "
+            f"the recipe has no option '{name}'.{_suggestion(name, known)} --help with "
             "--config lists all."
         )
     owner, _ = known[name]
@@ -203,9 +222,9 @@ def override(config: Config, name: str, text: str) -> None:
         setattr(owner, field, parse_value(text, hint))
     except UserError as error:
         raise UserError(f"--config.{name}: {error}") from None
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, OverflowError):
         raise UserError(
-            f"--config.{name} is '{text}'; expected {config_lib.type_name(hint)}."
+            f"--config.{name} is {text!r}; expected {config_lib.type_name(hint)}."
         ) from None
 
 
@@ -265,14 +284,13 @@ def _parse_union(text: str, members: Iterable[Any]) -> Any:
     raise last
 
 
-def _closest(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     """Suggests an option, by its whole path or by its last part."""
     known = list(known)
-    if hint := did_you_mean(name, known):
-        return hint
     by_last = {path.rpartition(".")[2]: path for path in reversed(known)}
-    hint = did_you_mean(name.rpartition(".")[2], by_last)
-    return f" Did you mean '{by_last[hint.split(chr(39))[1]]}'?" if hint else ""
+    last = closest(name.rpartition(".")[2], by_last)
+    found = closest(name, known) or (by_last[last] if last else None)
+    return f" Did you mean '{found}'?" if found else ""
 
 
 def describe(config: Config, location: str) -> str:

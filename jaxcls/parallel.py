@@ -11,7 +11,8 @@ from jaxcls.errors import UserError
 
 
 def make_mesh(num_devices: int | None) -> Mesh:
-    """Returns a mesh with one axis, "data", over the first `num_devices` devices (all: None).
+    """Returns a mesh with one axis, "data", over the first `num_devices` devices, 1 or more
+    (all: None).
 
     Raises:
       UserError: if there are not that many.
@@ -38,7 +39,15 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Starts moving this host's rows of a batch to its devices; returns the global batch."""
+    """Starts moving this host's rows of a batch to its devices.
+
+    Args:
+      mesh: the devices.
+      batch: arrays [rows, ...] of any dtype; the rows divide among the host's devices.
+
+    Returns:
+      The global batch: arrays [rows of all hosts, ...].
+    """
     sharding = batch_sharded(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
@@ -50,10 +59,14 @@ def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the next start of a run need not compile.
 
     They lie in $JAX_COMPILATION_CACHE_DIR, or else in jaxcls/xla under $XDG_CACHE_HOME or
-    ~/.cache. JAX by itself leaves out programs that compile in less than a second.
+    ~/.cache. JAX by itself leaves out programs that compile in less than a second. Nothing
+    changes if the caller has chosen a cache in Python.
     """
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen and chosen != os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    if not chosen:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
         jax.config.update(
             "jax_compilation_cache_dir", str(Path(cache, "jaxcls", "xla"))
         )

@@ -14,14 +14,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcls import __version__, flags
+import jax
+import numpy as np
+
+from jaxcls import __version__, flags, parallel
 from jaxcls import config as config_lib
 from jaxcls.config import Config, Plan
-from jaxcls.data.loader import Loader, TrainBatches
-from jaxcls.data.sources import Source
+from jaxcls.data.loader import Loader, TrainBatches, load_rows
+from jaxcls.data.sources import Source, Split
 from jaxcls.errors import UserError
+from jaxcls.report import tables
 from jaxcls.report.progress import Progress, eval_line
 from jaxcls.report.writers import MetricWriter, read_metrics
+from jaxcls.training import checkpoint
+from jaxcls.training.checkpoint import Checkpoints
+from jaxcls.training.evaluation import Evaluator
+from jaxcls.training.loop import Diverged, Loop
+from jaxcls.training.prefetch import DevicePrefetch
+from jaxcls.training.program import Program
+from jaxcls.training.signals import StopSignal
+from jaxcls.training.state import TrainState
 
 COMPLETE, MISTAKE, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
 """Exit codes. 75 is sysexits.h's EX_TEMPFAIL: nothing is wrong, run it again."""
@@ -56,40 +68,88 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
       What became of it.
 
     Raises:
-      UserError: for a mistake in the config, the folder or its checkpoints.
-      jaxcls.training.loop.Diverged: if the training went to infinity.
+      UserError: for a mistake in the config, the folder, its checkpoints or the data.
+      Diverged: if too many steps in a row were not finite.
     """
     config_lib.validate(config)
     workdir = Path(workdir).absolute()
-    train_source, test_source = config.data.source("train"), config.data.source("test")
+    train_source, test_source = _source(config, "train"), _source(config, "test")
     plan = config_lib.plan(config, len(train_source))
-    _check_splits(train_source, test_source)
-    with _locked(workdir, fresh):
-        from jaxcls.training import checkpoint  # slow to import, after the quick checks
-
+    run_info = _run_info(config, train_source, test_source)
+    with StopSignal() as stop, _locked(workdir, fresh):
         newest = _newest_checkpoint(workdir)
         if newest is not None:
-            run = checkpoint.read_run(newest)
-            _check_same_run(run, config, train_source, workdir)
-            if run["step"] == plan.total_steps:
+            saved = checkpoint.read_run(newest)
+            _check_same_run(saved, run_info, workdir)
+            if saved["step"] == plan.total_steps:
                 if result := _already_complete(workdir, plan.total_steps):
                     return result
-        return _train(config, plan, workdir, train_source, test_source)
+        run = _Run(config, plan, workdir, train_source, test_source, run_info)
+        return run.train(newest, stop)
 
 
-def _check_splits(train_source: Source, test_source: Source) -> None:
-    if test_source.class_names != train_source.class_names:
-        unknown = set(test_source.class_names) - set(train_source.class_names)
+def _source(config: Config, split: Split) -> Source:
+    """Opens one split and looks at its first record.
+
+    Raises:
+      UserError: if it cannot be opened, is empty, or names a class twice.
+    """
+    kind = type(config.data).__name__
+    try:
+        source = config.data.source(split)
+        size, names = len(source), list(source.class_names)
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
-            f"{test_source!r} has other classes than {train_source!r}"
+            f"the {split} split of {kind} cannot be opened: {type(error).__name__}: {error}"
+        ) from error
+    if not size:
+        raise UserError(f"{source!r} is empty: there is nothing to {split} on.")
+    if len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+        raise UserError(f"the class names of {source!r} must be different strings.")
+    try:
+        load_rows(source, np.array([0]))
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
+    return source
+
+
+def _run_info(
+    config: Config, train_source: Source, test_source: Source
+) -> dict[str, Any]:
+    """Returns what every checkpoint needs to stand alone, as JSON.
+
+    Raises:
+      UserError: if the two splits do not go together.
+    """
+    names, test_names = train_source.class_names, test_source.class_names
+    if test_names != names:
+        unknown = sorted(set(test_names) - set(names))
+        raise UserError(
+            f"{test_source!r} has other classes than {train_source!r}: "
             + (
-                f": {', '.join(sorted(unknown)[:5])} are unknown in training."
+                f"{', '.join(unknown[:5])} unknown in training."
                 if unknown
-                else "."
+                else "fewer."
             )
         )
-    if not len(test_source):
-        raise UserError(f"{test_source!r} is empty: there is nothing to evaluate on.")
+    shape, test_shape = (
+        source[0]["image"].shape for source in (train_source, test_source)
+    )
+    if shape != test_shape:
+        raise UserError(
+            f"the images of {train_source!r} are {shape}, those of {test_source!r} "
+            f"{test_shape}: both splits must have one shape."
+        )
+    return {
+        "jaxcls_version": __version__,
+        "config": config_lib.to_dict(config),
+        "class_names": list(names),
+        "image_shape": list(shape),
+        "train_source": repr(train_source),
+        "test_source": repr(test_source),
+    }
 
 
 @contextlib.contextmanager
@@ -110,28 +170,50 @@ def _locked(workdir: Path, fresh: bool) -> Iterator[None]:
             f"cannot write to the workdir {workdir} ({error.strerror}): choose another "
             "with --workdir."
         ) from None
+    for name, is_kind in (
+        (checkpoint.FOLDER, Path.is_dir),
+        ("tensorboard", Path.is_dir),
+        ("config.json", Path.is_file),
+        ("metrics.jsonl", Path.is_file),
+    ):
+        if (workdir / name).exists() and not is_kind(workdir / name):
+            raise UserError(
+                f"{workdir / name} is in the way of a run: choose another --workdir."
+            )
     with _hold(workdir):
         yield
 
 
 @contextlib.contextmanager
 def _hold(workdir: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which ends with the process however it ends."""
+    """Holds a lock on a folder, which ends with the process however it ends. Where the file
+    system has no locks, nothing is held."""
     descriptor = os.open(workdir, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"another process is training in {workdir}: wait for it, or choose another "
                 "--workdir."
             ) from None
+        except OSError:
+            pass
         yield
     finally:
         os.close(descriptor)
 
 
 def _move_aside(workdir: Path) -> None:
+    """Renames the folder of a run; one that holds something else is not touched."""
+    contents = ("config.json", "metrics.jsonl", checkpoint.FOLDER)
+    if not any((workdir / name).exists() for name in contents):
+        if workdir.is_dir() and not any(workdir.iterdir()):
+            return
+        raise UserError(
+            f"--fresh would move {workdir} aside, which is not a run's folder: choose "
+            "another --workdir."
+        )
     with _hold(workdir):
         number = 1
         while (aside := workdir.with_name(f"{workdir.name}.old-{number}")).exists():
@@ -141,24 +223,25 @@ def _move_aside(workdir: Path) -> None:
 
 
 def _newest_checkpoint(workdir: Path) -> Path | None:
-    from jaxcls.training import checkpoint
-
     folder = workdir / checkpoint.FOLDER
-    if not any(child.name.isdigit() for child in folder.glob("*")):
+    if not any(checkpoint.is_step(child) for child in folder.glob("*")):
         return None
     return checkpoint.find(workdir)
 
 
 def _check_same_run(
-    run: dict[str, Any], config: Config, train_source: Source, workdir: Path
+    saved: dict[str, Any], run_info: dict[str, Any], workdir: Path
 ) -> None:
     """Raises UserError if the config or the data are not those of the run in the folder."""
-    changed = config_lib.differences(run["config"], config_lib.to_dict(config))
-    if run["train_source"] != repr(train_source):
-        changed.append(f"training data: {run['train_source']} -> {train_source!r}")
+    # Through the types, so that an option which has come since is at its default.
+    old = config_lib.to_dict(config_lib.from_dict(saved["config"]))
+    changed = config_lib.differences(old, run_info["config"])
+    for name in ("train_source", "test_source"):
+        if saved[name] != run_info[name]:
+            changed.append(f"{name}: {saved[name]} -> {run_info[name]}")
     if changed:
         raise UserError(
-            f"{workdir} holds a run of another config, at step {run['step']}:\n    "
+            f"{workdir} holds a run of another config, at step {saved['step']}:\n    "
             + "\n    ".join(changed)
             + "\n  Give back the old values to continue it, choose another --workdir, or "
             "begin anew with --fresh (the old run is kept aside)."
@@ -179,136 +262,157 @@ def _already_complete(workdir: Path, step: int) -> Result | None:
     return None
 
 
-def _train(
-    config: Config,
-    plan: Plan,
-    workdir: Path,
-    train_source: Source,
-    test_source: Source,
-) -> Result:
-    """Restores or initialises, compiles, trains and reports."""
-    import jax
+@dataclasses.dataclass
+class _Run:
+    """The parts of a run, brought together.
 
-    from jaxcls import parallel
-    from jaxcls.report import tables
-    from jaxcls.training.checkpoint import Checkpoints
-    from jaxcls.training.evaluation import eval_loader
-    from jaxcls.training.loop import Loop
-    from jaxcls.training.prefetch import DevicePrefetch
-    from jaxcls.training.program import Program
-    from jaxcls.training.signals import StopSignal
+    Attributes:
+      config: a valid config.
+      plan: its durations in steps.
+      workdir: the run's folder, held against others.
+      train_source: what is trained on.
+      test_source: what is evaluated on.
+      run_info: what is saved with every checkpoint.
+    """
 
-    parallel.enable_compilation_cache()
-    mesh = parallel.make_mesh(config.devices)
-    run_info = _run_info(config, plan, train_source, test_source)
-    program = Program(
-        config,
-        plan,
-        mesh=mesh,
-        num_classes=len(run_info["class_names"]),
-        image_shape=tuple(run_info["image_shape"]),
-    )
-    shapes = program.state_shapes()
-    # Leaving the stack closes what was opened, the last first, however the run ends.
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignal())
-        print(tables.parameters(shapes.params, config.optimizer.weight_decay))
-        print(tables.run(config, plan, mesh, train_source, test_source), flush=True)
+    config: Config
+    plan: Plan
+    workdir: Path
+    train_source: Source
+    test_source: Source
+    run_info: dict[str, Any]
 
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir,
-                config.checkpoint.keep,
-                score=lambda step: writer.evaluated(step).get(config.checkpoint.best),
+    def train(self, newest: Path | None, stop: StopSignal) -> Result:
+        """Restores or initialises, compiles, trains and reports.
+
+        Args:
+          newest: the folder of the checkpoint to continue from, or None.
+          stop: becomes true when a signal asks to stop.
+        """
+        config, plan = self.config, self.plan
+        parallel.enable_compilation_cache()
+        if jax.process_count() > 1:
+            raise UserError(
+                f"this is one of {jax.process_count()} processes that train together, which "
+                "jaxcls cannot do yet: use one process for all devices of one machine."
             )
+        mesh = parallel.make_mesh(config.devices)
+        program = Program(
+            config,
+            plan,
+            mesh=mesh,
+            num_classes=len(self.run_info["class_names"]),
+            image_shape=tuple(self.run_info["image_shape"]),
         )
-        step = max(checkpoints.steps(), default=0)
-        restored = checkpoints.restore(step, shapes) if step else None
-        writer = MetricWriter(workdir, step=step, tensorboard=config.log.tensorboard)
-        stack.callback(writer.close)
-        (workdir / "config.json").write_text(
-            json.dumps(run_info["config"], indent=2) + "\n"
-        )
-
-        train_step = program.compile_train_step()
-        eval_step = program.compile_eval_step()
-        print(tables.compiled(train_step, eval_step), flush=True)
-        if restored is not None:
-            print(
-                f"continuing at step {step}: restored all {len(jax.tree.leaves(shapes))} "
-                f"arrays of {checkpoints.directory / str(step)}"
+        # Traced here, before anything is written: shapes that do not fit fail now.
+        traced = {
+            "train step": program.trace_train_step(),
+            "eval step": program.trace_eval_step(),
+        }
+        params = program.state_shapes().params
+        step = 0 if newest is None else int(newest.name)
+        # Leaving the stack closes what was opened, the last first, however the run ends.
+        with contextlib.ExitStack() as stack:
+            print(tables.parameters(params, config.optimizer.weight_decay))
+            sources = (self.train_source, self.test_source)
+            print(tables.run(config, plan, mesh, *sources), flush=True)
+            writer = MetricWriter(
+                self.workdir, step=step, tensorboard=config.log.tensorboard
+            )
+            stack.callback(writer.close)
+            (self.workdir / "config.json").write_text(
+                json.dumps(self.run_info["config"], indent=2) + "\n"
             )
 
+            def score(step: int) -> float | None:
+                return writer.evaluated(step).get(config.checkpoint.best)
+
+            checkpoints = stack.enter_context(
+                Checkpoints(self.workdir, config.checkpoint.keep, score)
+            )
+            state = (
+                None if newest is None else self._restore(checkpoints, step, program)
+            )
+            steps = {name: program.compile() for name, program in traced.items()}
+            seconds = {name: compiled.seconds for name, compiled in steps.items()}
+            print(tables.compiled(seconds), flush=True)
+            loader = stack.enter_context(self._train_loader(step))
+            evaluator = Evaluator(
+                steps["eval step"].call, self.test_source, config, mesh
+            )
+            progress = Progress(step=step, total_steps=plan.total_steps)
+            stack.callback(progress.close)
+            loop = Loop(
+                config=config,
+                plan=plan,
+                mesh=mesh,
+                train_step=steps["train step"].call,
+                state=program.init() if state is None else state,
+                evaluator=stack.enter_context(evaluator),
+                checkpoints=checkpoints,
+                run_info=self.run_info,
+                writer=writer,
+                progress=progress,
+                should_stop=stop,
+            )
+            del state  # its buffers are donated to the first step
+            prefetch = DevicePrefetch(loader, mesh, config.data.prefetch)
+            complete = loop.run(stack.enter_context(prefetch))
+            checkpoints.wait()
+            progress.close()
+            if complete:
+                self._say_complete(checkpoints, writer.last_evaluation())
+            else:
+                saved = "all saved" if loop.step else "nothing to save yet"
+                print(
+                    f"stopped by {stop.name} at step {loop.step} of {plan.total_steps}, "
+                    f"{saved}: run the same command again to continue.",
+                    flush=True,
+                )
+            return Result(complete, loop.step, writer.last_evaluation(), self.workdir)
+
+    def _restore(
+        self, checkpoints: Checkpoints, step: int, program: Program
+    ) -> TrainState:
+        shapes = program.state_shapes()
+        state = checkpoints.restore(step, shapes)
+        print(
+            f"continuing at step {step}: restored all {len(jax.tree.leaves(shapes))} arrays "
+            f"of {checkpoints.directory / str(step)}"
+        )
+        return state
+
+    def _train_loader(self, step: int) -> Loader:
+        data = self.config.data
         batches = TrainBatches(
-            train_source,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            num_steps=plan.total_steps,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
+            self.train_source,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            num_steps=self.plan.total_steps,
         )
-        loader = stack.enter_context(
-            Loader(
-                batches,
-                start=step,
-                workers=config.data.workers,
-                threads=config.data.threads,
-                prefetch=config.data.prefetch,
-            )
+        return Loader(
+            batches,
+            start=step,
+            workers=data.workers,
+            threads=data.threads,
+            prefetch=data.prefetch,
         )
-        progress = Progress(step=step, total_steps=plan.total_steps)
-        stack.callback(progress.close)
-        loop = Loop(
-            config=config,
-            plan=plan,
-            program=program,
-            train_step=train_step.call,
-            eval_step=eval_step.call,
-            state=program.init() if restored is None else restored,
-            test_source=test_source,
-            eval_loader=stack.enter_context(eval_loader(config, test_source, mesh)),
-            checkpoints=checkpoints,
-            run_info=run_info,
-            writer=writer,
-            progress=progress,
-            should_stop=stop,
-        )
-        del restored  # the loop donates its buffers to the first step
-        prefetch = DevicePrefetch(loader, mesh, config.data.prefetch)
-        complete = loop.run(stack.enter_context(prefetch))
-        checkpoints.wait()
-        progress.close()
-        last = writer.last_evaluation()
-        if complete:
-            print(tables.finished(workdir, checkpoints, last), flush=True)
-        else:
-            print(
-                f"stopped by {stop.name} at step {loop.step} of {plan.total_steps}, all "
-                "saved: run the same command again to continue.",
-                flush=True,
-            )
-        return Result(complete, loop.step, last, workdir)
 
-
-def _run_info(
-    config: Config, plan: Plan, train_source: Source, test_source: Source
-) -> dict[str, Any]:
-    """Returns what every checkpoint needs to stand alone, as JSON."""
-    return {
-        "jaxcls_version": __version__,
-        "config": config_lib.to_dict(config),
-        "class_names": list(train_source.class_names),
-        "image_shape": list(train_source[0]["image"].shape),
-        "train_source": repr(train_source),
-        "test_source": repr(test_source),
-        "total_steps": plan.total_steps,
-    }
+    def _say_complete(self, checkpoints: Checkpoints, last: dict[str, Any]) -> None:
+        steps = checkpoints.directory
+        print(
+            tables.finished(
+                self.workdir,
+                steps / str(last["step"]),
+                steps / str(checkpoints.best()),
+                last,
+            ),
+            flush=True,
+        )
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    from jaxcls.training.loop import Diverged
-
     try:
         command = flags.parse(argv)
         if command is None:

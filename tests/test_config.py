@@ -149,7 +149,6 @@ RULES: list[tuple[str, str, Any]] = [
     ("lenet5", "checkpoint.keep", 0),
     ("lenet5", "devices", 0),
     ("lenet5", "seed", -1),
-    ("lenet5", "seed", 2**63),
     ("lenet5", "clip_norm", 0.0),
     ("lenet5", "clip_norm", -1.5),
     ("lenet5", "clip_norm", float("nan")),
@@ -158,8 +157,11 @@ RULES: list[tuple[str, str, Any]] = [
     ("lenet5", "ema_decay", -0.1),
     ("lenet5", "checkpoint.best", "eval/top2"),
     ("lenet5", "data.workers", -1),
+    ("lenet5", "data.workers", 257),
     ("lenet5", "data.threads", 0),
+    ("lenet5", "data.threads", 257),
     ("lenet5", "data.prefetch", 0),
+    ("lenet5", "data.prefetch", 1025),
     ("lenet5", "loss.label_smoothing", 1.0),
     ("lenet5", "loss.label_smoothing", -0.1),
     ("lenet5", "optimizer.learning_rate", 0.0),
@@ -179,7 +181,11 @@ RULES: list[tuple[str, str, Any]] = [
     ("lenet5", "schedule.end", 1.5),
     ("lenet5", "model.name", "lenet6"),
     ("resnet18", "model.width", 0),
+    ("resnet18", "model.width", 65537),
     ("resnet18", "model.bn_group", -8),
+    ("resnet18", "model.bn_group", 65537),
+    ("resnet18", "model.bn_group", 48),  # no divisor of the batch of 64
+    ("resnet18", "model.bn_group", 128),
     ("lenet5", "augment[0].size", 0),
     ("lenet5", "augment[1].padding", -1),
     ("lenet5", "augment[1].fill", 256.0),
@@ -215,7 +221,7 @@ LIMITS: list[tuple[str, str, Any]] = [
     ("lenet5", "devices", None),
     ("lenet5", "devices", 1),
     ("lenet5", "seed", 0),
-    ("lenet5", "seed", 2**63 - 1),
+    ("lenet5", "seed", 2**32 - 1),
     ("lenet5", "clip_norm", None),
     ("lenet5", "clip_norm", 1e-9),
     ("lenet5", "ema_decay", None),
@@ -223,7 +229,16 @@ LIMITS: list[tuple[str, str, Any]] = [
     ("lenet5", "checkpoint.best", "eval/top5"),
     ("lenet5", "checkpoint.best", "eval/top1_ema"),
     ("lenet5", "data.threads", None),
+    ("lenet5", "data.threads", 256),
     ("lenet5", "data.workers", 0),
+    ("lenet5", "data.workers", 256),
+    ("lenet5", "data.prefetch", 1),
+    ("lenet5", "data.prefetch", 1024),
+    ("resnet18", "model.width", 1),
+    ("resnet18", "model.width", 65536),
+    ("resnet18", "model.bn_group", None),
+    ("resnet18", "model.bn_group", 1),
+    ("resnet18", "model.bn_group", 64),
     ("lenet5", "loss.label_smoothing", 0.0),
     ("lenet5", "optimizer.weight_decay", 0.0),
     ("lenet5", "optimizer.learning_rate", 1),  # an int where a float is meant
@@ -241,6 +256,46 @@ LIMITS: list[tuple[str, str, Any]] = [
 @pytest.mark.parametrize(("name", "option", "value"), LIMITS)
 def test_the_ends_of_a_range_are_allowed(name: str, option: str, value: Any) -> None:
     config_lib.validate(with_option(recipe(name), option, value))
+
+
+HUGE: list[tuple[str, Any, str]] = [
+    ("seed", 2**32, "is beyond every range."),
+    ("seed", 2**63, "is beyond every range."),
+    ("batch_size", 2**32, "is beyond every range."),
+    ("max_bad_steps", -(2**31) - 1, "is beyond every range."),
+    ("devices", 10**20, "is beyond every range."),
+    ("data.workers", 10**20, "is beyond every range."),
+    ("optimizer.learning_rate", 10**20, "is beyond every range."),
+    # Python cannot make a float of it.
+    ("checkpoint.keep", 10**400, "is beyond every range."),
+    ("optimizer.learning_rate", 1e30, "must be a number of sensible size, not 1e+30."),
+    ("clip_norm", 1e300, "must be a number of sensible size, not 1e+300."),
+    ("ema_decay", float("nan"), "must be a number of sensible size, not nan."),
+    ("augment[1].fill", float("-inf"), "must be a number of sensible size, not -inf."),
+    ("augment[2].std", (0.5, float("nan")), "of sensible size, not nan."),
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"), HUGE, ids=lambda value: str(value)[:24]
+)
+def test_a_number_that_no_device_holds_is_named(
+    option: str, value: Any, said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        config_lib.validate(with_option(recipe("lenet5"), option, value))
+    message = str(error.value)
+    assert message.startswith(f"{option} ") and message.endswith(said)
+
+
+def test_a_group_of_images_divides_the_batch() -> None:
+    config = with_option(recipe("resnet18"), "model.bn_group", 48)
+    with pytest.raises(UserError) as error:
+        config_lib.validate(config)
+    said = "model.bn_group 48 does not divide batch_size 64: "
+    assert str(error.value).startswith(said)
+    config.batch_size = 96
+    config_lib.validate(config)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
@@ -317,6 +372,28 @@ def test_normalize_stands_exactly_once(
         config_lib.validate(config)
 
 
+@pytest.mark.parametrize("field", ["augment", "eval_transform"])
+@pytest.mark.parametrize("transform", [Resize(size=8), RandomCrop(padding=1)])
+def test_grey_levels_end_with_normalize(field: str, transform: Transform) -> None:
+    config = recipe("lenet5")
+    setattr(config, field, (GREY, transform))
+    with pytest.raises(UserError) as error:
+        config_lib.validate(config)
+    kind = type(transform).__name__
+    assert str(error.value).startswith(f"{field} has {kind} after Normalize, but ")
+    # Not the next to Normalize alone.
+    config = recipe("lenet5")
+    config.augment = (GREY, HorizontalFlip(), transform)
+    with pytest.raises(UserError, match=f"^augment has {kind} after Normalize"):
+        config_lib.validate(config)
+
+
+def test_what_takes_any_floats_may_follow_normalize() -> None:
+    config = recipe("lenet5")
+    config.augment = (Resize(size=32), RandomCrop(padding=2), GREY, HorizontalFlip())
+    config_lib.validate(config)
+
+
 @pytest.mark.parametrize("random", [RandomCrop(padding=1), HorizontalFlip()])
 def test_evaluation_is_not_random(random: Transform) -> None:
     config = recipe("lenet5")
@@ -364,7 +441,14 @@ def test_plan_by_hand() -> None:
     ("option", "value", "message"),
     [
         ("batch_size", 1438, "batch_size 1438 .* 1437"),
-        ("duration", examples(31), "duration of 31 examples is less than one step"),
+        (
+            "duration",
+            examples(31),
+            "duration of 31 examples is 0 steps: it must be at least one",
+        ),
+        ("duration", steps(0), "duration of 0 steps is 0 steps: it must be at least"),
+        ("duration", steps(2**31), r"is 2\.15e\+09 steps: .* fewer than 2\*\*31\."),
+        ("duration", epochs(1e8), r"duration of 100000000 epochs is 2\.2e\+09 steps"),
         ("duration", fraction(0.5), "0.5 run"),
         ("schedule.warmup", epochs(40), "schedule.warmup of 40 epochs is 880 steps"),
         ("schedule.warmup", fraction(1), "schedule.warmup of 1 run is 880 steps"),
@@ -379,6 +463,11 @@ def test_what_does_not_fit_is_named(option: str, value: Any, message: str) -> No
     config_lib.validate(config)
     with pytest.raises(UserError, match=message):
         config_lib.plan(config, NUM_TRAIN)
+
+
+def test_the_longest_run_fits() -> None:
+    config = with_option(recipe("lenet5"), "duration", steps(2**31 - 1))
+    assert config_lib.plan(config, NUM_TRAIN).total_steps == 2**31 - 1
 
 
 def test_the_largest_batch_and_the_shortest_run_fit() -> None:
@@ -410,7 +499,7 @@ def test_json_gives_the_config_back(name: str) -> None:
     )
     config.duration = examples(1e6)
     config.schedule = WarmupCosine(warmup=fraction(1 / 3))
-    config.seed = 2**63 - 1
+    config.seed = 2**32 - 1
     text = json.dumps(config_lib.to_dict(config))
     again = config_lib.from_dict(json.loads(text))
     assert again == config
@@ -421,19 +510,45 @@ def test_json_gives_the_config_back(name: str) -> None:
     config_lib.validate(again)  # tuples are tuples again
 
 
+def test_json_names_classes_by_module_and_name() -> None:
+    config = recipe("lenet5")
+    saved = config_lib.to_dict(config)
+    assert saved["type"] == "jaxcls.config:Config"
+    assert saved["optimizer"]["type"] == "jaxcls.optim.optimizers:AdamW"
+    assert saved["duration"] == {
+        "type": "jaxcls.duration:Duration",
+        "value": 40.0,
+        "unit": "epochs",
+    }
+
+
+class Outer:
+    @dataclasses.dataclass(kw_only=True)
+    class Doubled(Dataset):
+        def source(self, split: Any) -> Any:
+            return Digits().source(split)
+
+
+def test_a_class_within_a_class_comes_back() -> None:
+    saved = config_lib.to_dict(Outer.Doubled(workers=3))
+    assert saved["type"] == f"{__name__}:Outer.Doubled"
+    assert config_lib.from_dict(saved) == Outer.Doubled(workers=3)
+
+
 @pytest.mark.parametrize(
     ("saved", "names"),
     [
-        ({"type": "jaxcls.optim.optimizers.Lamb", "learning_rate": 1.0}, "Lamb"),
-        ({"type": "no_such_module.Thing"}, "no_such_module.Thing"),
+        ({"type": "jaxcls.optim.optimizers:Lamb", "learning_rate": 1.0}, "Lamb"),
+        ({"type": "no_such_module:Thing"}, "no_such_module:Thing"),
         (
-            {"type": "jaxcls.training.loss.SoftmaxCrossEntropy", "gamma": 2.0},
+            {"type": "jaxcls.training.loss:SoftmaxCrossEntropy", "gamma": 2.0},
             "gamma",
         ),
-        ({"type": "jaxcls.data.sources.Digits", "root": "/data"}, "root"),
-        ({"type": "os.system", "command": "true"}, "os.system"),
-        ({"type": "builtins.dict"}, "builtins.dict"),
-        ({"type": "jaxcls.duration.Duration", "value": 1, "unit": "eons"}, "eons"),
+        ({"type": "jaxcls.data.sources:Digits", "root": "/data"}, "root"),
+        ({"type": "os:system", "command": "true"}, "os:system"),
+        ({"type": "builtins:dict"}, "builtins:dict"),
+        ({"type": "jaxcls.data.sources.Digits"}, "jaxcls.data.sources.Digits"),
+        ({"type": "jaxcls.duration:Duration", "value": 1, "unit": "eons"}, "eons"),
         ({"type": "Config"}, "'Config'"),
         ({"learning_rate": 1.0}, "None"),
         ({"type": 3}, "3"),
@@ -443,7 +558,7 @@ def test_a_config_that_cannot_be_rebuilt_is_named(
     saved: dict[str, Any], names: str
 ) -> None:
     with pytest.raises(UserError, match="cannot be rebuilt here") as error:
-        config_lib.from_dict({"type": "jaxcls.config.Log", "every": saved})
+        config_lib.from_dict({"type": "jaxcls.config:Log", "every": saved})
     assert names in str(error.value)
 
 
@@ -452,6 +567,8 @@ def test_a_config_that_cannot_be_rebuilt_is_named(
 
 RESUMABLE = {
     *("data.workers", "data.threads", "data.prefetch"),
+    *("evaluation.every", "evaluation.batch_size"),
+    *("checkpoint.every", "checkpoint.keep", "checkpoint.best"),
     *("devices", "log.every", "log.tensorboard"),
 }
 
@@ -535,6 +652,7 @@ def test_what_may_change_is_no_mere_prefix() -> None:
     # "log" stands for the node of that name, not for all that begins so.
     assert config_lib.differences({"logits": 1}, {"logits": 2}) == ["logits: 1 -> 2"]
     assert config_lib.differences({"devices_x": 1}, {"devices_x": 2})
+    assert config_lib.differences({"evaluations": 1}, {"evaluations": 2})
 
 
 # Options and nodes

@@ -127,7 +127,7 @@ OVERRIDES: list[Any] = [
     (LENET, "batch_size", "17", 17),
     (LENET, "batch_size", "1e3", 1000),
     (LENET, "batch_size", "48.0", 48),
-    (LENET, "seed", "123456789012", 123456789012),
+    (LENET, "seed", "4294967295", 2**32 - 1),
     (LENET, "optimizer.learning_rate", "3e-4", 3e-4),
     (LENET, "optimizer.learning_rate", "1", 1.0),
     (LENET, "log.tensorboard", "false", False),
@@ -287,10 +287,13 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["--config=configs"], ["there is no recipe configs"]),
     (["--config", "--fresh"], ["--config needs a value"]),
     (["--config"], ["--config needs a value"]),
+    (["--config="], ["--config needs a value: write --config=VALUE."]),
+    (["--config", ""], ["--config needs a value: write --config=VALUE."]),
     ([LENET, RESNET], ["--config is given twice", "lenet5.py'", "resnet18.py'"]),
     ([LENET, LENET], ["--config is given twice"]),
     ([LENET, "--workdir=a", "--workdir=b"], ["--workdir is given twice: 'a' and 'b'"]),
     (["--config=configs/lenet5.py:mnist"], ["unknown dataset 'mnist'", "digits"]),
+    (["--config=configs/resnet18.py:digit"], ["'digit'", "Did you mean 'digits'?"]),
     # Names
     ([LENET, "--config.batch_sise=3"], ["'batch_sise'", "Did you mean 'batch_size'?"]),
     (
@@ -322,6 +325,8 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, "--", "--fresh"], ["'--' is not a flag"]),
     ([LENET, "--workdir"], ["--workdir needs a value"]),
     ([LENET, "--workdir", "--fresh"], ["--workdir needs a value"]),
+    ([LENET, "--workdir="], ["--workdir needs a value: write --workdir=VALUE."]),
+    ([LENET, "--workdir", ""], ["--workdir needs a value: write --workdir=VALUE."]),
     ([LENET, "--fresh=maybe"], ["--fresh takes no value", "'maybe'"]),
     ([LENET, "--fresh=false"], ["--fresh takes no value", "'false'"]),
     ([LENET, "--fresh", "false"], ["'false' is not a flag"]),
@@ -338,6 +343,8 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, "--config.batch_size=64.5"], ["'64.5'", "expected int"]),
     ([LENET, "--config.batch_size="], ["--config.batch_size is ''", "expected int"]),
     ([LENET, "--config.batch_size=True"], ["'True'", "expected int"]),
+    ([LENET, "--config.batch_size=a\nb"], [r"--config.batch_size is 'a\nb'", "int"]),
+    ([LENET, "--config.batch_size=it's"], ['--config.batch_size is "it\'s"', "int"]),
     ([LENET, "--config.batch_size=1e400"], ["--config.batch_size is '1e400'", "int"]),
     ([LENET, "--config.batch_size"], ["--config.batch_size needs a value"]),
     ([LENET, "--config.batch_size", "--fresh"], ["--config.batch_size needs a value"]),
@@ -444,6 +451,11 @@ BROKEN: dict[str, tuple[str, str]] = {
     "syntax_error": ("def get_config(:\n    pass", r": SyntaxError: .*line 1\)"),
     "no_get_config": ("x = 1", ": AttributeError: .*'get_config'"),
     "no_dataset": ("def get_config():\n    pass", ": TypeError: .*argument.*"),
+    "exit": (
+        "import sys\ndef get_config(dataset=''):\n    sys.exit('no images')",
+        ", line 3: SystemExit: no images",
+    ),
+    "exit_on_import": ("raise SystemExit(3)", ", line 1: SystemExit: 3"),
     "assertion": (
         "def get_config(dataset=''):\n    assert not dataset, 'which one?'",
         r", line 2: AssertionError: which one\?",
@@ -497,4 +509,48 @@ def test_a_recipe_that_gives_no_config_is_one_sentence(
 def test_a_file_that_is_not_python_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(RECIPE)
-    assert f"the recipe {file} fails" in line(f"--config={file}")
+    said = f"the recipe {file} is not a Python file (.py)."
+    assert sentence(f"--config={file}") == said
+
+
+OWN = """
+import dataclasses
+from jaxcls import augment, config, data, optim
+
+@dataclasses.dataclass(kw_only=True)
+class Mine({base}):
+    def source(self, split):
+        return data.Digits().source(split)
+    def __call__(self, rng, images, targets):
+        return images, targets
+"""
+
+
+@pytest.mark.parametrize(
+    ("base", "made", "place"),
+    [
+        ("data.Digits", "data=Mine()", "config.data"),
+        ("augment.Transform", "augment=(grey, Mine())", "config.augment[1]"),
+        ("optim.SGD", "optimizer=Mine(learning_rate=0.1)", "config.optimizer"),
+    ],
+)
+@pytest.mark.parametrize("override", [[], ["--config.batch_size=3"]])
+def test_a_class_of_the_recipe_itself_is_one_sentence(
+    base: str, made: str, place: str, override: list[str], tmp_path: Path
+) -> None:
+    """A checkpoint of it could not be read without the recipe."""
+    usual = {
+        "data": "data=Digits(workers=len(dataset))",
+        "augment": "augment=(grey,)",
+        "optimizer": "optimizer=SGD(learning_rate=0.1)",
+    }[made.partition("=")[0]]
+    assert RECIPE.count(f" {usual}") == 1
+    file = tmp_path / "mine.py"
+    text = OWN.format(base=base) + RECIPE.replace(f" {usual}", f" {made}")
+    file.write_text(text)
+    message = sentence(f"--config={file}:x", *override)
+    said = f"Mine ({place}) is defined in the recipe {file}, where no checkpoint "
+    assert message.startswith(said)
+    # What the recipe defines and does not use is its own affair.
+    file.write_text(OWN.format(base=base) + RECIPE)
+    assert command(f"--config={file}:x").config.data.workers == 1

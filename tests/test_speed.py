@@ -20,8 +20,7 @@ from jaxcls.data.loader import TrainBatches
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.train import train
-from jaxcls.training import loop
-from jaxcls.training.evaluation import evaluate
+from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.program import Program
 from tests import commands
 
@@ -62,7 +61,7 @@ def bare_images_per_second(config: config_lib.Config, num_steps: int) -> float:
     program = Program(
         config, plan, mesh=mesh, num_classes=10, image_shape=source[0]["image"].shape
     )
-    step = program.compile_train_step().call
+    step = program.trace_train_step().compile().call
     rows = config.batch_size
     order = TrainBatches(source, seed=0, batch_size=rows, num_steps=num_steps)
     batches = [parallel.put_batch(mesh, order[index % 8]) for index in range(8)]
@@ -138,11 +137,13 @@ def test_waiting_for_data_is_measured_and_explained(
     """With slow data the devices wait, and a sentence says what to do; evaluation, however
     slow, is no part of the images per second."""
 
+    evaluate = Evaluator.evaluate
+
     def evaluate_slowly(*args: Any, **kwargs: Any) -> Any:
         time.sleep(1)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate_slowly)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate_slowly)
     waits = {}
     for seconds in (0.0, 0.1):
         config = commands.load_config(NARROW)

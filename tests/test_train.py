@@ -23,9 +23,11 @@ from jaxcls.duration import Duration, steps
 from jaxcls.evaluate import evaluate_checkpoint
 from jaxcls.train import train
 from jaxcls.training import checkpoint, loop
-from jaxcls.training.evaluation import evaluate
+from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.loop import Diverged
 from tests import commands
+
+evaluate = Evaluator.evaluate
 
 
 def narrow(**changes: Any) -> Config:
@@ -227,15 +229,15 @@ def test_signal_in_mid_evaluation(
     config, whole = trained
     batches = itertools.count()
 
-    def evaluate_and_signal(*args: Any, should_stop: Any, **kwargs: Any) -> Any:
+    def evaluate_and_signal(self: Any, weights: Any, should_stop: Any) -> Any:
         def stop() -> bool:
             if next(batches) == 3:  # in the middle of the six batches of the first
                 os.kill(os.getpid(), signal.SIGTERM)
             return should_stop()
 
-        return evaluate(*args, should_stop=stop, **kwargs)
+        return evaluate(self, weights, stop)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate_and_signal)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate_and_signal)
     stopped = train(config, tmp_path)
     assert not stopped.complete and stopped.step == 10
     assert (tmp_path / "checkpoints" / "10").is_dir()
@@ -332,7 +334,7 @@ def test_newest_and_best_are_kept_when_accuracy_falls(
         assert results is not None
         return {**results, "eval/top1": next(falling) / 100}
 
-    monkeypatch.setattr(loop, "evaluate", evaluate_falling)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate_falling)
     config = narrow(duration=steps(6))
     config.evaluation.every = config.checkpoint.every = Duration(1, "steps")
     config.checkpoint.keep = 2

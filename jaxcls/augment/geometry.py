@@ -22,6 +22,8 @@ class Resize(Transform):
       interpolation: "nearest", "bilinear" or "bicubic" (Keys' kernel with a = -0.5, Pillow's).
     """
 
+    on_grey_levels: ClassVar[bool] = True
+
     size: int
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
 
@@ -67,6 +69,7 @@ class RandomCrop(Transform):
     """
 
     random: ClassVar[bool] = True
+    on_grey_levels: ClassVar[bool] = True
 
     padding: int
     mode: Literal["constant", "edge", "reflect"] = "constant"

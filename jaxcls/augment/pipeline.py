@@ -23,6 +23,9 @@ class Transform(abc.ABC):
     random: ClassVar[bool] = False
     """Whether the result depends on the random key: such transforms only train."""
 
+    on_grey_levels: ClassVar[bool] = False
+    """Whether the images must be grey levels 0..255, so that it comes before Normalize."""
+
     @abc.abstractmethod
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array

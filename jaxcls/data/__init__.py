@@ -1,5 +1,21 @@
 """Host side: from a source of records to whole uint8 batches. No JAX arrays here."""
 
-from jaxcls.data.sources import ArraySource, Dataset, Digits, Record, Source
+from jaxcls.data.sources import (
+    DATASETS,
+    ArraySource,
+    Dataset,
+    Digits,
+    Record,
+    Source,
+    create_dataset,
+)
 
-__all__ = ["ArraySource", "Dataset", "Digits", "Record", "Source"]
+__all__ = [
+    "DATASETS",
+    "ArraySource",
+    "Dataset",
+    "Digits",
+    "Record",
+    "Source",
+    "create_dataset",
+]

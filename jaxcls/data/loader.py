@@ -9,7 +9,7 @@ Only NumPy is used here: a worker process never initialises a JAX backend.
 
 import collections
 import contextlib
-import gc
+import functools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -18,43 +18,91 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import grain
 import numpy as np
 from absl import flags
-from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jaxcls.data import order
-from jaxcls.data.sources import Source
+from jaxcls.data.sources import Record, Source
+from jaxcls.errors import UserError
 
 Batch: TypeAlias = dict[str, np.ndarray]
 
 
 def load_rows(source: Source, ids: np.ndarray) -> Batch:
-    """Returns the records `ids` [n] as {"image": [n, ...] uint8, "label": [n] int32}.
+    """Returns the records `ids` [n] as one batch, after checking them.
+
+    Args:
+      source: the records.
+      ids: which ones, int [n], n >= 1.
+
+    Returns:
+      "image" uint8 [n, height, width, channels] and "label" int32 [n].
 
     Raises:
-      RuntimeError: naming the source and the record that could not be read. It is a
-        built-in type because grain cannot bring others out of a worker process.
+      RuntimeError: naming the source and what is wrong with which record. It is a built-in
+        type because grain cannot bring others out of a worker process.
     """
     gather = getattr(source, "gather", None)
+    some = f"records {', '.join(map(str, ids[:3]))}, ..."
     if gather is not None:
-        return gather(ids)
-    records = []
-    for index in ids:
-        try:
-            records.append(source[int(index)])
-        except Exception as error:
-            raise RuntimeError(
-                f"record {index} of {source!r} cannot be read: "
-                f"{type(error).__name__}: {error}"
-            ) from None
+        batch = _call(source, some, functools.partial(gather, ids))
+    else:
+        records = [
+            _call(source, f"record {i}", functools.partial(source.__getitem__, int(i)))
+            for i in ids
+        ]
+        batch = _call(source, some, functools.partial(_stacked, records))
+    try:
+        images, labels = np.asarray(batch["image"]), np.asarray(batch["label"])
+    except (TypeError, KeyError, IndexError):
+        raise RuntimeError(
+            f"{source!r} must give 'image' and 'label', but gives {batch!r:.80}."
+        ) from None
+    n, num_classes = len(ids), len(source.class_names)
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != n:
+        raise RuntimeError(
+            f"{source!r} gives images of {images.dtype} {images.shape} for {n} records; "
+            f"expected uint8 ({n}, height, width, channels)."
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (n,):
+        raise RuntimeError(
+            f"{source!r} gives labels of {labels.dtype} {labels.shape} for records "
+            f"{ids[0]}, ...; expected integers ({n},)."
+        )
+    wrong = ids[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise RuntimeError(
+            f"record {wrong[0]} of {source!r} has a label that is no index into its "
+            f"{num_classes} class names."
+        )
+    return {"image": images, "label": labels.astype(np.int32)}
+
+
+def _stacked(records: Sequence[Record]) -> Batch:
+    """Makes one batch of records, whose images must have one shape."""
     return {
         "image": np.stack([record["image"] for record in records]),
-        "label": np.array([record["label"] for record in records], np.int32),
+        "label": np.array([record["label"] for record in records]),
     }
+
+
+def _call(source: Source, what: str, read: Callable[[], Any]) -> Any:
+    """Calls the code of a source, naming what it was asked for if it fails."""
+    try:
+        return read()
+    except Exception as error:
+        raise RuntimeError(
+            f"{what} of {source!r} cannot be read: {type(error).__name__}: {error}"
+        ) from None
+
+
+def padded_rows(batch_size: int, multiple: int) -> int:
+    """Returns the rows of a batch: its size rounded up to a multiple (of the devices)."""
+    return -(-batch_size // multiple) * multiple
 
 
 class TrainBatches:
@@ -131,10 +179,10 @@ class EvalBatches:
           host: this host, 0 <= host < num_hosts.
           num_hosts: hosts that evaluate together.
         """
-        multiple = np.lcm(rows_multiple, num_hosts)
+        multiple = int(np.lcm(rows_multiple, num_hosts))
         self.source = source
         self.batch_size = batch_size
-        self.rows = int(-(-batch_size // multiple) * multiple // num_hosts)
+        self.rows = padded_rows(batch_size, multiple) // num_hosts
         self.first_row = host * self.rows
 
     def __len__(self) -> int:
@@ -155,12 +203,18 @@ class EvalBatches:
         }
 
 
+# Batches come from worker processes through pipes, not in grain's shared memory: freeing
+# that races with the garbage collector when an iterator is closed, which left blocks behind
+# and, with grain 0.2.18 on Python 3.11, now and then ended in a segmentation fault.
+_THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+
+
 class Loader:
     """Runs a sequence of batches ahead of its reader, in threads or worker processes.
 
     The batches and their order do not depend on `workers` or `threads`. Use it in a `with`
-    statement: leaving it ends the worker processes and frees their shared memory. Workers
-    also end by themselves when the trainer is killed.
+    statement: leaving it ends the worker processes. They also end by themselves when the
+    trainer is killed.
     """
 
     def __init__(
@@ -180,11 +234,11 @@ class Loader:
           start: the first element to load.
           repeat: begin again after the last element, without end.
           workers: worker processes; 0 uses threads of this process alone.
-          threads: threads a process; None takes one for each core it may use.
+          threads: threads a process; None takes one for each core it may use, 16 at most.
           prefetch: batches that each process keeps ready.
         """
         if threads is None:
-            threads = max(1, available_cores() // max(workers, 1))
+            threads = min(16, max(1, available_cores() // max(workers, 1)))
         dataset = grain.MapDataset.source(batches)[start:]
         if repeat:
             dataset = dataset.repeat()
@@ -192,7 +246,6 @@ class Loader:
             num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
         )
         stream = dataset.to_iter_dataset(read_options)
-        self._workers = workers
         self._first: collections.deque[Batch] = collections.deque()
         self._iterator: Iterator[Batch]
         if workers == 0 or not len(dataset):
@@ -200,6 +253,7 @@ class Loader:
             return
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl flags; a library has none
+        stream = grain.experimental.WithOptionsIterDataset(stream, _THROUGH_PIPES)
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=prefetch
@@ -208,34 +262,36 @@ class Loader:
         )
         with _signals_blocked(), _main_module_hidden():
             self._iterator = iter(stream)
-            try:
-                # Workers take turns, so this many batches have started every one of them.
-                for _ in range(min(workers, len(dataset))):
-                    self._first.append(_out_of_shared_memory(next(self._iterator)))
-            except BaseException:
-                self.close()
-                raise
-        # grain frees shared memory in a thread of its own, which races with the garbage
-        # collector when an iterator is closed; then a block would stay until the process ends.
-        SharedMemoryArray._disable_async_del()
+            # Workers take turns, so this many batches have started every one of them.
+            first = [next(self) for _ in range(min(workers, len(dataset)))]
+        self._first.extend(first)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        """Returns the next batch.
+
+        Raises:
+          StopIteration: after the last one.
+          UserError: if the data cannot be read; the loader is closed then.
+        """
         if self._first:
             return self._first.popleft()
         try:
-            batch = next(self._iterator)
+            return next(self._iterator)
         except StopIteration:
             raise
         except Exception as error:
-            # The traceback holds on to the shared memory of the batches before.
-            failure = error.with_traceback(None)
-        else:
-            return _out_of_shared_memory(batch) if self._workers else batch
-        self.close()
-        raise failure
+            self.close()  # grain would go on behind the batch that failed
+            if not isinstance(error, RuntimeError):
+                raise
+            if "terminated unexpectedly" in str(error):
+                raise UserError(
+                    "a process that loads data was killed, perhaps for want of memory: run "
+                    "the same command again, with fewer data.workers or a smaller prefetch."
+                ) from error
+            raise UserError(str(error)) from error  # load_rows says what to mend
 
     def __enter__(self) -> "Loader":
         return self
@@ -244,21 +300,11 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Ends the worker processes and frees what they hold. Can be called twice."""
+        """Ends the worker processes and threads. Can be called twice."""
         self._first.clear()
         iterator, self._iterator = self._iterator, iter(())
         if hasattr(iterator, "close"):
             iterator.close()
-        if self._workers:
-            # grain's iterators refer to each other and to the last batches they read.
-            del iterator
-            gc.collect()
-
-
-def _out_of_shared_memory(batch: Batch) -> Batch:
-    """Copies a worker's batch, so that no reader can keep its shared memory from being freed
-    (on the CPU a device array may alias the host array it was made from)."""
-    return {name: np.array(values, subok=False) for name, values in batch.items()}
 
 
 def available_cores() -> int:

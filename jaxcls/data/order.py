@@ -9,8 +9,8 @@ import functools
 import numpy as np
 
 
-# The steps of an epoch share its order; two entries serve the step where epochs meet.
-@functools.lru_cache(maxsize=2)
+# The steps of an epoch share its order; batches are made ahead, so that epochs overlap.
+@functools.lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
     """Returns the order of all records in one epoch: a uniform permutation, int64 [n].
 

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, did_you_mean
 
 Split = Literal["train", "test"]
 
@@ -30,10 +30,15 @@ class Source(Protocol):
     All images of a source have one shape. `repr()` names the data and nothing else (no
     memory address, no path of the machine): it is stored with a run and compared when the
     run is continued. A source is sent to worker processes by pickling.
+
+    A source may also have `gather(indices) -> {"image": uint8 [n, height, width, channels],
+    "label": int [n]}`, which loads a whole batch of records at once; it is used if it is there.
     """
 
     @property
-    def class_names(self) -> tuple[str, ...]: ...
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; a label is an index into them."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -91,7 +96,8 @@ class ArraySource:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the records `indices` [n] as one batch, at the speed of memory."""
+        """Returns the records `indices` (int [n]) as one batch, at the speed of memory:
+        "image" uint8 [n, height, width, channels] and "label" int32 [n]."""
         return {"image": self.images[indices], "label": self.labels[indices]}
 
     def __repr__(self) -> str:
@@ -104,9 +110,10 @@ class Dataset(abc.ABC):
     """A dataset of a config, and how its batches are loaded.
 
     Attributes:
-      workers: processes that load batches; 0 loads them in threads of the trainer.
-      threads: threads that load batches, in each process; None takes one a core.
-      prefetch: batches kept ready on the host, and on the devices.
+      workers: processes that load batches, 0..256; 0 loads them in threads of the trainer.
+      threads: threads that load batches, in each process, each with a batch in the making,
+        1..256; None takes one a core, 16 at most.
+      prefetch: batches kept ready in each process, and on the devices, 1..1024.
     """
 
     workers: int = 0
@@ -119,14 +126,13 @@ class Dataset(abc.ABC):
 
     def validate(self) -> None:
         """Raises UserError for values out of range."""
-        if self.workers < 0:
-            raise UserError(f"data.workers must be 0 or more, not {self.workers}.")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(
-                f"data.threads must be 1 or more, or None, not {self.threads}."
-            )
-        if self.prefetch < 1:
-            raise UserError(f"data.prefetch must be 1 or more, not {self.prefetch}.")
+        for name, value, low, high in (
+            ("workers", self.workers, 0, 256),
+            ("threads", 1 if self.threads is None else self.threads, 1, 256),
+            ("prefetch", self.prefetch, 1, 1024),
+        ):
+            if not low <= value <= high:
+                raise UserError(f"data.{name} must lie in {low}..{high}, not {value}.")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -153,3 +159,21 @@ class Digits(Dataset):
         return ArraySource(
             f"digits-{split}", images[..., None], digits.target[chosen], names
         )
+
+
+DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
+"""The datasets that a recipe's argument can name."""
+
+
+def create_dataset(name: str) -> Dataset:
+    """Returns a dataset by name, with its default options.
+
+    Raises:
+      UserError: for a name that is not in DATASETS.
+    """
+    if name not in DATASETS:
+        raise UserError(
+            f"unknown dataset '{name}'.{did_you_mean(name, DATASETS)} Known datasets: "
+            f"{', '.join(DATASETS)}."
+        )
+    return DATASETS[name]()

@@ -73,7 +73,9 @@ class Model:
       stem: "imagenet" for photographs, "small" for 32-pixel images.
       width: channels of the first stage.
       bn_group: images that share batch statistics in training; None for the whole batch.
-      dtype: dtype of the computation, "float32" or "bfloat16"; parameters are float32.
+      dtype: dtype of the computation, "float32" or "bfloat16"; parameters are float32. With
+        "float32" an accelerator multiplies at JAX's default precision, which is TF32 on
+        recent GPUs and bfloat16 on TPUs.
     """
 
     name: str
@@ -89,17 +91,17 @@ class Model:
           UserError: for an unknown network or an option it does not have.
         """
         options = {
-            option: value
-            for option in ("stem", "width", "bn_group")
-            if (value := getattr(self, option)) is not None
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
         }
-        dtype = jnp.dtype(self.dtype)
-        return create_model(self.name, num_classes=num_classes, dtype=dtype, **options)
+        options["dtype"] = jnp.dtype(self.dtype)
+        return create_model(num_classes=num_classes, **options)
 
     def validate(self) -> None:
         """Raises UserError for an unknown network, option or value out of range."""
         for option in ("width", "bn_group"):
             value = getattr(self, option)
-            if value is not None and value < 1:
-                raise UserError(f"model.{option} must be 1 or more, not {value}.")
+            if value is not None and not 1 <= value <= 65536:
+                raise UserError(f"model.{option} must lie in 1..65536, not {value}.")
         self.create(num_classes=1)

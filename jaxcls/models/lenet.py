@@ -19,8 +19,8 @@ class LeNet5(nn.Module):
     trainable coefficient, and the output is linear instead of radial basis functions.
     61,706 parameters for 1 x 32 x 32 images and 10 classes.
 
-    Kernels start normal with variance 1/fan-in, biases at 0 (LeCun et al. 1998, "Efficient
-    BackProp", equation 16).
+    Kernels start truncated normal with variance 1/fan-in, biases at 0 (LeCun et al. 1998,
+    "Efficient BackProp", equation 16; linen's default).
 
     Attributes:
       num_classes: length of the logits.

@@ -38,7 +38,11 @@ class Optimizer(abc.ABC):
 
 @dataclasses.dataclass(kw_only=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum (torch.optim.SGD without dampening).
+    """Stochastic gradient descent with momentum (the direction of torch.optim.SGD without
+    dampening).
+
+    The decay is decoupled: it does not pass through the momentum as torch's does. A published
+    recipe's decay, coupled, corresponds to about 1 / (1 - momentum) times itself here.
 
     Attributes:
       momentum: share of the last direction that is kept, 0..1.

@@ -30,8 +30,8 @@ class WarmupCosine(Schedule):
     https://arxiv.org/abs/1706.02677; Loshchilov & Hutter 2016, equation 5 without restarts,
     https://arxiv.org/abs/1608.03983).
 
-    With w steps of warm-up in a run of n: factor `start` at step 0, 1 at step w and only
-    there, `end` at the last step n - 1.
+    With w steps of warm-up in a run of n: factor `start` at step 0 (where w > 0), 1 at step
+    w, `end` at the last step n - 1.
 
     Attributes:
       warmup: length of the line; 0 steps begin at the peak.

@@ -13,13 +13,11 @@ class Progress:
     training metrics is printed.
     """
 
-    def __init__(self, *, step: int, total_steps: int, show: bool = True):
-        """Begins at `step` of `total_steps`; shows nothing if not `show` (on all hosts but
-        the first)."""
-        self._show = show
+    def __init__(self, *, step: int, total_steps: int):
+        """Begins at `step` of `total_steps`."""
         self._total_steps = total_steps
         self._bar = None
-        if show and sys.stderr.isatty():
+        if sys.stderr.isatty():
             self._bar = tqdm(
                 total=total_steps,
                 initial=step,
@@ -32,7 +30,7 @@ class Progress:
         """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             tqdm.write(text, file=sys.stdout)
-        elif self._show:
+        else:
             print(text, flush=True)
 
     def advance(self, step: int) -> None:
@@ -48,6 +46,8 @@ class Progress:
             f"lr {values['lr']:.2e}  {values['img_per_s']:,.0f} img/s  "
             f"data wait {values['data_wait']:.0%}  ETA {_duration(seconds_left)}"
         )
+        if values["bad_steps"]:
+            text += f"  {values['bad_steps']} steps not finite"
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {values['epoch']:.1f}  {text}")
         else:
@@ -57,6 +57,7 @@ class Progress:
             )
 
     def close(self) -> None:
+        """Leaves the bar as it stands. Can be called twice."""
         if self._bar is not None:
             self._bar.close()
 

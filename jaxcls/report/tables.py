@@ -10,8 +10,6 @@ from jax.sharding import Mesh
 from jaxcls.config import Config, Plan
 from jaxcls.data.sources import Source
 from jaxcls.optim import masks
-from jaxcls.training.checkpoint import Checkpoints
-from jaxcls.training.program import Compiled
 
 
 def parameters(params: Any, weight_decay: float) -> str:
@@ -63,25 +61,25 @@ def run(
     )
 
 
-def compiled(train_step: Compiled, eval_step: Compiled) -> str:
-    """Returns how long the two programs took to trace and compile."""
+def compiled(seconds: dict[str, tuple[float, float]]) -> str:
+    """Returns how long programs took: name -> seconds to trace and to compile."""
     parts = [
-        f"{name} step {program.trace_seconds + program.compile_seconds:.1f} s "
-        f"(trace {program.trace_seconds:.2f}, compile {program.compile_seconds:.2f})"
-        for name, program in (("train", train_step), ("eval", eval_step))
+        f"{name} {trace + compile_:.1f} s (trace {trace:.2f}, compile {compile_:.2f})"
+        for name, (trace, compile_) in seconds.items()
     ]
     return f"compiled: {', '.join(parts)}"
 
 
-def finished(workdir: Path, checkpoints: Checkpoints, last: dict[str, Any]) -> str:
-    """Returns the end of a complete run: the numbers and where everything lies."""
+def finished(
+    workdir: Path, last_checkpoint: Path, best_checkpoint: Path, last: dict[str, Any]
+) -> str:
+    """Returns the end of a complete run: the last evaluation and where everything lies."""
     top1 = f"top-1 {last['eval/top1']:.2%} raw"
     if "eval/top1_ema" in last:
         top1 += f", {last['eval/top1_ema']:.2%} EMA"
-    best = checkpoints.best()
     return (
         f"complete: {top1}, on all {last['eval/examples']} test images\n"
-        f"  last checkpoint: {checkpoints.directory / str(last['step'])}\n"
-        f"  best checkpoint: {checkpoints.directory / str(best)}\n"
-        f"  evaluate it: python -m jaxcls.evaluate --checkpoint {workdir}"
+        f"  last checkpoint: {last_checkpoint}\n"
+        f"  best checkpoint: {best_checkpoint}\n"
+        f"  evaluate the last: python -m jaxcls.evaluate --checkpoint {workdir}"
     )

@@ -8,18 +8,38 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from jaxcls.errors import UserError
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl; [] if there is none. A line that a killed run
-    left unfinished ends the list."""
-    lines: list[dict[str, Any]] = []
-    if not path.exists():
-        return lines
-    for text in path.read_text().splitlines():
+    """Returns the lines of a metrics.jsonl, null as NaN; [] if there is none.
+
+    A last line that a killed run left unfinished is left out.
+
+    Raises:
+      UserError: if another line is not what MetricWriter writes.
+    """
+    try:
+        texts = path.read_text(errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    lines = []
+    for number, text in enumerate(texts[:-1], start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+            lines.append({k: math.nan if v is None else v for k, v in line.items()})
+            numbers = isinstance(line["step"], int) and all(
+                isinstance(value, int | float) for value in lines[-1].values()
+            )
+        except (ValueError, AttributeError, KeyError, RecursionError):
+            numbers = False
+        if not numbers:
+            raise UserError(
+                f"line {number} of {path} is damaged ({text[:40]!r}): mend or delete that "
+                "line. The evaluation that it may have held is then lost."
+            )
     return lines
 
 
@@ -74,6 +94,7 @@ class MetricWriter:
             self._events.flush()
 
     def close(self) -> None:
+        """Closes the files."""
         self._file.close()
         if self._events is not None:
             self._events.close()

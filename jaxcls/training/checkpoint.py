@@ -7,12 +7,14 @@ Orbax writes them; a step's folder appears under its name only when it is comple
 no checksum of the data, so each array's fingerprint travels with it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -100,20 +102,26 @@ class Checkpoints:
           step: steps made; at most one checkpoint a step.
           state: the state after them.
           run: what else the checkpoint needs to stand alone, as JSON.
+
+        Raises:
+          UserError: if this or the checkpoint before could not be written.
         """
         self._begun.add(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                run=ocp.args.JsonSave({**run, "fingerprints": fingerprints(state)}),
-            ),
-            force=True,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            run=ocp.args.JsonSave({**run, "fingerprints": fingerprints(state)}),
         )
+        with _writing(self.directory):
+            self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Waits until what was saved is on the disk; raises what went wrong in writing it."""
-        self._manager.wait_until_finished()
+        """Waits until what was saved is on the disk.
+
+        Raises:
+          UserError: if it could not be written.
+        """
+        with _writing(self.directory):
+            self._manager.wait_until_finished()
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """Reads the state of a step onto the devices of `shapes`.
@@ -135,6 +143,17 @@ class Checkpoints:
         return state
 
 
+def is_step(path: Path) -> bool:
+    """Whether a path looks like the folder of one step: it has a number for a name and lies
+    among checkpoints, or has the parts of one."""
+    name = path.name
+    return (name.isascii() and name.isdecimal()) and (
+        path.absolute().parent.name == FOLDER
+        or (path / "state").exists()
+        or (path / "run").exists()
+    )
+
+
 def find(path: Path) -> Path:
     """Returns the folder of the checkpoint that `path` names: a step's folder itself, or the
     newest step of a run's folder.
@@ -147,11 +166,11 @@ def find(path: Path) -> Path:
             f"there is no folder {path}: give a run's folder or one step's."
         )
     folder = path / FOLDER  # looked for first: a run's folder may be named "1"
-    if not folder.is_dir() and path.name.isdigit():
+    if not folder.is_dir() and is_step(path):
         return path.absolute()
     if path.name == FOLDER:
         folder = path
-    steps = [child for child in folder.glob("*") if child.name.isdigit()]
+    steps = [child for child in folder.glob("*") if is_step(child)]
     if not steps:
         raise UserError(
             f"{path} has no checkpoint in it: give a run's folder (with {FOLDER}/<step> "
@@ -169,8 +188,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     args = ocp.args.Composite(run=ocp.args.JsonRestore())
     with _reader(folder) as manager:
         run = _read(folder, lambda: manager.restore(int(folder.name), args=args)["run"])
-    if not isinstance(run, dict) or "fingerprints" not in run:
-        raise UserError(f"{folder} is not a checkpoint of jaxcls.")
+    parts = {"step": int, "config": dict, "fingerprints": dict, "class_names": list}
+    parts |= {"image_shape": list, "train_source": str, "test_source": str}
+    if not isinstance(run, dict) or not all(
+        isinstance(run.get(name), kind) for name, kind in parts.items()
+    ):
+        raise UserError(f"{folder} is not a checkpoint of this version of jaxcls.")
+    if run["step"] != int(folder.name):
+        raise UserError(
+            f"the folder {folder} holds the checkpoint of step {run['step']}: give it back "
+            "its name."
+        )
     return run
 
 
@@ -201,6 +229,20 @@ def restore_weights(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     return weights
 
 
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise in writing into one sentence."""
+    try:
+        yield
+    except Exception as error:  # many types, from three libraries
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"cannot write a checkpoint to {directory} ({type(error).__name__}: "
+            f"{reason[0][:200] if reason else 'no message'}). Make room, then run the same "
+            "command again: it goes on from the last complete checkpoint."
+        ) from error
+
+
 def _reader(folder: Path) -> ocp.CheckpointManager:
     """Opens the checkpoints around a step's folder for reading alone."""
     return ocp.CheckpointManager(
@@ -220,8 +262,8 @@ def _read(folder: Path, reader: Callable[[], Any]) -> Any:
     except Exception as error:  # many types, from three libraries
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"the checkpoint {folder} is damaged or incomplete "
-            f"({type(error).__name__}: {reason[0][:200] if reason else 'no message'}): "
+            f"the checkpoint {folder} cannot be read ({type(error).__name__}: "
+            f"{reason[0][:200] if reason else 'no message'}). If it is damaged, "
             f"{_way_out(folder)}"
         ) from error
 
@@ -233,17 +275,22 @@ def _way_out(folder: Path) -> str:
         if child.name.isdigit() and int(child.name) < int(folder.name)
     ]
     if earlier:
-        return f"delete that folder to go back to step {max(earlier)}."
-    return "delete that folder to begin again, there is no earlier one."
+        return f"move that folder away to go back to step {max(earlier)}."
+    return "move that folder away to begin again: there is no earlier one."
 
 
-def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Returns path -> shape of the arrays in a checkpoint."""
+def _saved_shapes(folder: Path) -> dict[str, str]:
+    """Returns path -> dtype and shape of the arrays in a checkpoint."""
     with _reader(folder) as manager:
         tree = _read(
             folder, lambda: manager.item_metadata(int(folder.name))["state"].tree
         )
-    return {name: tuple(leaf.shape) for name, leaf in _named_leaves(tree)}
+    return {name: _kind(leaf) for name, leaf in _named_leaves(tree)}
+
+
+def _kind(leaf: Any) -> str:
+    """Returns dtype and shape of an array as "float32[3,3,1,6]"."""
+    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -266,11 +313,11 @@ def _check_same_arrays(folder: Path, shapes: Any) -> None:
     Raises:
       UserError: naming what is missing, left over or of another shape.
     """
-    wanted = {name: tuple(leaf.shape) for name, leaf in _named_leaves(shapes)}
+    wanted = {name: _kind(leaf) for name, leaf in _named_leaves(shapes)}
     parts = {name.split("/")[0] for name in wanted}
     saved = {
-        name: shape
-        for name, shape in _saved_shapes(folder).items()
+        name: kind
+        for name, kind in _saved_shapes(folder).items()
         if isinstance(shapes, TrainState) or name.split("/")[0] in parts
     }
     lists = {
@@ -298,9 +345,10 @@ def _check_same_arrays(folder: Path, shapes: Any) -> None:
 def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
     """Returns a sum over the bits of each array, uint32 [arrays].
 
-    Word i is weighted with the odd number 2 i + 1, modulo 2**32, so that any one changed bit
-    and any two exchanged unequal neighbours change the sum. Whole numbers: the result does
-    not depend on how an array is spread over devices.
+    Each 32-bit word is mixed (two rounds of xor-shift and an odd factor) and weighted with
+    the odd number 2 i + 1 of its place i, modulo 2**32: any one changed bit changes the sum,
+    and so does nearly every other damage. Whole numbers: the result does not depend on how
+    an array is spread over devices.
     """
 
     def of(leaf: jax.Array) -> jax.Array:
@@ -308,6 +356,8 @@ def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
             size = leaf.dtype.itemsize * 8
             leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{size}"))
         words = leaf.astype(jnp.uint32).reshape(-1)
+        for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):
+            words = (words ^ (words >> shift)) * jnp.uint32(factor)
         weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
         return (words * weights).sum(dtype=jnp.uint32)
 

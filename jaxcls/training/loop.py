@@ -11,18 +11,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxcls.config import Config, Plan
-from jaxcls.data.loader import Loader
-from jaxcls.data.sources import Source
 from jaxcls.parallel import replicated
 from jaxcls.report.progress import Progress, eval_line
 from jaxcls.report.writers import MetricWriter
 from jaxcls.training import metrics
 from jaxcls.training.checkpoint import Checkpoints
-from jaxcls.training.evaluation import evaluate
+from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.prefetch import DevicePrefetch
-from jaxcls.training.program import Program
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
 
@@ -83,12 +81,10 @@ class Loop:
     Attributes:
       config: the run's config.
       plan: its durations in steps.
-      program: knows the mesh and the shapes.
+      mesh: the devices.
       train_step: the compiled train step.
-      eval_step: the compiled eval step.
       state: the state; always that after the last step dispatched.
-      test_source: what is evaluated.
-      eval_loader: gives its batches, over and over.
+      evaluator: evaluates the test split.
       checkpoints: where states are saved.
       run_info: what is saved beside them.
       writer: takes the lines of metrics, and knows the evaluations of the run so far.
@@ -98,12 +94,10 @@ class Loop:
 
     config: Config
     plan: Plan
-    program: Program
+    mesh: Mesh
     train_step: Any
-    eval_step: Any
     state: TrainState
-    test_source: Source
-    eval_loader: Loader
+    evaluator: Evaluator
     checkpoints: Checkpoints
     run_info: dict[str, Any]
     writer: MetricWriter
@@ -134,11 +128,9 @@ class Loop:
         # A signal may have cut short what was due at the step that was saved.
         self._do_what_is_due()
         while self.step < self.plan.total_steps and not self.should_stop():
-            waited = batches.waited
-            batch = batches.next(self._devices_idle)
+            batch = batches.next(self._devices_idle, count=not self._clock.paused)
             if self._clock.paused:
                 self._clock.run()
-                batches.waited = waited  # the clock stood still
             self.state, report = self.train_step(self.state, batch)
             self.step += 1
             self._in_flight.append(InFlight(self.step, report, self._end_interval()))
@@ -177,7 +169,7 @@ class Loop:
         if not self.plan.is_due(self.plan.log_every, self.step):
             return None
         interval = self.state.metrics
-        empty = jax.device_put(self._empty, replicated(self.program.mesh))
+        empty = jax.device_put(self._empty, replicated(self.mesh))
         self.state = dataclasses.replace(self.state, metrics=empty)
         return interval
 
@@ -197,27 +189,31 @@ class Loop:
         done = self._in_flight.popleft()
         jax.block_until_ready(done.report)
         self.progress.advance(done.step)
-        last = not self._in_flight
-        if done.interval is None and not last:
+        # Now and then is enough: after max_bad_steps no step changes anything any more.
+        look = not self._in_flight or done.step % self.config.max_bad_steps == 0
+        if done.interval is None and not look:
             return
         report = jax.device_get(done.report)
         if done.interval is not None:
             self._write_train_line(done.step, done.interval, report, batches)
         if report["bad_in_a_row"] >= self.config.max_bad_steps:
-            first = done.step - int(report["bad_in_a_row"])
-            saved = self.checkpoints.steps()
-            raise Diverged(
-                f"the loss, the gradients or the update were not finite in "
-                f"{self.config.max_bad_steps} steps in a row, from step {first} on (the "
-                "first step is 0). Nothing of them was kept: "
-                + (
-                    f"the last checkpoint is of step {saved[-1]}"
-                    if saved
-                    else "no checkpoint was saved yet"
-                )
-                + ". Try a lower optimizer.learning_rate, a longer schedule.warmup, or "
-                "clip_norm=1.0."
-            )
+            raise Diverged(self._why_diverged(done.step - int(report["bad_in_a_row"])))
+
+    def _why_diverged(self, first: int) -> str:
+        self.checkpoints.wait()
+        saved = self.checkpoints.steps()
+        last = (
+            f"checkpoint is of step {saved[-1]}"
+            if saved
+            else "checkpoint was not reached"
+        )
+        return (
+            f"the loss, the gradients or the update were not finite in "
+            f"{self.config.max_bad_steps} steps in a row, from step {first} on (the first "
+            f"step is 0). Nothing of them was kept: the last {last}. Begin anew with a lower "
+            "optimizer.learning_rate, a longer schedule.warmup or clip_norm=1.0, in another "
+            "--workdir or with --fresh."
+        )
 
     def _write_train_line(
         self,
@@ -261,15 +257,7 @@ class Loop:
         if self.state.ema is not None:
             weights["_ema"] = self.state.ema
         started = time.perf_counter()
-        results = evaluate(
-            self.eval_step,
-            weights,
-            self.eval_loader,
-            mesh=self.program.mesh,
-            num_batches=-(-len(self.test_source) // self.config.evaluation.batch_size),
-            num_examples=len(self.test_source),
-            should_stop=self.should_stop,
-        )
+        results = self.evaluator.evaluate(weights, self.should_stop)
         if results is None:
             return False
         values = {

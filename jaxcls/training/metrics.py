@@ -8,6 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics
 
 from jaxcls.training.loss import SoftmaxCrossEntropy
@@ -80,7 +81,8 @@ def eval_metrics(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalM
 
 
 def compute(collection: Any, prefix: str) -> dict[str, float]:
-    """Divides the sums of a collection and names them: {"eval/loss": ...}."""
-    return {
-        f"{prefix}/{name}": float(value) for name, value in collection.compute().items()
-    }
+    """Divides the sums of a collection and names them: {"eval/loss": ...}; NaN where nothing
+    was counted."""
+    with np.errstate(invalid="ignore"):
+        means = collection.compute()
+    return {f"{prefix}/{name}": float(value) for name, value in means.items()}

@@ -25,7 +25,7 @@ class DevicePrefetch:
         Args:
           loader: gives this host's rows of each batch.
           mesh: the devices.
-          depth: batches that wait on the devices, 1 or more.
+          depth: batches that wait on the devices, 1 or more; one more is on its way.
         """
         self.waited = 0.0
         """Seconds in which the devices had nothing to do for want of data."""
@@ -54,7 +54,9 @@ class DevicePrefetch:
                 continue
         return False
 
-    def next(self, devices_idle: Callable[[], bool]) -> dict[str, jax.Array]:
+    def next(
+        self, devices_idle: Callable[[], bool], *, count: bool = True
+    ) -> dict[str, jax.Array]:
         """Returns the next batch.
 
         Waiting counts as such only from the moment the devices are idle: before that they
@@ -62,24 +64,34 @@ class DevicePrefetch:
 
         Args:
           devices_idle: whether the devices have done all that was dispatched.
+          count: whether waiting counts now; False where no clock of training runs.
 
         Raises:
           StopIteration: after the last batch.
           Exception: what the loader raised.
         """
-        idle_since: float | None = None
-        while True:
-            try:
-                item = self._ready.get(timeout=0.001)
-                break
-            except queue.Empty:
-                if idle_since is None and devices_idle():
-                    idle_since = time.perf_counter()
-        if idle_since is not None:
-            self.waited += time.perf_counter() - idle_since
+        try:
+            item = self._ready.get_nowait()
+        except queue.Empty:
+            item, waited = self._wait(devices_idle)
+            self.waited += waited if count else 0.0
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def _wait(self, devices_idle: Callable[[], bool]) -> tuple[Any, float]:
+        """Returns the next item and the seconds that the devices were idle for it."""
+        idle_since: float | None = None
+        while True:
+            if idle_since is None and devices_idle():
+                idle_since = time.perf_counter()
+            try:
+                item = self._ready.get(timeout=0.0005 if idle_since is None else 1)
+                break
+            except queue.Empty:
+                continue
+        now = time.perf_counter()
+        return item, now - (now if idle_since is None else idle_since)
 
     def __enter__(self) -> "DevicePrefetch":
         return self

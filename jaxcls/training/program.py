@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 from jaxcls import augment
 from jaxcls.augment import Transform
 from jaxcls.config import Config, Plan
+from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
 from jaxcls.optim.chain import chain, learning_rate
 from jaxcls.parallel import batch_sharded, replicated
@@ -29,22 +29,38 @@ class Compiled:
 
     Attributes:
       call: the program.
-      trace_seconds: spent turning Python into XLA's input.
-      compile_seconds: spent in XLA, or in reading the result of an earlier run from disk.
+      seconds: spent turning Python into XLA's input, and then in XLA or in reading the result
+        of an earlier run from disk.
     """
 
     call: Any
-    trace_seconds: float
-    compile_seconds: float
+    seconds: tuple[float, float]
 
 
-def compile_for(function: Any, *shapes: Any) -> Compiled:
-    """Compiles a jitted function for trees of jax.ShapeDtypeStruct."""
+@dataclasses.dataclass
+class Traced:
+    """A program before it is compiled: its shapes fit together, or tracing had failed.
+
+    Attributes:
+      lowered: XLA's input.
+      seconds: spent making it out of Python.
+    """
+
+    lowered: jax.stages.Lowered
+    seconds: float
+
+    def compile(self) -> Compiled:
+        """Compiles, or reads the result of an earlier run from disk."""
+        start = time.perf_counter()
+        compiled = self.lowered.compile()
+        return Compiled(compiled, (self.seconds, time.perf_counter() - start))
+
+
+def trace(function: Any, *shapes: Any) -> Traced:
+    """Traces a jitted function for trees of jax.ShapeDtypeStruct."""
     start = time.perf_counter()
     lowered = function.lower(*shapes)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    return Compiled(compiled, traced - start, time.perf_counter() - traced)
+    return Traced(lowered, time.perf_counter() - start)
 
 
 def batch_shapes(mesh: Mesh, rows: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -57,11 +73,6 @@ def batch_shapes(mesh: Mesh, rows: int, image_shape: tuple[int, ...]) -> dict[st
         "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
         "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=sharding),
     }
-
-
-def padded_rows(batch_size: int, num_devices: int) -> int:
-    """Returns the batch size rounded up to a multiple of the devices."""
-    return math.ceil(batch_size / num_devices) * num_devices
 
 
 def input_shape(
@@ -145,6 +156,7 @@ class Program:
             out_shardings=replicated(mesh),
             donate_argnums=0,
         )
+        self._state_shapes: TrainState | None = None
         self._init = jax.jit(self._create_state, out_shardings=replicated(mesh))
 
     def _create_state(self) -> TrainState:
@@ -162,20 +174,23 @@ class Program:
 
     def state_shapes(self) -> TrainState:
         """Returns the state as jax.ShapeDtypeStruct with shardings."""
-        return on_all_devices(self.mesh, jax.eval_shape(self._create_state))
+        if self._state_shapes is None:
+            shapes = jax.eval_shape(self._create_state)
+            self._state_shapes = on_all_devices(self.mesh, shapes)
+        return self._state_shapes
 
-    def compile_train_step(self) -> Compiled:
-        """Compiles train_step(state, batch); the state is donated."""
+    def trace_train_step(self) -> Traced:
+        """Traces train_step(state, batch); the state is donated."""
         rows = self.config.batch_size
-        return compile_for(
+        return trace(
             self._train_step,
             self.state_shapes(),
             batch_shapes(self.mesh, rows, self.image_shape),
         )
 
-    def compile_eval_step(self) -> Compiled:
-        """Compiles eval_step(variables, batch), for raw and averaged weights alike."""
-        return compile_eval_step(
+    def trace_eval_step(self) -> Traced:
+        """Traces eval_step(variables, batch), for raw and averaged weights alike."""
+        return trace_eval_step(
             self.config,
             self.model,
             self.state_shapes().variables(),
@@ -185,7 +200,7 @@ class Program:
         )
 
 
-def compile_eval_step(
+def trace_eval_step(
     config: Config,
     model: nn.Module,
     variables: Any,
@@ -193,8 +208,8 @@ def compile_eval_step(
     mesh: Mesh,
     num_classes: int,
     image_shape: tuple[int, ...],
-) -> Compiled:
-    """Compiles eval_step(variables, batch).
+) -> Traced:
+    """Traces eval_step(variables, batch).
 
     Args:
       config: gives the transforms and the batch size.
@@ -214,4 +229,4 @@ def compile_eval_step(
         out_shardings=replicated(mesh),
     )
     rows = padded_rows(config.evaluation.batch_size, mesh.size)
-    return compile_for(step, variables, batch_shapes(mesh, rows, image_shape))
+    return trace(step, variables, batch_shapes(mesh, rows, image_shape))

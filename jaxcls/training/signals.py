@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -42,14 +41,16 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
+        # os.write and descriptor 2: print is not safe in a handler, and sys.stderr may be an
+        # object without a descriptor.
         if number == signal.SIGINT and self.name == "SIGINT":
-            os.write(sys.stderr.fileno(), b"\nleaving at once: nothing was saved.\n")
+            os.write(2, b"\nleaving at once: what is not in a checkpoint is lost.\n")
             os._exit(FORCED_EXIT)
-        if self.name is None:
-            self.name = signal.Signals(number).name
+        if number == signal.SIGINT:
             os.write(
-                sys.stderr.fileno(),
-                f"\n{self.name}: saving after this step (Ctrl-C again leaves at once).\n".encode(),
+                2, b"\nSIGINT: saving after this step; Ctrl-C again leaves at once.\n"
             )
-        elif number == signal.SIGINT:
             self.name = "SIGINT"
+        elif self.name is None:
+            os.write(2, b"\nSIGTERM: saving after this step.\n")
+            self.name = "SIGTERM"

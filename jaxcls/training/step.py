@@ -124,8 +124,8 @@ def all_finite(tree: Any) -> jax.Array:
     """Returns whether the global norm of a tree is finite, a bool scalar.
 
     True only if every value is; False also where the sum of squares overflows float32, beyond
-    1.8e19. The norm, and not a test of every value, because the compiler already has that of
-    the gradients where they are clipped, and takes a third of the time for it.
+    1.8e19. Testing every value by itself took the compiler three times as long (XLA on CPU,
+    ResNet-18).
     """
     return jnp.isfinite(optax.tree.norm(tree))
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxcls.data import ArraySource, Dataset, Digits, Source
+from jaxcls.data import (
+    DATASETS,
+    ArraySource,
+    Dataset,
+    Digits,
+    Source,
+    create_dataset,
+)
 from jaxcls.errors import UserError
 
 
@@ -114,12 +121,42 @@ def test_arrays_that_do_not_fit_are_named(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("workers", -1), ("threads", 0), ("prefetch", 0)]
+    ("option", "low", "high"),
+    [("workers", 0, 256), ("threads", 1, 256), ("prefetch", 1, 1024)],
 )
-def test_loading_options_out_of_range(option: str, value: int) -> None:
-    with pytest.raises(UserError, match=rf"data\.{option} must be .*, not {value}\."):
+def test_loading_options_out_of_range(option: str, low: int, high: int) -> None:
+    for value in (low - 1, high + 1):
+        said = rf"^data\.{option} must lie in {low}\.\.{high}, not {value}\.$"
+        with pytest.raises(UserError, match=said):
+            Digits(**{option: value}).validate()
+    for value in (low, high):
         Digits(**{option: value}).validate()
-    Digits(**{option: value + 1}).validate()
+
+
+@pytest.mark.parametrize("name", list(DATASETS))
+def test_a_dataset_is_made_by_name(name: str) -> None:
+    made = create_dataset(name)
+    assert type(made) is DATASETS[name]
+    assert made == DATASETS[name]() and made is not create_dataset(name)
+    made.validate()
+
+
+def test_digits_have_a_name() -> None:
+    assert create_dataset("digits") == Digits()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("digit", "unknown dataset 'digit'. Did you mean 'digits'? Known datasets: "),
+        ("xyz", "unknown dataset 'xyz'. Known datasets: "),
+        ("", "unknown dataset ''. Known datasets: "),
+    ],
+)
+def test_an_unknown_dataset_suggests(name: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        create_dataset(name)
+    assert str(error.value) == said + ", ".join(DATASETS) + "."
 
 
 def test_a_dataset_must_say_where_its_records_are() -> None:

@@ -16,6 +16,15 @@ from jaxcls.models import MODELS, Model, create_model, model_options
 
 Variables = dict[str, Any]
 
+OURS = ["lenet5", "resnet18"]
+"""The networks of the package; recipes of other tests may register their own in MODELS."""
+
+
+@pytest.fixture
+def only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in MODELS if name not in OURS]:
+        monkeypatch.delitem(MODELS, name)
+
 
 def shapes(
     name: str, image_shape: tuple[int, ...], num_classes: int = 10, **options: Any
@@ -240,7 +249,7 @@ def test_bn_group_reaches_every_batch_norm() -> None:
 # ----------------------------------------------------------------------------- precision
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", OURS)
 def test_bfloat16_computes_and_float32_stays(name: str) -> None:
     narrow: Any = {"width": 4, "stem": "small"} if name == "resnet18" else {}
     module = create_model(name, num_classes=5, dtype=jnp.bfloat16, **narrow)
@@ -345,6 +354,7 @@ def test_lenet5_starts_with_variance_one_over_fan_in() -> None:
         ("lenet5", {"stem": "small"}, "has no option 'stem'. Its options: dtype."),
     ],
 )
+@pytest.mark.usefixtures("only_ours")
 def test_unknown_names_are_errors_that_suggest(
     name: str, options: dict[str, Any], said: str
 ) -> None:
@@ -386,14 +396,23 @@ def test_lenet5_names_the_size_it_takes() -> None:
     ("model", "said"),
     [
         (Model(name="resnet81"), "Did you mean 'resnet18'?"),
-        (Model(name="resnet18", width=0), "model.width must be 1 or more, not 0"),
+        (Model(name="resnet18", width=0), "model.width must lie in 1..65536, not 0."),
+        (
+            Model(name="resnet18", width=65537),
+            "model.width must lie in 1..65536, not 65537.",
+        ),
         (
             Model(name="resnet18", bn_group=-2),
-            "model.bn_group must be 1 or more, not -2",
+            "model.bn_group must lie in 1..65536, not -2.",
+        ),
+        (
+            Model(name="resnet18", bn_group=65537),
+            "model.bn_group must lie in 1..65536, not 65537.",
         ),
         (Model(name="lenet5", width=8), "model 'lenet5' has no option 'width'"),
     ],
 )
+@pytest.mark.usefixtures("only_ours")
 def test_a_configs_model_is_validated(model: Model, said: str) -> None:
     with pytest.raises(UserError) as error:
         model.validate()

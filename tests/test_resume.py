@@ -70,7 +70,7 @@ def kill_and_finish(workdir: Path, whole: Whole, kills: int, seed: int) -> None:
     that all of them meet it alive; lets it finish, and compares."""
     moments = random.Random(seed)
     train = arguments(workdir, whole.steps)
-    latest = whole.startup + 1.5 * (whole.seconds - whole.startup) / kills
+    latest = whole.startup + 0.7 * (whole.seconds - whole.startup) / kills
     reached = []
     for _ in range(kills):
         process = subprocess.Popen(**commands.command(*train))

@@ -290,20 +290,8 @@ class _Run:
           stop: becomes true when a signal asks to stop.
         """
         config, plan = self.config, self.plan
-        parallel.enable_compilation_cache()
-        if jax.process_count() > 1:
-            raise UserError(
-                f"this is one of {jax.process_count()} processes that train together, which "
-                "jaxcls cannot do yet: use one process for all devices of one machine."
-            )
-        mesh = parallel.make_mesh(config.devices)
-        program = Program(
-            config,
-            plan,
-            mesh=mesh,
-            num_classes=len(self.run_info["class_names"]),
-            image_shape=tuple(self.run_info["image_shape"]),
-        )
+        program = self._program()
+        mesh = program.mesh
         # Traced here, before anything is written: shapes that do not fit fail now.
         traced = {
             "train step": program.trace_train_step(),
@@ -360,16 +348,28 @@ class _Run:
             complete = loop.run(stack.enter_context(prefetch))
             checkpoints.wait()
             progress.close()
+            last = writer.last_evaluation()
             if complete:
-                self._say_complete(checkpoints, writer.last_evaluation())
+                self._say_complete(checkpoints, last)
             else:
-                saved = "all saved" if loop.step else "nothing to save yet"
-                print(
-                    f"stopped by {stop.name} at step {loop.step} of {plan.total_steps}, "
-                    f"{saved}: run the same command again to continue.",
-                    flush=True,
-                )
-            return Result(complete, loop.step, writer.last_evaluation(), self.workdir)
+                self._say_stopped(stop, loop.step)
+            return Result(complete, loop.step, last, self.workdir)
+
+    def _program(self) -> Program:
+        """Binds the config to the data's shapes and the devices."""
+        parallel.enable_compilation_cache()
+        if jax.process_count() > 1:
+            raise UserError(
+                f"this is one of {jax.process_count()} processes that train together, which "
+                "jaxcls cannot do yet: use one process for all devices of one machine."
+            )
+        return Program(
+            self.config,
+            self.plan,
+            mesh=parallel.make_mesh(self.config.devices),
+            num_classes=len(self.run_info["class_names"]),
+            image_shape=tuple(self.run_info["image_shape"]),
+        )
 
     def _restore(
         self, checkpoints: Checkpoints, step: int, program: Program
@@ -396,6 +396,14 @@ class _Run:
             workers=data.workers,
             threads=data.threads,
             prefetch=data.prefetch,
+        )
+
+    def _say_stopped(self, stop: StopSignal, step: int) -> None:
+        saved = "all saved" if step else "nothing to save yet"
+        print(
+            f"stopped by {stop.name} at step {step} of {self.plan.total_steps}, {saved}: run "
+            "the same command again to continue.",
+            flush=True,
         )
 
     def _say_complete(self, checkpoints: Checkpoints, last: dict[str, Any]) -> None:

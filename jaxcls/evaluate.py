@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxcls import config as config_lib
 from jaxcls import parallel
@@ -22,11 +19,7 @@ from jaxcls.errors import UserError
 from jaxcls.report.progress import eval_line
 from jaxcls.training import checkpoint
 from jaxcls.training.evaluation import Evaluator
-from jaxcls.training.program import (
-    input_shape,
-    on_all_devices,
-    trace_eval_step,
-)
+from jaxcls.training.program import trace_eval_step, weight_shapes
 
 
 def evaluate_checkpoint(
@@ -71,7 +64,7 @@ def evaluate_checkpoint(
             f"{', '.join(class_names[:5])}, ..."
         )
     model = config.model.create(len(class_names))
-    shapes = _weight_shapes(config, model, run, mesh)
+    shapes = weight_shapes(config, model, tuple(run["image_shape"]), mesh)
     weights = checkpoint.restore_weights(folder, shapes)
     variables = {"params": weights["params"], "batch_stats": weights["batch_stats"]}
     by_suffix = {"": variables}
@@ -105,20 +98,6 @@ def _override(
     elif config.devices is not None and config.devices > jax.device_count():
         config.devices = None
     config_lib.validate(config)
-
-
-def _weight_shapes(
-    config: Config, model: nn.Module, run: dict[str, Any], mesh: Mesh
-) -> dict[str, Any]:
-    """Returns the shapes of the weights that the run's config makes, raw and averaged."""
-    shape = input_shape(config.eval_transform, tuple(run["image_shape"]))
-    made = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
-    )
-    weights = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
-    if config.ema_decay is not None:
-        weights["ema"] = dict(weights)
-    return on_all_devices(mesh, weights)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -34,6 +34,7 @@ from jaxcls.training.prefetch import DevicePrefetch
 from jaxcls.training.program import Program
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
+from jaxcls.training.warm_start import warm_start
 
 COMPLETE, MISTAKE, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
 """Exit codes. 75 is sysexits.h's EX_TEMPFAIL: nothing is wrong, run it again."""
@@ -318,9 +319,10 @@ class _Run:
             checkpoints = stack.enter_context(
                 Checkpoints(self.workdir, config.checkpoint.keep, score)
             )
-            state = (
-                None if newest is None else self._restore(checkpoints, step, program)
-            )
+            if newest is None:
+                state = self._initial(program)
+            else:
+                state = self._restore(checkpoints, step, program)
             steps = {name: program.compile() for name, program in traced.items()}
             seconds = {name: compiled.seconds for name, compiled in steps.items()}
             print(tables.compiled(seconds), flush=True)
@@ -335,7 +337,7 @@ class _Run:
                 plan=plan,
                 mesh=mesh,
                 train_step=steps["train step"].call,
-                state=program.init() if state is None else state,
+                state=state,
                 evaluator=stack.enter_context(evaluator),
                 checkpoints=checkpoints,
                 run_info=self.run_info,
@@ -370,6 +372,15 @@ class _Run:
             num_classes=len(self.run_info["class_names"]),
             image_shape=tuple(self.run_info["image_shape"]),
         )
+
+    def _initial(self, program: Program) -> TrainState:
+        """Returns the state before the first step: random weights, or those that
+        config.model.weights names."""
+        state = program.init()
+        if self.config.model.weights is not None:
+            state, messages = warm_start(state, program, self.config.model.weights)
+            print("\n".join(messages), flush=True)
+        return state
 
     def _restore(
         self, checkpoints: Checkpoints, step: int, program: Program

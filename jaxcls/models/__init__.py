@@ -6,21 +6,38 @@ logits = module.apply(variables, images, train=False)  # float32 [batch, 10]
 """
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError, did_you_mean
-from jaxcls.models.lenet import LeNet5
-from jaxcls.models.resnet import ResNet
+from jaxcls.models import (
+    alexnet,
+    convnext,
+    efficientnet,
+    googlenet,
+    inception,
+    keras_resnet,
+    lenet,
+    resnet,
+    vgg,
+)
+from jaxcls.models.weights import find as find_weights
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "lenet5": LeNet5,
-    "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+    **lenet.VARIANTS,
+    **alexnet.VARIANTS,
+    **vgg.VARIANTS,
+    **googlenet.VARIANTS,
+    **inception.VARIANTS,
+    **resnet.VARIANTS,
+    **keras_resnet.VARIANTS,
+    **efficientnet.VARIANTS,
+    **convnext.VARIANTS,
 }
 
 
@@ -42,7 +59,7 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     if name not in MODELS:
         raise UserError(
             f"unknown model '{name}'.{did_you_mean(name, MODELS)} "
-            f"Known models: {', '.join(MODELS)}."
+            f"`python -m jaxcls.models` lists all {len(MODELS)}."
         )
     if num_classes < 1:
         raise UserError(f"num_classes must be 1 or more, not {num_classes}.")
@@ -64,24 +81,44 @@ def model_options(name: str) -> list[str]:
     ]
 
 
+def is_weight_set(source: str) -> bool:
+    """Whether a string names a weight set, known or not, rather than a path."""
+    return source.startswith(("torchvision/", "timm/")) and not Path(source).exists()
+
+
 @dataclasses.dataclass(kw_only=True)
 class Model:
     """The network of a config. An option that is None is left at the network's default.
 
     Attributes:
-      name: a key of jaxcls.models.MODELS.
+      name: a key of jaxcls.models.MODELS; `python -m jaxcls.models` lists them.
+      weights: what to begin with instead of random weights: the name of published ones
+        ("torchvision/resnet50:v2", "timm/resnet50.a1_in1k"), the path of a .safetensors or
+        .pth file with a state dict of torchvision or timm, or the folder of a run of ours. A
+        head for other classes is replaced.
       stem: "imagenet" for photographs, "small" for 32-pixel images.
       width: channels of the first stage.
+      dropout: probability of dropping an input of the last layer, 0..1 (VGG, AlexNet: of the
+        hidden layers).
+      drop_path: rate of stochastic depth, 0..1, by the rule of the network's paper.
+      aux_weight: weight of each auxiliary head's loss; 0 builds no auxiliary heads.
       bn_group: images that share batch statistics in training; None for the whole batch.
+      remat: recompute blocks in the backward pass instead of keeping their activations: less
+        memory, more time.
       dtype: dtype of the computation, "float32" or "bfloat16"; parameters are float32. With
         "float32" an accelerator multiplies at JAX's default precision, which is TF32 on
         recent GPUs and bfloat16 on TPUs.
     """
 
     name: str
+    weights: str | None = None
     stem: Literal["imagenet", "small"] | None = None
     width: int | None = None
+    dropout: float | None = None
+    drop_path: float | None = None
+    aux_weight: float | None = None
     bn_group: int | None = None
+    remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def create(self, num_classes: int) -> nn.Module:
@@ -93,9 +130,12 @@ class Model:
         options = {
             field.name: value
             for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None
+            # remat=False asks for nothing, also of a network that has no blocks.
+            if (value := getattr(self, field.name)) is not None and value is not False
         }
         options["dtype"] = jnp.dtype(self.dtype)
+        if (source := options.pop("weights", None)) and is_weight_set(source):
+            options = {**find_weights(source).options, **options}
         return create_model(num_classes=num_classes, **options)
 
     def validate(self) -> None:
@@ -104,4 +144,20 @@ class Model:
             value = getattr(self, option)
             if value is not None and not 1 <= value <= 65536:
                 raise UserError(f"model.{option} must lie in 1..65536, not {value}.")
+        for option in ("dropout", "drop_path"):
+            value = getattr(self, option)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(
+                    f"model.{option} must lie in 0..1, below 1, not {value}."
+                )
+        if self.aux_weight is not None and not 0 <= self.aux_weight < 1e6:
+            raise UserError(
+                f"model.aux_weight must be 0 or more, not {self.aux_weight}."
+            )
+        if self.weights is not None and is_weight_set(self.weights):
+            of = find_weights(self.weights).model
+            if of != self.name:
+                raise UserError(
+                    f"model.weights {self.weights} are weights of {of}, not of {self.name}."
+                )
         self.create(num_classes=1)

@@ -1,12 +1,51 @@
-"""Layers that the families share."""
+"""Layers and initial values that the families share."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls.errors import UserError
+
+# torchvision's kaiming_normal_(mode="fan_out", nonlinearity="relu"), He et al. 2015
+# (https://arxiv.org/abs/1502.01852, equation 14). The fan-out of a grouped convolution counts
+# the channels of all groups, as torch counts them: a depthwise kernel starts smaller than in
+# TensorFlow.
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """Returns an initialiser that draws uniformly from -bound..bound."""
+
+    def init(
+        rng: jax.Array,
+        shape: Sequence[int],
+        dtype: Any = jnp.float32,
+        out_sharding: Any = None,
+    ) -> jax.Array:
+        del out_sharding
+        return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    return init
+
+
+def torch_default(fan_in: int) -> dict[str, Any]:
+    """Returns the initialisers of torch.nn.Linear and torch.nn.Conv2d.
+
+    Kernel and bias alike are uniform within 1/sqrt(fan-in): kaiming_uniform_ with a=sqrt(5).
+
+    Args:
+      fan_in: inputs of one output value; for a convolution height x width x channels / groups.
+
+    Returns:
+      "kernel_init" and "bias_init", for nn.Dense and nn.Conv.
+    """
+    bound = 1 / math.sqrt(fan_in)
+    return {"kernel_init": uniform(bound), "bias_init": uniform(bound)}
 
 
 class BatchNorm(nn.Module):
@@ -22,6 +61,8 @@ class BatchNorm(nn.Module):
     normalises, as torch.nn.BatchNorm2d does.
 
     Attributes:
+      train: whether to normalise by the statistics of the batch and to update the running ones
+        ("batch_stats"), or to normalise by the running ones.
       group: images that share statistics in training; must divide the batch.
       momentum: the share of the old running statistics that is kept (torch's is the
         complement: its default 0.1 is 0.9 here).
@@ -29,13 +70,14 @@ class BatchNorm(nn.Module):
       dtype: dtype of the result; None keeps the input's.
     """
 
+    train: bool
     group: int | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalises [batch, ..., channels] for each channel; updates "batch_stats"."""
         channels = inputs.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
@@ -47,7 +89,7 @@ class BatchNorm(nn.Module):
             "batch_stats", "var", jnp.ones, (channels,), jnp.float32
         )
         x = inputs.astype(jnp.float32)
-        if not train:
+        if not self.train:
             mean, var = running_mean.value, running_var.value
         else:
             batch = inputs.shape[0]
@@ -74,3 +116,150 @@ class BatchNorm(nn.Module):
                     )
         normalized = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return normalized.reshape(inputs.shape).astype(self.dtype or inputs.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, ReLU.
+
+    Attributes:
+      features: channels of the result.
+      kernel: (height, width) of the kernel.
+      norm: a batch norm of the network's groups and dtype.
+      kernel_init: initial values of the kernel.
+      dtype: dtype of the computation.
+      stride: of the convolution.
+      padding: pixels added on each side, or (above and below, left and right).
+    """
+
+    features: int
+    kernel: tuple[int, int]
+    norm: Any
+    kernel_init: nn.initializers.Initializer
+    dtype: Any
+    stride: int = 1
+    padding: int | tuple[int, int] = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, h, w, channels] to [batch, h', w', features]."""
+        padding = self.padding
+        if isinstance(padding, int):
+            padding = (padding, padding)
+        x = nn.Conv(
+            self.features,
+            self.kernel,
+            self.stride,
+            padding=[(side, side) for side in padding],
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        return nn.relu(self.norm(name="bn")(x))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382): leaves out a
+    residual branch for an image, and scales the others up so that the expectation stays.
+
+    Attributes:
+      rate: probability that an image loses the branch, 0..1, below 1.
+      train: whether to drop at all. Random numbers come from the stream "dropout".
+    """
+
+    rate: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, branch: jax.Array) -> jax.Array:
+        """Maps [batch, ...] to the same shape and dtype."""
+        if not self.train or self.rate == 0:
+            return branch
+        keep = 1 - self.rate
+        shape = (len(branch), *(1,) * (branch.ndim - 1))
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+        return jnp.where(kept, branch / keep, 0)
+
+
+def max_pool(
+    x: jax.Array, window: int, stride: int, *, padding: int = 0, ceil: bool = False
+) -> jax.Array:
+    """Maximum over square windows, as torch.nn.MaxPool2d: padding is never the maximum.
+
+    Args:
+      x: [batch, height, width, channels].
+      window: side of the windows in pixels.
+      stride: pixels between windows.
+      padding: pixels added on each of the four sides.
+      ceil: whether a last window that hangs over the edge counts (torch's ceil_mode).
+    """
+    pads = []
+    for side in x.shape[1:3]:
+        beyond = 0
+        if ceil:
+            windows = math.ceil((side + 2 * padding - window) / stride) + 1
+            # A window that would begin beyond the image and its left padding is left out.
+            if (windows - 1) * stride >= side + padding:
+                windows -= 1
+            beyond = (windows - 1) * stride + window - (side + 2 * padding)
+        pads.append((padding, padding + max(beyond, 0)))
+    return nn.max_pool(x, (window, window), (stride, stride), padding=pads)
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Averages [batch, height, width, channels] to [batch, size, size, channels].
+
+    Output i of a side of n pixels is the mean of pixels floor(i n / size) up to, not including,
+    ceil((i + 1) n / size), as torch.nn.AdaptiveAvgPool2d: windows overlap where size does not
+    divide n, and repeat pixels where the image is smaller than `size`.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+    if size == 1:
+        return x.mean((1, 2), keepdims=True)
+    rows, columns = (_window_means(side, size) for side in x.shape[1:3])
+    averaged = jnp.einsum(
+        "bhwc,ih,jw->bijc",
+        x,
+        rows.astype(x.dtype),
+        columns.astype(x.dtype),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return averaged
+
+
+def _window_means(side: int, size: int) -> np.ndarray:
+    """Returns float32 [size, side] whose row i averages the pixels of window i."""
+    means = np.zeros((size, side), np.float32)
+    for i in range(size):
+        start, stop = i * side // size, -(-(i + 1) * side // size)
+        means[i, start:stop] = 1 / (stop - start)
+    return means
+
+
+def check_stem(stem: str, *, image: Sequence[int], minimum: int, name: str) -> None:
+    """Checks a network's stem and the size of its images.
+
+    Args:
+      stem: "imagenet" or "small".
+      image: shape [batch, height, width, channels].
+      minimum: smallest height and width that leave the network a pixel.
+      name: of the network, for the sentence.
+
+    Raises:
+      UserError: for another stem, or images that are too small.
+    """
+    if stem not in ("imagenet", "small"):
+        raise UserError(f"stem must be 'imagenet' or 'small', not {stem!r}.")
+    check_size(image, minimum=minimum, name=f"{name} with stem={stem!r}")
+
+
+def check_size(image: Sequence[int], *, minimum: int, name: str) -> None:
+    """Raises UserError where images [batch, height, width, channels] are smaller than
+    `minimum` pixels in height or width."""
+    height, width = image[1:3]
+    if min(height, width) < minimum:
+        raise UserError(
+            f"{name} takes images of {minimum}x{minimum} or more, not {height}x{width}: put "
+            f"Resize(size={minimum}), or larger, into augment and eval_transform."
+        )

@@ -1,7 +1,7 @@
 """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document
 recognition", Proc. IEEE 86(11), figure 2, https://doi.org/10.1109/5.726791)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,9 @@ class LeNet5(nn.Module):
       num_classes: length of the logits.
       dtype: dtype of the computation; parameters are float32.
     """
+
+    STEM: ClassVar = "c1"
+    HEADS: ClassVar = ("output",)
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -57,3 +60,6 @@ class LeNet5(nn.Module):
         x = nn.tanh(nn.Dense(84, dtype=self.dtype, name="f6")(x))
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="output")(x)
         return x.astype(jnp.float32)
+
+
+VARIANTS = {"lenet5": LeNet5}

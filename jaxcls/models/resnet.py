@@ -1,120 +1,217 @@
-"""ResNet (He et al. 2015, https://arxiv.org/abs/1512.03385), as torchvision builds it."""
+"""ResNet and its kin, as torchvision builds them.
+
+He et al. 2015, "Deep residual learning", https://arxiv.org/abs/1512.03385; Wide ResNet
+(Zagoruyko & Komodakis 2016, https://arxiv.org/abs/1605.07146); ResNeXt (Xie et al. 2016,
+https://arxiv.org/abs/1611.05431).
+"""
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.errors import UserError
-from jaxcls.models.layers import BatchNorm
-
-# torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu").
-_conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def _uniform(bound: float) -> nn.initializers.Initializer:
-    """Uniform in -bound..bound: torch.nn.Linear's kernel and bias with 1/sqrt(fan-in)."""
-
-    def init(
-        rng: jax.Array,
-        shape: Sequence[int],
-        dtype: Any = jnp.float32,
-        out_sharding: Any = None,
-    ) -> jax.Array:
-        del out_sharding
-        return jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-    return init
+from jaxcls.models.layers import (
+    BatchNorm,
+    DropPath,
+    check_stem,
+    kaiming_fan_out,
+    max_pool,
+    torch_default,
+)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to the input (He et al. 2015, figure 2).
-
-    Where the shape changes, the input passes a 1x1 convolution with batch norm (option B).
+class Block(nn.Module):
+    """What the two kinds of residual blocks share: the shortcut and the sum.
 
     Attributes:
-      features: channels of the result.
-      stride: of the first convolution and the shortcut.
+      features: channels of the stage; a bottleneck's result has four times as many.
+      stride: of the block.
       conv: a convolution of the network's dtype.
       norm: a batch norm of the network's groups and dtype.
+      drop_path: a DropPath of this block's rate.
+      shortcut: where the shape changes, a "projection" by a 1x1 convolution with batch norm
+        (option B), or "pad": every stride-th pixel, further channels zero (option A).
+      groups: of a bottleneck's 3x3 convolution.
+      group_width: channels of one of those groups in the first stage; they double as the
+        stages' do.
     """
 
     features: int
     stride: int
     conv: Any
     norm: Any
+    drop_path: Any
+    shortcut: Literal["projection", "pad"] = "projection"
+    groups: int = 1
+    group_width: int = 64
+
+    def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+        """Returns ReLU of the input, brought to the residual's shape, plus the residual."""
+        stride = self.stride
+        if x.shape != residual.shape:
+            channels = residual.shape[-1]
+            if self.shortcut == "pad":
+                extra = channels - x.shape[-1]
+                x = x[:, ::stride, ::stride]
+                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
+            else:
+                x = self.conv(channels, (1, 1), stride, name="downsample_conv")(x)
+                x = self.norm(name="downsample_bn")(x)
+        return nn.relu(x + self.drop_path()(residual))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions with batch norm (He et al. 2015, figure 5 left)."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, channels] to [batch, h / stride, w / stride, features]."""
-        strides = (self.stride, self.stride)
-        y = self.conv(self.features, (3, 3), strides, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.features, (3, 3), self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
         y = self.conv(self.features, (3, 3), padding=1, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train=train)
-        if x.shape != y.shape:
-            x = self.conv(self.features, (1, 1), strides, name="downsample_conv")(x)
-            x = self.norm(name="downsample_bn")(x, train=train)
-        return nn.relu(x + y)
+        return self.add(x, self.norm(name="bn2")(y))
+
+
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions with batch norm (He et al. 2015, figure 5 right).
+
+    The stride is the 3x3 convolution's, as in torchvision ("v1.5"), not the first 1x1's.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, h, w, channels] to [batch, h / stride, w / stride, 4 features]."""
+        inner = self.features * self.group_width * self.groups // 64
+        y = self.conv(inner, (1, 1), name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(
+            inner,
+            (3, 3),
+            self.stride,
+            padding=1,
+            feature_group_count=self.groups,
+            name="conv2",
+        )(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.conv(4 * self.features, (1, 1), name="conv3")(y)
+        return self.add(x, self.norm(name="bn3")(y))
 
 
 class ResNet(nn.Module):
-    """A residual network of four stages of basic blocks; each after the first halves the
-    image and doubles the channels.
+    """A residual network; each stage after the first halves the image and doubles the channels.
+
+    Convolutions start as kaiming_fan_out, the last layer uniform within 1/sqrt(fan-in), the
+    batch norms at scale 1 (torchvision).
 
     Attributes:
       num_classes: length of the logits.
       stage_sizes: blocks in each stage: (2, 2, 2, 2) is ResNet-18 (table 1).
+      block: BasicBlock or Bottleneck.
+      shortcut: how shapes are matched, "projection" or "pad" (see Block).
+      groups: of a bottleneck's 3x3 convolution (ResNeXt's cardinality).
+      group_width: channels of one of those groups in a first stage of width 64: ResNeXt's 4,
+        Wide ResNet-50-2's 128.
       stem: "imagenet": 7x7 convolution of stride 2 and 3x3 max-pool of stride 2, so that the
         stages see 1/4, 1/8, 1/16, 1/32 of the image. "small", for 32-pixel images: 3x3
         convolution of stride 1, no pool; the stages see 1, 1/2, 1/4, 1/8.
       width: channels of the first stage.
+      dropout: probability of dropping an input of the last layer.
+      drop_path: probability of dropping the last block's residual branch for an image; block l
+        of L drops with l / L of it (Huang et al. 2016, https://arxiv.org/abs/1603.09382,
+        equation 4).
       bn_group: images that share batch statistics in training (see BatchNorm); None for all.
+      remat: recompute each block in the backward pass instead of keeping its activations.
       dtype: dtype of the computation; parameters and statistics are float32.
     """
 
+    STEM: ClassVar = "conv1"
+    HEADS: ClassVar = ("fc",)
+
     num_classes: int
     stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+    block: type[Block] = BasicBlock
+    shortcut: Literal["projection", "pad"] = "projection"
+    groups: int = 1
+    group_width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
     width: int = 64
+    dropout: float = 0.0
+    drop_path: float = 0.0
     bn_group: int | None = None
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes]."""
+        check_stem(self.stem, image=images.shape, minimum=1, name="resnet")
         conv = functools.partial(
-            nn.Conv, use_bias=False, kernel_init=_conv_init, padding=0, dtype=self.dtype
+            nn.Conv,
+            use_bias=False,
+            kernel_init=kaiming_fan_out,
+            padding=0,
+            dtype=self.dtype,
         )
-        norm = functools.partial(BatchNorm, group=self.bn_group, dtype=self.dtype)
+        norm = functools.partial(
+            BatchNorm, train=train, group=self.bn_group, dtype=self.dtype
+        )
+        block = nn.remat(self.block) if self.remat else self.block
         x = images.astype(self.dtype)
-        if self.stem not in ("imagenet", "small"):
-            raise UserError(f"stem must be 'imagenet' or 'small', not {self.stem!r}.")
-        if self.stem == "imagenet":
-            x = conv(self.width, (7, 7), (2, 2), padding=3, name="conv1")(x)
-            x = nn.relu(norm(name="bn1")(x, train=train))
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        imagenet = self.stem == "imagenet"
+        if imagenet:
+            x = conv(self.width, (7, 7), 2, padding=3, name="conv1")(x)
         else:
             x = conv(self.width, (3, 3), padding=1, name="conv1")(x)
-            x = nn.relu(norm(name="bn1")(x, train=train))
-        for stage, num_blocks in enumerate(self.stage_sizes, start=1):
-            for block in range(num_blocks):
-                x = BasicBlock(
+        x = nn.relu(norm(name="bn1")(x))
+        if imagenet:
+            x = max_pool(x, 3, 2, padding=1)
+        num_blocks, done = sum(self.stage_sizes), 0
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            for index in range(size):
+                done += 1
+                x = block(
                     features=self.width * 2 ** (stage - 1),
-                    stride=2 if stage > 1 and block == 0 else 1,
+                    stride=2 if stage > 1 and index == 0 else 1,
                     conv=conv,
                     norm=norm,
-                    name=f"layer{stage}_{block}",
-                )(x, train=train)
+                    drop_path=functools.partial(
+                        DropPath, self.drop_path * done / num_blocks, train
+                    ),
+                    shortcut=self.shortcut,
+                    groups=self.groups,
+                    group_width=self.group_width,
+                    name=f"layer{stage}_{index}",
+                )(x)
         x = x.mean((1, 2))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         logits = nn.Dense(
-            self.num_classes,
-            kernel_init=_uniform(x.shape[-1] ** -0.5),
-            bias_init=_uniform(x.shape[-1] ** -0.5),
-            dtype=self.dtype,
-            name="fc",
+            self.num_classes, dtype=self.dtype, name="fc", **torch_default(x.shape[-1])
         )(x)
         return logits.astype(jnp.float32)
+
+
+_basic = functools.partial(ResNet, block=BasicBlock)
+_bottleneck = functools.partial(ResNet, block=Bottleneck)
+# For CIFAR (section 4.2): three stages of n blocks, 6n + 2 layers, shortcuts of option A.
+_cifar = functools.partial(_basic, stem="small", width=16, shortcut="pad")
+
+VARIANTS = {
+    "resnet18": functools.partial(_basic, stage_sizes=(2, 2, 2, 2)),
+    "resnet34": functools.partial(_basic, stage_sizes=(3, 4, 6, 3)),
+    "resnet50": functools.partial(_bottleneck, stage_sizes=(3, 4, 6, 3)),
+    "resnet101": functools.partial(_bottleneck, stage_sizes=(3, 4, 23, 3)),
+    "resnet152": functools.partial(_bottleneck, stage_sizes=(3, 8, 36, 3)),
+    "wide_resnet50_2": functools.partial(
+        _bottleneck, stage_sizes=(3, 4, 6, 3), group_width=128
+    ),
+    "resnext50_32x4d": functools.partial(
+        _bottleneck, stage_sizes=(3, 4, 6, 3), groups=32, group_width=4
+    ),
+    "resnet20": functools.partial(_cifar, stage_sizes=(3, 3, 3)),
+    "resnet32": functools.partial(_cifar, stage_sizes=(5, 5, 5)),
+    "resnet44": functools.partial(_cifar, stage_sizes=(7, 7, 7)),
+    "resnet56": functools.partial(_cifar, stage_sizes=(9, 9, 9)),
+    "resnet110": functools.partial(_cifar, stage_sizes=(18, 18, 18)),
+}

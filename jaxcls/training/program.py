@@ -98,6 +98,28 @@ def on_all_devices(mesh: Mesh, shapes: Any) -> Any:
     )
 
 
+def weight_shapes(
+    config: Config, model: nn.Module, image_shape: tuple[int, ...], mesh: Mesh
+) -> dict[str, Any]:
+    """Returns the shapes of the weights in a checkpoint of a config: "params", "batch_stats",
+    and the same below "ema" if it keeps an average.
+
+    Args:
+      config: of the checkpoint.
+      model: the network that it makes.
+      image_shape: of the records, (height, width, channels).
+      mesh: the devices onto which the weights will be read.
+    """
+    shape = input_shape(config.eval_transform, image_shape)
+    made = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
+    )
+    weights = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+    if config.ema_decay is not None:
+        weights["ema"] = dict(weights)
+    return on_all_devices(mesh, weights)
+
+
 class Program:
     """A config bound to a dataset's shapes and a mesh; compiles on request."""
 

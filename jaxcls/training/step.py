@@ -49,7 +49,8 @@ def train_step(
       state: the state before the step.
       batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch], over all
         devices; "mask" is not read, training has no padding.
-      model: the network.
+      model: the network. The losses of auxiliary heads, if it sows any "aux_logits", join the
+        loss with its `aux_weight`; the metrics are of the main logits alone.
       transforms: augmentation, ending in normalised floats.
       loss: the loss of each image.
       optimizer: the optax chain.
@@ -73,18 +74,21 @@ def train_step(
         jax.nn.one_hot(batch["label"], num_classes),
     )
 
-    def mean_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+    def total_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
         logits, updated = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "aux_logits"],
             rngs={"dropout": jax.random.fold_in(rng, DROPOUT)},
         )
         losses = loss(logits, targets)
-        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
+        total = losses.mean()
+        for aux_logits in jax.tree.leaves(updated.get("aux_logits", {})):
+            total += model.aux_weight * loss(aux_logits, targets).mean()
+        return total, (losses, logits, updated.get("batch_stats", {}))
 
-    grads, (losses, logits, batch_stats) = jax.grad(mean_loss, has_aux=True)(
+    grads, (losses, logits, batch_stats) = jax.grad(total_loss, has_aux=True)(
         state.params
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

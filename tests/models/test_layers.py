@@ -38,7 +38,7 @@ def variables() -> dict[str, Any]:
 
 def train(layer: BatchNorm, x: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     y, updated = jax.jit(
-        lambda x: layer.apply(variables(), x, train=True, mutable=["batch_stats"])
+        lambda x: layer.apply(variables(), x, mutable=["batch_stats"])
     )(x)
     return np.asarray(y), jax.tree.map(np.asarray, updated["batch_stats"])
 
@@ -62,7 +62,7 @@ def reference(x: np.ndarray, group: int, epsilon: float) -> tuple[np.ndarray, ..
 )
 def test_training_normalises_each_group(group: int | None, images: int) -> None:
     x = inputs()
-    y, stats = train(BatchNorm(group=group), x)
+    y, stats = train(BatchNorm(train=True, group=group), x)
     expected, mean, var = reference(x, images, 1e-5)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
     # Torch's rule: the running variance takes n/(n-1) of the variance that normalises.
@@ -73,7 +73,7 @@ def test_training_normalises_each_group(group: int | None, images: int) -> None:
 
 def test_momentum_and_epsilon_are_honoured() -> None:
     x = inputs()
-    y, stats = train(BatchNorm(momentum=0.25, epsilon=0.5), x)
+    y, stats = train(BatchNorm(train=True, momentum=0.25, epsilon=0.5), x)
     expected, mean, _ = reference(x, 16, 0.5)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
     old = variables()["batch_stats"]["mean"]
@@ -82,15 +82,18 @@ def test_momentum_and_epsilon_are_honoured() -> None:
 
 def test_the_whole_batch_is_one_group() -> None:
     x = inputs()
-    whole, one = train(BatchNorm(), x), train(BatchNorm(group=16), x)
+    whole, one = (
+        train(BatchNorm(train=True), x),
+        train(BatchNorm(train=True, group=16), x),
+    )
     jax.tree.map(np.testing.assert_array_equal, whole, one)
 
 
 def test_evaluation_uses_the_running_statistics() -> None:
     # Seven images: a group that divides the batch matters in training only.
     x = inputs()[:7]
-    layer = BatchNorm(group=4)
-    y, updated = layer.apply(variables(), x, train=False, mutable=["batch_stats"])
+    layer = BatchNorm(train=False, group=4)
+    y, updated = layer.apply(variables(), x, mutable=["batch_stats"])
     params, stats = variables()["params"], variables()["batch_stats"]
     expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     expected = expected * params["scale"] + params["bias"]
@@ -102,7 +105,7 @@ def test_evaluation_uses_the_running_statistics() -> None:
 
 def test_it_starts_as_no_change() -> None:
     for is_training in (False, True):
-        fresh = BatchNorm().init(jax.random.key(0), inputs(), train=is_training)
+        fresh = BatchNorm(train=is_training).init(jax.random.key(0), inputs())
         expected = {
             "params": {"scale": np.ones(6), "bias": np.zeros(6)},
             # Making the variables must not count as a step.
@@ -113,7 +116,7 @@ def test_it_starts_as_no_change() -> None:
 
 def test_one_value_has_no_variance_to_divide_by() -> None:
     # n = 1: n/(n-1) would be infinite.
-    y, stats = train(BatchNorm(group=1), np.float32(np.ones((2, 1, 1, 6))))
+    y, stats = train(BatchNorm(train=True, group=1), np.float32(np.ones((2, 1, 1, 6))))
     np.testing.assert_allclose(
         y, np.broadcast_to(variables()["params"]["bias"], y.shape)
     )
@@ -127,10 +130,9 @@ def test_gradients_flow_through_the_statistics() -> None:
     @jax.jit
     def gradients(x: jax.Array) -> tuple[jax.Array, Any]:
         def result(x: jax.Array, params: Any) -> jax.Array:
-            y, _ = BatchNorm(group=4).apply(
+            y, _ = BatchNorm(train=True, group=4).apply(
                 {**variables(), "params": params},
                 x,
-                train=True,
                 mutable=["batch_stats"],
             )
             return (y * cotangent).sum()
@@ -161,13 +163,15 @@ def test_gradients_flow_through_the_statistics() -> None:
 def test_a_group_that_does_not_divide_the_batch_is_an_error() -> None:
     for group in (3, 5, 32, 0, -1, -4):
         with pytest.raises(UserError, match=f"bn_group {group} .*batch of 16 images"):
-            jax.eval_shape(lambda x, g=group: train(BatchNorm(group=g), x), inputs())
+            jax.eval_shape(
+                lambda x, g=group: train(BatchNorm(train=True, group=g), x), inputs()
+            )
 
 
 def test_statistics_are_float32_below_a_bfloat16_result() -> None:
     # 200 has 8 bits: the variance of values around it would drown in bfloat16.
     x = jnp.asarray(inputs() + 200, jnp.bfloat16)
-    y, stats = train(BatchNorm(dtype=jnp.bfloat16), x)
+    y, stats = train(BatchNorm(train=True, dtype=jnp.bfloat16), x)
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in stats.values()} == {np.dtype("float32")}
     expected, mean, var = reference(np.asarray(x, np.float32), 16, 1e-5)
@@ -176,7 +180,7 @@ def test_statistics_are_float32_below_a_bfloat16_result() -> None:
     np.testing.assert_allclose(stats["var"], 0.9 * old["var"] + 0.1 * var, rtol=2e-2)
     np.testing.assert_allclose(np.float32(y), expected, rtol=0.05, atol=0.05)
     # Without a dtype the input's stays.
-    assert train(BatchNorm(), x)[0].dtype == jnp.bfloat16
+    assert train(BatchNorm(train=True), x)[0].dtype == jnp.bfloat16
 
 
 def input_gradient(group: int | None, mesh: Mesh) -> jax.stages.Compiled:
@@ -185,8 +189,8 @@ def input_gradient(group: int | None, mesh: Mesh) -> jax.stages.Compiled:
 
     def both(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         def forward(x: jax.Array) -> jax.Array:
-            y, _ = BatchNorm(group=group).apply(
-                variables(), x, train=True, mutable=["batch_stats"]
+            y, _ = BatchNorm(train=True, group=group).apply(
+                variables(), x, mutable=["batch_stats"]
             )
             return y
 
@@ -230,8 +234,8 @@ def test_the_result_does_not_depend_on_the_number_of_devices(group: int | None) 
             jax.device_put(x, rows), jax.device_put(cotangent, rows)
         )
         _, stats = jax.jit(
-            lambda x: BatchNorm(group=group).apply(
-                variables(), x, train=True, mutable=["batch_stats"]
+            lambda x: BatchNorm(train=True, group=group).apply(
+                variables(), x, mutable=["batch_stats"]
             ),
             out_shardings=(rows, whole),
         )(jax.device_put(x, rows))

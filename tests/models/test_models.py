@@ -13,10 +13,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model, create_model, model_options
+from jaxcls.models.facts import FACTS
 
 Variables = dict[str, Any]
 
-OURS = ["lenet5", "resnet18"]
+OURS = list(FACTS)
 """The networks of the package; recipes of other tests may register their own in MODELS."""
 
 
@@ -249,7 +250,7 @@ def test_bn_group_reaches_every_batch_norm() -> None:
 # ----------------------------------------------------------------------------- precision
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", ["lenet5", "resnet18"])
 def test_bfloat16_computes_and_float32_stays(name: str) -> None:
     narrow: Any = {"width": 4, "stem": "small"} if name == "resnet18" else {}
     module = create_model(name, num_classes=5, dtype=jnp.bfloat16, **narrow)
@@ -344,8 +345,8 @@ def test_lenet5_starts_with_variance_one_over_fan_in() -> None:
     ("name", "options", "said"),
     [
         ("resnet81", {}, "unknown model 'resnet81'. Did you mean 'resnet18'?"),
-        ("lenet", {}, "Did you mean 'lenet5'? Known models: lenet5, resnet18."),
-        ("xyz", {}, "unknown model 'xyz'. Known models: lenet5, resnet18."),
+        ("lenet", {}, "Did you mean 'lenet5'? `python -m jaxcls.models` lists"),
+        ("xyz", {}, "unknown model 'xyz'. `python -m jaxcls.models` lists all"),
         (
             "resnet18",
             {"widht": 3},
@@ -378,9 +379,16 @@ def test_options_are_those_of_the_network() -> None:
     assert model_options("lenet5") == ["dtype"]
     assert set(model_options("resnet18")) == {
         "stage_sizes",
+        "block",
+        "shortcut",
+        "groups",
+        "group_width",
         "stem",
         "width",
+        "dropout",
+        "drop_path",
         "bn_group",
+        "remat",
         "dtype",
     }
 

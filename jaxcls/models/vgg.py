@@ -1,0 +1,133 @@
+"""VGG (Simonyan & Zisserman 2014, https://arxiv.org/abs/1409.1556), as torchvision builds it."""
+
+import functools
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcls.models.layers import (
+    BatchNorm,
+    adaptive_avg_pool,
+    check_stem,
+    kaiming_fan_out,
+    max_pool,
+)
+
+
+class VGG(nn.Module):
+    """Five stages of 3x3 convolutions, each ending in a max-pool of stride 2, then three dense
+    layers. VGG-16 has 138,357,544 parameters for 1,000 classes.
+
+    Convolutions start as kaiming_fan_out with bias 0, dense layers normal with standard
+    deviation 0.01 and bias 0 (torchvision).
+
+    Attributes:
+      num_classes: length of the logits.
+      stage_sizes: convolutions in each stage (table 1: A, B, D and E are 11, 13, 16 and 19).
+      batch_norm: whether each convolution is followed by batch normalisation.
+      stem: "imagenet": the last stage's maps are averaged to 7x7, the hidden dense layers have
+        64 x width = 4096 values. "small", for 32-pixel images: averaged to one pixel, hidden
+        layers of 8 x width = 512, so that the dense layers do not outweigh the rest
+        (15 million parameters instead of 138). Either way the stages see 1, 1/2, 1/4, 1/8 and
+        1/16 of the image: 32, 16, 8, 4, 2 pixels, then 1.
+      width: channels of the first stage; the following have 2, 4, 8 and 8 times as many.
+      dropout: probability of dropping an output of the hidden dense layers.
+      bn_group: images that share batch statistics in training (see BatchNorm); None for all.
+      remat: recompute each stage in the backward pass instead of keeping its activations.
+      dtype: dtype of the computation; parameters and statistics are float32.
+    """
+
+    STEM: ClassVar = "stage1/conv1"
+    HEADS: ClassVar = ("fc8",)
+
+    num_classes: int
+    stage_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
+    batch_norm: bool = False
+    stem: Literal["imagenet", "small"] = "imagenet"
+    width: int = 64
+    dropout: float = 0.5
+    bn_group: int | None = None
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps [batch, height, width, channels] to logits float32 [batch, num_classes].
+
+        Raises:
+          UserError: for an unknown stem or images smaller than 32 x 32.
+        """
+        check_stem(self.stem, image=images.shape, minimum=32, name="vgg")
+        x = images.astype(self.dtype)
+        stage = nn.remat(Stage) if self.remat else Stage
+        norm = None
+        if self.batch_norm:
+            norm = functools.partial(
+                BatchNorm, train=train, group=self.bn_group, dtype=self.dtype
+            )
+        for index, size in enumerate(self.stage_sizes, start=1):
+            x = stage(
+                features=self.width * min(2 ** (index - 1), 8),
+                size=size,
+                norm=norm,
+                dtype=self.dtype,
+                name=f"stage{index}",
+            )(x)
+        small = self.stem == "small"
+        x = adaptive_avg_pool(x, 1 if small else 7).reshape(len(x), -1)
+        dense = functools.partial(
+            nn.Dense, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
+        )
+        for name in ("fc6", "fc7"):
+            x = nn.relu(dense(self.width * (8 if small else 64), name=name)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return dense(self.num_classes, name="fc8")(x).astype(jnp.float32)
+
+
+class Stage(nn.Module):
+    """Convolutions of one width, then a max-pool.
+
+    Attributes:
+      features: channels.
+      size: number of convolutions.
+      norm: a batch norm of the network's groups and dtype, or None.
+      dtype: dtype of the computation.
+    """
+
+    features: int
+    size: int
+    norm: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, h, w, channels] to [batch, h // 2, w // 2, features]."""
+        for index in range(1, self.size + 1):
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                padding=1,
+                kernel_init=kaiming_fan_out,
+                dtype=self.dtype,
+                name=f"conv{index}",
+            )(x)
+            if self.norm is not None:
+                x = self.norm(name=f"bn{index}")(x)
+            x = nn.relu(x)
+        return max_pool(x, 2, 2)
+
+
+STAGE_SIZES = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+
+VARIANTS = {
+    name + suffix: functools.partial(VGG, stage_sizes=sizes, batch_norm=bool(suffix))
+    for name, sizes in STAGE_SIZES.items()
+    for suffix in ("", "_bn")
+}

@@ -1,0 +1,182 @@
+"""Which published weights there are for our networks, by name.
+
+    weights = find("torchvision/resnet50:v2")
+    create_model(weights.model, num_classes=weights.num_classes, **weights.options)
+    Evaluate(**weights.preprocessing)
+
+Two sources: torchvision's own (PyTorch files), and those of timm's that are of exactly our
+networks (safetensors files on the Hugging Face hub). weights.csv holds what varies, and
+imagenet_classes.txt the class names in torchvision's wording and order; both are facts from the
+metadata of torchvision 0.28 and timm 1.0.31, written by tests/references/make_weights_table.py.
+"""
+
+import csv
+import dataclasses
+import functools
+import importlib.resources
+import os
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from jaxcls.errors import UserError, did_you_mean
+
+TORCHVISION = "https://download.pytorch.org/models"
+HUB = "https://huggingface.co"
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+}
+"""Mean and standard deviation of red, green and blue in 0..1, by their name in weights.csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSet:
+    """Published weights of one of our networks, and how its images are prepared.
+
+    Attributes:
+      name: "torchvision/resnet50:v2", "timm/resnet50.a1_in1k".
+      model: our network's name.
+      options: of the network, where these weights need another value than its default:
+        bn_epsilon (a float) and padding ("same").
+      file: the file's name at torchvision, "" for those on the hub.
+      resize: pixels to which the shorter side of an image is resized.
+      size: pixels of the square that is then cut from its centre.
+      interpolation: of the resizing.
+      mean: of red, green and blue in 0..1, subtracted.
+      std: what the difference is divided by.
+      num_classes: length of the logits.
+      top1: published accuracy in percent on ImageNet-1k's 50,000 validation images with this
+        very preparation; None where none was published.
+      twin: the name of a set with the same tensors as a safetensors file, for who has no
+        PyTorch; "" if there is none. Its preparation may differ.
+    """
+
+    name: str
+    model: str
+    options: dict[str, Any] = dataclasses.field(hash=False)
+    file: str
+    resize: int
+    size: int
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_classes: int
+    top1: float | None
+    twin: str
+
+    @property
+    def url(self) -> str:
+        """Where the file is. The environment's HF_ENDPOINT names another hub, as it does for
+        Hugging Face's own tools."""
+        if self.file:
+            return f"{TORCHVISION}/{self.file}"
+        hub = os.environ.get("HF_ENDPOINT") or HUB
+        return f"{hub.rstrip('/')}/{self.name}/resolve/main/model.safetensors"
+
+    @property
+    def sha256(self) -> str:
+        """How the file's SHA-256 begins, in hexadecimal: torchvision writes it into the name.
+        "" where it is not known (the hub says it when asked)."""
+        return PurePosixPath(self.file).stem.rpartition("-")[2]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """resize, size, interpolation, mean and std, as keyword arguments."""
+        names = ("resize", "size", "interpolation", "mean", "std")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of ImageNet-1k's classes in the order of the logits; None for others."""
+        return imagenet_classes() if self.num_classes == 1000 else None
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """Returns the 1,000 class names of ImageNet-1k in the order of the logits."""
+    return tuple(_resource("imagenet_classes.txt").splitlines())
+
+
+def find(name: str) -> WeightSet:
+    """Returns the weight set of a name.
+
+    Raises:
+      UserError: if there is none, with those of the network that the name may mean.
+    """
+    if name in WEIGHTS:
+        return WEIGHTS[name]
+    near = _of_network(name)
+    if near:
+        has_version = ":" in name or "." in name
+        hint = did_you_mean(name, near) if has_version else ""
+        raise UserError(
+            f"there are no weights '{name}'.{hint} Those of that network: "
+            f"{', '.join(near)}."
+        )
+    networks = dict.fromkeys(weights.model for weights in WEIGHTS.values())
+    raise UserError(
+        f"there are no weights '{name}'.{did_you_mean(name, WEIGHTS)} A name is like "
+        "torchvision/resnet50:v2 or timm/resnet50.a1_in1k; a network's name alone lists its "
+        f"weights. Networks with weights: {', '.join(networks)}."
+    )
+
+
+def _of_network(name: str) -> list[str]:
+    """Returns the names of the sets of a network, which `name` says as "resnet50",
+    "torchvision/resnet50", "timm/resnet50", or with a version that does not exist."""
+    source, _, rest = name.rpartition("/")
+    network = rest.split(":")[0].split(".")[0]
+
+    def fits(weights: WeightSet) -> bool:
+        theirs, _, known = weights.name.partition("/")
+        names = (
+            weights.model,
+            known.split(":")[0].split(".")[0],
+        )  # timm's own, "tf_..."
+        return source in ("", theirs) and network in names
+
+    return [weights.name for weights in WEIGHTS.values() if fits(weights)]
+
+
+def _resource(name: str) -> str:
+    return (importlib.resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _read_table() -> dict[str, WeightSet]:
+    return {
+        row["name"]: _weight_set(row)
+        for row in csv.DictReader(_resource("weights.csv").splitlines())
+    }
+
+
+def _weight_set(row: dict[str, str]) -> WeightSet:
+    """Returns the weight set of a row of weights.csv; an empty field is the default."""
+    options: dict[str, Any] = {}
+    if row["bn_epsilon"]:
+        options["bn_epsilon"] = float(row["bn_epsilon"])
+    if row["padding"]:
+        options["padding"] = row["padding"]
+    mean, std = NORMALIZATIONS[row["normalization"]]
+    interpolation: Any = row["interpolation"]
+    return WeightSet(
+        name=row["name"],
+        model=row["model"],
+        options=options,
+        file=row["file"],
+        resize=int(row["resize"]),
+        size=int(row["size"]),
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        num_classes=int(row["num_classes"]),
+        top1=float(row["top1"]) if row["top1"] else None,
+        twin=row["twin"],
+    )
+
+
+WEIGHTS: dict[str, WeightSet] = _read_table()
+"""All weight sets by name."""

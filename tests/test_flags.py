@@ -364,7 +364,10 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, "--config.duration=-1 epochs"], ["0 or more", "-1 epochs"]),
     ([LENET, "--config.batch_size=None"], ["--config.batch_size is 'None'", "int"]),
     ([LENET, "--config.duration=None"], ["--config.duration: 'None' is not"]),
-    ([LENET, "--config.model.name=None"], ["unknown model 'None'", "python -m jaxcls.models"]),
+    (
+        [LENET, "--config.model.name=None"],
+        ["unknown model 'None'", "python -m jaxcls.models"],
+    ),
     ([LENET, "--config.model.dtype=None"], ["'None' is not one of float32, bfloat16"]),
     # Ranges, from validate()
     ([LENET, "--config.batch_size=0"], ["batch_size must be 1 or more, not 0"]),

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.depthwise import depthwise_conv
 from jaxcls.models.layers import DropPath, check_stem
 
 # torchvision's trunc_normal_(std=0.02). Its bounds of -2 and 2 are values, not multiples of the
@@ -41,6 +42,7 @@ class Block(nn.Module):
             (7, 7),
             padding=3,
             feature_group_count=channels,
+            conv_general_dilated=depthwise_conv,
             kernel_init=_normal,
             dtype=self.dtype,
             name="depthwise_conv",

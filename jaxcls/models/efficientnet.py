@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.depthwise import depthwise_conv
 from jaxcls.models.layers import BatchNorm, DropPath, check_stem, kaiming_fan_out
 
 
@@ -167,7 +168,12 @@ class Block(nn.Module):
                 if stage.expand != 1:
                     y = self.conv(inner, (1, 1), name="expand_conv")(y)
                     y = nn.silu(self.norm(name="expand_bn")(y))
-                y = full(inner, feature_group_count=inner, name="depthwise_conv")(y)
+                y = full(
+                    inner,
+                    feature_group_count=inner,
+                    conv_general_dilated=depthwise_conv,
+                    name="depthwise_conv",
+                )(y)
                 y = nn.silu(self.norm(name="depthwise_bn")(y))
                 y = SqueezeExcite(max(1, x.shape[-1] // 4), self.conv, name="se")(y)
             y = self.conv(stage.channels, (1, 1), name="project_conv")(y)

@@ -18,7 +18,7 @@ from flax import traverse_util
 from jaxcls.errors import UserError
 from jaxcls.models import create_model, is_weight_set, weights
 from jaxcls.models.download import fetch
-from jaxcls.models.state_dict import read
+from jaxcls.models.state_dict import check_torch, read
 from jaxcls.models.torch_names import (
     Dialect,
     flattened_side,
@@ -224,6 +224,8 @@ def load(source: str, name: str, **options: Any) -> Variables:
         raise UserError(
             f"the weights {source} are of {weight_set.model}, not of {name}."
         )
+    if weight_set.file:  # torchvision's are PyTorch files: say so before the download
+        check_torch(weight_set.name, weight_set.twin)
     return from_torch(name, read(fetch(weight_set)), **options)
 
 

@@ -2,7 +2,7 @@
 
     weights = find("torchvision/resnet50:v2")
     create_model(weights.model, num_classes=weights.num_classes, **weights.options)
-    Evaluate(**weights.preprocessing)
+    published_transform(**weights.preprocessing)
 
 Two sources: torchvision's own (PyTorch files), and those of timm's that are of exactly our
 networks (safetensors files on the Hugging Face hub). weights.csv holds what varies, and
@@ -128,18 +128,19 @@ def find(name: str) -> WeightSet:
 def _of_network(name: str) -> list[str]:
     """Returns the names of the sets of a network, which `name` says as "resnet50",
     "torchvision/resnet50", "timm/resnet50", or with a version that does not exist."""
-    source, _, rest = name.rpartition("/")
-    network = rest.split(":")[0].split(".")[0]
+    source = name.rpartition("/")[0]
+    return [
+        weights.name
+        for weights in WEIGHTS.values()
+        if source in ("", weights.name.partition("/")[0])
+        # timm's name of a network, such as "tf_efficientnet_b0", is not always ours.
+        and _network(name) in (weights.model, _network(weights.name))
+    ]
 
-    def fits(weights: WeightSet) -> bool:
-        theirs, _, known = weights.name.partition("/")
-        names = (
-            weights.model,
-            known.split(":")[0].split(".")[0],
-        )  # timm's own, "tf_..."
-        return source in ("", theirs) and network in names
 
-    return [weights.name for weights in WEIGHTS.values() if fits(weights)]
+def _network(name: str) -> str:
+    """Returns "resnet50" of "torchvision/resnet50:v2" and of "timm/resnet50.a1_in1k"."""
+    return name.rpartition("/")[2].split(":")[0].split(".")[0]
 
 
 def _resource(name: str) -> str:

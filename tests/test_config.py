@@ -12,7 +12,7 @@ import docstring_parser
 import pytest
 
 from jaxcls import config as config_lib
-from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop, Resize, Transform
+from jaxcls.augment import CenterCrop, HorizontalFlip, Normalize, RandomCrop, Resize, Transform
 from jaxcls.config import Checkpoint, Config, Evaluation, Log, Plan
 from jaxcls.data import Dataset, Digits
 from jaxcls.duration import Duration, RunLength, epochs, examples, fraction, steps
@@ -373,7 +373,9 @@ def test_normalize_stands_exactly_once(
 
 
 @pytest.mark.parametrize("field", ["augment", "eval_transform"])
-@pytest.mark.parametrize("transform", [Resize(size=8), RandomCrop(padding=1)])
+@pytest.mark.parametrize(
+    "transform", [Resize(size=8), CenterCrop(size=8), RandomCrop(padding=1)]
+)
 def test_grey_levels_end_with_normalize(field: str, transform: Transform) -> None:
     config = recipe("lenet5")
     setattr(config, field, (GREY, transform))

@@ -25,15 +25,18 @@ class Normalize(Transform):
         self, rng: jax.Array, images: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         del rng
-        channels = images.shape[-1]
+        self.check_channels(images.shape[-1])
+        mean, std = jnp.array(self.mean), jnp.array(self.std)
+        return (images / 255 - mean) / std, targets
+
+    def check_channels(self, channels: int) -> None:
+        """Raises UserError unless there is one value for all channels, or one for each."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 raise UserError(
                     f"Normalize has {len(values)} values of {name} but the images have "
                     f"{channels} channels: give {channels}, or one for all."
                 )
-        mean, std = jnp.array(self.mean), jnp.array(self.std)
-        return (images / 255 - mean) / std, targets
 
     def validate(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):

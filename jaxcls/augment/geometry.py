@@ -1,12 +1,13 @@
 """Transforms that move pixels."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from jaxcls.augment.pipeline import Transform
+from jaxcls.augment.resample import Interpolation, resample, resized_shape
 from jaxcls.errors import UserError
 
 
@@ -14,8 +15,8 @@ from jaxcls.errors import UserError
 class Resize(Transform):
     """Resizes the shorter side to `size`, keeping the aspect ratio, with antialiasing.
 
-    Two matrix products, first along the rows and then along the columns, each rounded to
-    whole grey levels, as Pillow does it.
+    torchvision's Resize(size) on Pillow images, to the last bit (jaxcls/augment/resample.py
+    says how). Two matrix products; "nearest" copies pixels, without antialiasing.
 
     Attributes:
       size: pixels of the shorter side, 1 or more.
@@ -25,35 +26,71 @@ class Resize(Transform):
     on_grey_levels: ClassVar[bool] = True
 
     size: int
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         del rng
-        batch, height, width, channels = images.shape
-        shorter = min(height, width)
-        if shorter == self.size:
+        _, height, width, _ = images.shape
+        if min(height, width) == self.size:
             return images, targets
-        # torchvision's rule: the longer side is truncated, not rounded.
-        height, width = (self.size * side // shorter for side in (height, width))
-        for shape in (
-            (batch, images.shape[1], width, channels),
-            (batch, height, width, channels),
-        ):
-            images = jax.image.resize(
-                images,
-                shape,
-                self.interpolation.removeprefix("bi"),
-                antialias=True,
-                precision=jax.lax.Precision.HIGHEST,
-            )
-            images = jnp.clip(jnp.floor(images + 0.5), 0, 255)
-        return images, targets
+        height, width = resized_shape(height, width, self.size)
+        return resample(images, height, width, self.interpolation), targets
 
     def validate(self) -> None:
         if self.size < 1:
             raise UserError(f"Resize.size must be 1 or more, not {self.size}.")
+        known = get_args(Interpolation)
+        if self.interpolation not in known:
+            raise UserError(
+                f"Resize.interpolation must be one of {', '.join(map(repr, known))}, not "
+                f"{self.interpolation!r}."
+            )
+
+
+@dataclasses.dataclass(kw_only=True)
+class CenterCrop(Transform):
+    """Cuts a square out of the middle of each image (torchvision's CenterCrop(size)).
+
+    An image that is smaller than the square stands in its middle, on black.
+
+    Attributes:
+      size: pixels of a side of the square, 1 or more.
+    """
+
+    on_grey_levels: ClassVar[bool] = True
+
+    size: int
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        del rng
+        borders = [(0, 0, 0)] * images.ndim
+        for axis in (1, 2):
+            side = images.shape[axis]
+            start = center_start(side, self.size)
+            # How many pixels are added before and behind; what is below 0 is cut off.
+            borders[axis] = (-start, start + self.size - side, 0)
+        black = jnp.zeros((), images.dtype)
+        return jax.lax.pad(images, black, borders), targets
+
+    def validate(self) -> None:
+        if self.size < 1:
+            raise UserError(f"CenterCrop.size must be 1 or more, not {self.size}.")
+
+
+def center_start(side: int, size: int) -> int:
+    """Returns the pixel where torchvision begins the middle `size` of `side` pixels.
+
+    Where an odd number is left over, the greater half of what is cut off lies behind, or
+    before if that makes the start even (Python rounds a half to the even number). Below 0
+    if the image is smaller: the greater half of what is added then lies behind.
+    """
+    if side < size:
+        return -((size - side) // 2)
+    return round((side - size) / 2)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import adaptive_avg_pool, check_size, max_pool, torch_default
 
 
@@ -49,7 +50,7 @@ class AlexNet(nn.Module):
         x = images.astype(self.dtype)
         for index, row in enumerate(self.CONVOLUTIONS, start=1):
             channels, kernel, stride, padding, pool = row
-            x = nn.Conv(
+            x = Conv(
                 channels,
                 (kernel, kernel),
                 stride,
@@ -119,7 +120,7 @@ class AlexNet2012(nn.Module):
         normal = nn.initializers.normal(0.01)
         for index, row in enumerate(self.CONVOLUTIONS, start=1):
             channels, kernel, stride, padding, groups, bias, normalise, pool = row
-            x = nn.Conv(
+            x = Conv(
                 channels,
                 (kernel, kernel),
                 stride,

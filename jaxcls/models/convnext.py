@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.depthwise import depthwise_conv
+from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import DropPath, check_stem
 
 # torchvision's trunc_normal_(std=0.02). Its bounds of -2 and 2 are values, not multiples of the
@@ -37,12 +37,11 @@ class Block(nn.Module):
         """Maps [batch, h, w, channels] to the same shape."""
         channels = x.shape[-1]
         dense = functools.partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
-        y = nn.Conv(
+        y = Conv(
             channels,
             (7, 7),
             padding=3,
             feature_group_count=channels,
-            conv_general_dilated=depthwise_conv,
             kernel_init=_normal,
             dtype=self.dtype,
             name="depthwise_conv",
@@ -131,7 +130,7 @@ class ConvNeXt(nn.Module):
 
     def _patches(self, side: int, features: int, name: str, x: jax.Array) -> jax.Array:
         """Maps every patch of side x side pixels to one; what does not fill a patch is lost."""
-        return nn.Conv(
+        return Conv(
             features,
             (side, side),
             side,

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.depthwise import depthwise_conv
+from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import BatchNorm, DropPath, check_stem, kaiming_fan_out
 
 
@@ -171,7 +171,6 @@ class Block(nn.Module):
                 y = full(
                     inner,
                     feature_group_count=inner,
-                    conv_general_dilated=depthwise_conv,
                     name="depthwise_conv",
                 )(y)
                 y = nn.silu(self.norm(name="depthwise_bn")(y))
@@ -240,7 +239,7 @@ class EfficientNet(nn.Module):
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes]."""
         check_stem(self.stem, image=images.shape, minimum=1, name="efficientnet")
         conv = functools.partial(
-            nn.Conv,
+            Conv,
             use_bias=False,
             kernel_init=kaiming_fan_out,
             padding=0,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import BatchNorm, DropPath
 
 
@@ -77,7 +78,7 @@ class KerasResNet(nn.Module):
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes]."""
         glorot = nn.initializers.glorot_uniform()
         conv = functools.partial(
-            nn.Conv, padding="SAME", kernel_init=glorot, dtype=self.dtype
+            Conv, padding="SAME", kernel_init=glorot, dtype=self.dtype
         )
         norm = functools.partial(
             BatchNorm,

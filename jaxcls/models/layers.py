@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.errors import UserError
+from jaxcls.models.convolution import Conv
 
 # torchvision's kaiming_normal_(mode="fan_out", nonlinearity="relu"), He et al. 2015
 # (https://arxiv.org/abs/1502.01852, equation 14). The fan-out of a grouped convolution counts
@@ -145,7 +146,7 @@ class ConvNorm(nn.Module):
         padding = self.padding
         if isinstance(padding, int):
             padding = (padding, padding)
-        x = nn.Conv(
+        x = Conv(
             self.features,
             self.kernel,
             self.stride,

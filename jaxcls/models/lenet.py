@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError
+from jaxcls.models.convolution import Conv
 
 
 class LeNet5(nn.Module):
@@ -49,13 +50,9 @@ class LeNet5(nn.Module):
             )
         x = images.astype(self.dtype)
         for name, features in (("c1", 6), ("c3", 16)):
-            x = nn.Conv(features, (5, 5), padding="VALID", dtype=self.dtype, name=name)(
-                x
-            )
+            x = Conv(features, (5, 5), padding="VALID", dtype=self.dtype, name=name)(x)
             x = nn.avg_pool(nn.tanh(x), (2, 2), strides=(2, 2))
-        x = nn.tanh(
-            nn.Conv(120, (5, 5), padding="VALID", dtype=self.dtype, name="c5")(x)
-        )
+        x = nn.tanh(Conv(120, (5, 5), padding="VALID", dtype=self.dtype, name="c5")(x))
         x = x.reshape(len(x), 120)
         x = nn.tanh(nn.Dense(84, dtype=self.dtype, name="f6")(x))
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="output")(x)

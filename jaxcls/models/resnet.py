@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import (
     BatchNorm,
     DropPath,
@@ -148,7 +149,7 @@ class ResNet(nn.Module):
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes]."""
         check_stem(self.stem, image=images.shape, minimum=1, name="resnet")
         conv = functools.partial(
-            nn.Conv,
+            Conv,
             use_bias=False,
             kernel_init=kaiming_fan_out,
             padding=0,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import (
     BatchNorm,
     adaptive_avg_pool,
@@ -105,7 +106,7 @@ class Stage(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, channels] to [batch, h // 2, w // 2, features]."""
         for index in range(1, self.size + 1):
-            x = nn.Conv(
+            x = Conv(
                 self.features,
                 (3, 3),
                 padding=1,

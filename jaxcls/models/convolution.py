@@ -1,15 +1,18 @@
-"""Depthwise convolution that is fast on a CPU too.
+"""Convolution that is fast on a CPU too.
 
-XLA runs a convolution of one group a channel far slower on CPUs than its arithmetic asks for.
-A depthwise convolution is a sum of kernel height x width shifted images, each times a row of
-the kernel, which XLA fuses into one vectorised loop: on CPUs it is written out as that, and so
-are its gradients. On every other platform it is lax.conv_general_dilated and its gradients.
+XLA runs some convolutions far slower on CPUs than their arithmetic asks for: those with a group
+a channel by one to two orders of magnitude, those with a few channels a group by more, and the
+weight gradient of 1x1 kernels several times. They are written out as what XLA is good at there:
+sums of shifted images, or matrix products. On every other platform, and for every other kernel,
+this is lax.conv_general_dilated and its gradients.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,76 +21,52 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def depthwise_conv(
+def convolution(
     x: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
+    *,
+    feature_group_count: int = 1,
     **fixed: Any,
 ) -> jax.Array:
-    """Convolves each channel with a kernel of its own.
+    """Convolves images with a kernel: what lax.conv_general_dilated gives, up to the order in
+    which sums are made.
 
-    Called by nn.Conv in the place of lax.conv_general_dilated:
-    `nn.Conv(channels, ..., feature_group_count=channels, conv_general_dilated=depthwise_conv)`.
-    Differentiable in reverse mode alone. On CPUs sums are in float32 whatever the dtype.
+    nn.Conv calls it in that function's place (see Conv). Only reverse-mode differentiation
+    works for the kernels that are written out.
 
     Args:
       x: [batch, height, width, channels].
-      kernel: [kernel height, kernel width, 1, channels].
+      kernel: [kernel height, kernel width, channels / groups, features].
       strides: vertical and horizontal.
       padding: "SAME", "VALID" or ((above, below), (left, right)).
-      **fixed: what nn.Conv passes besides; dilations and precision stay at their defaults.
+      feature_group_count: groups of channels that are convolved apart.
+      **fixed: what nn.Conv passes besides: layout, dilations and precision at their defaults.
 
     Returns:
-      [batch, height', width', channels] in the dtype of x.
+      [batch, height', width', features] in the dtype of x.
     """
     del fixed
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     (above, below), (left, right) = padding
     pads = ((int(above), int(below)), (int(left), int(right)))
-    return _depthwise(x, kernel, (int(strides[0]), int(strides[1])), pads)
+    down, across = (int(stride) for stride in strides)
+    args = (x, kernel, (down, across), pads, feature_group_count)
+    if feature_group_count > 1:
+        return _by_platform(*args)
+    if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+        return _by_platform(*args)
+    return _lax(*args)
 
 
-# The platform is chosen inside the function and inside its gradient, not around both: so no
-# derivative of the choice itself is ever taken.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> jax.Array:
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_shifted, strides=strides, pads=pads),
-        default=functools.partial(_convolution, strides=strides, pads=pads),
-    )
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
+"""linen's layer with this convolution."""
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, kernel, strides, pads), (x, kernel)
-
-
-def _backward(
-    strides: tuple[int, int],
-    pads: Pads,
-    saved: tuple[jax.Array, jax.Array],
-    grad: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    return lax.platform_dependent(
-        *saved,
-        grad,
-        cpu=functools.partial(_shifted_grads, strides=strides, pads=pads),
-        default=functools.partial(_convolution_grads, strides=strides, pads=pads),
-    )
-
-
-_depthwise.defvjp(_forward, _backward)
-
-
-def _convolution(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+def _lax(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int
 ) -> jax.Array:
     return lax.conv_general_dilated(
         x,
@@ -95,26 +74,119 @@ def _convolution(
         strides,
         pads,
         dimension_numbers=_LAYOUT,
-        feature_group_count=x.shape[-1],
+        feature_group_count=groups,
     )
 
 
-def _convolution_grads(
+# The platform is chosen inside the function and inside its gradient, not around both: so no
+# derivative of the choice itself is ever taken.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _by_platform(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int
+) -> jax.Array:
+    how: dict[str, Any] = {"strides": strides, "pads": pads, "groups": groups}
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_written_out, **how),
+        default=functools.partial(_lax, **how),
+    )
+
+
+def _forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _by_platform(x, kernel, strides, pads, groups), (x, kernel)
+
+
+def _backward(
+    strides: tuple[int, int],
+    pads: Pads,
+    groups: int,
+    saved: tuple[jax.Array, jax.Array],
+    grad: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    how: dict[str, Any] = {"strides": strides, "pads": pads, "groups": groups}
+
+    def by_lax(
+        x: jax.Array, kernel: jax.Array, grad: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(functools.partial(_lax, **how), x, kernel)[1](grad)
+
+    return lax.platform_dependent(
+        *saved,
+        grad,
+        cpu=functools.partial(_written_out_grads, **how),
+        default=by_lax,
+    )
+
+
+_by_platform.defvjp(_forward, _backward)
+
+
+# Jitted, so that layers of one shape are compiled once.
+@functools.partial(jax.jit, static_argnames=("strides", "pads", "groups"))
+def _written_out(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int
+) -> jax.Array:
+    if groups == 1:
+        return _matrix_product(x, kernel, strides)
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return _shifted(x, kernel, strides, pads)
+    return _few_groups(x, kernel, strides, pads, groups)
+
+
+@functools.partial(jax.jit, static_argnames=("strides", "pads", "groups"))
+def _written_out_grads(
     x: jax.Array,
     kernel: jax.Array,
     grad: jax.Array,
     strides: tuple[int, int],
     pads: Pads,
+    groups: int,
 ) -> tuple[jax.Array, jax.Array]:
-    convolution = functools.partial(_convolution, strides=strides, pads=pads)
-    return jax.vjp(convolution, x, kernel)[1](grad)
+    if groups == x.shape[-1] == kernel.shape[-1] and groups > 1:
+        to_x = _grad_to_x(x, kernel, grad, strides, pads)
+        return to_x, _grad_to_kernel(x, kernel, grad, strides, pads)
+    function = functools.partial(
+        _written_out, strides=strides, pads=pads, groups=groups
+    )
+    return jax.vjp(function, x, kernel)[1](grad)
 
 
-# Jitted, so that layers of one shape are compiled once.
-@functools.partial(jax.jit, static_argnames=("strides", "pads"))
+def _matrix_product(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int]
+) -> jax.Array:
+    """A 1x1 kernel: every stride-th pixel times a matrix."""
+    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+
+
+def _few_groups(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int
+) -> jax.Array:
+    """Eight plain convolutions, or as many as divide the groups: each takes several groups with a
+    kernel whose blocks off the diagonal are zero. That is more arithmetic, done much faster."""
+    parts = math.gcd(groups, 8)
+    merged = groups // parts
+    height, width, inputs, features = kernel.shape
+    outputs = features // groups
+    blocks = kernel.reshape(height, width, inputs, parts, merged, outputs)
+    diagonal = jnp.eye(merged, dtype=kernel.dtype)
+    # [part, height, width, group, input, group', output]: zero unless group is group'.
+    kernels = jnp.einsum("hwipmo,mn->phwnimo", blocks, diagonal)
+    kernels = kernels.reshape(parts, height, width, merged * inputs, merged * outputs)
+    results = [
+        _lax(part, kernels[index], strides, pads, 1)
+        for index, part in enumerate(jnp.split(x, parts, axis=-1))
+    ]
+    return jnp.concatenate(results, axis=-1)
+
+
 def _shifted(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
+    """A group a channel: the sum over the kernel's values of that value, for each channel, times
+    the pixels that it meets. In float32 whatever the dtype."""
     size = kernel.shape[:2]
     height, width = (
         (side + sum(pad) - k) // stride + 1
@@ -125,18 +197,6 @@ def _shifted(
     shifts = _shifts(padded, size, strides, (height, width))
     total = sum(shift * row for shift, row in zip(shifts, rows, strict=True))
     return jnp.asarray(total, x.dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("strides", "pads"))
-def _shifted_grads(
-    x: jax.Array,
-    kernel: jax.Array,
-    grad: jax.Array,
-    strides: tuple[int, int],
-    pads: Pads,
-) -> tuple[jax.Array, jax.Array]:
-    to_x = _grad_to_x(x, kernel, grad, strides, pads)
-    return to_x, _grad_to_kernel(x, kernel, grad, strides, pads)
 
 
 def _grad_to_x(

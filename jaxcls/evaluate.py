@@ -102,6 +102,7 @@ def _override(
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code: 0, or 2 for a mistake."""
+    parallel.keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m jaxcls.evaluate",
         description="Evaluates a checkpoint on its test split, raw and averaged weights.",

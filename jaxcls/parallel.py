@@ -1,5 +1,7 @@
 """Devices as a mesh, and how arrays lie on it. Also JAX's settings of a command."""
 
+import ctypes
+import importlib.util
 import os
 from pathlib import Path
 
@@ -53,6 +55,30 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep the memory that XLA frees, if it computes on the CPU.
+
+    XLA takes its temporary arrays anew for every step, and glibc would give each back to the
+    system and page it in again: over 100,000 page faults in a step of EfficientNet-B0, a third of
+    its time. Must be called before JAX makes its devices. Does nothing where there may be an
+    accelerator (JAX_PLATFORMS unset and one of its plugins installed), or no glibc.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    plugins = ("jax_plugins", "libtpu")
+    if platforms != "cpu" and (
+        platforms or any(map(importlib.util.find_spec, plugins))
+    ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    # From malloc.h: one heap, nothing outside of it, nothing given back.
+    m_arena_max, m_mmap_max, m_trim_threshold = -8, -4, -1
+    mallopt(m_arena_max, 1)
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def enable_compilation_cache() -> None:

@@ -432,6 +432,7 @@ class _Run:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
+    parallel.keep_freed_memory()
     try:
         command = flags.parse(argv)
         if command is None:

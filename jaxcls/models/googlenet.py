@@ -97,8 +97,8 @@ class GoogLeNet(nn.Module):
     """Nine inception modules and two auxiliary heads. 13,004,888 parameters for 1,000 classes,
     6,624,904 of them without the auxiliary heads.
 
-    In training the logits of the heads are sown into the collection "aux_logits" as "aux1"
-    (after 4a) and "aux2" (after 4d); in evaluation the heads are not computed.
+    In training the logits of the heads are sown into the collection "aux_logits", as
+    "aux1_logits" (after 4a) and "aux2_logits" (after 4d); in evaluation they are not computed.
 
     Kernels start normal with standard deviation 0.01, biases of the dense layers uniform within
     1/sqrt(fan-in) (torchvision). Batch norm has epsilon 1e-3.
@@ -160,7 +160,7 @@ class GoogLeNet(nn.Module):
                 )
                 logits = head(x)
                 if train:
-                    self.sow("aux_logits", heads[name], logits)
+                    self.sow("aux_logits", f"{heads[name]}_logits", logits)
             if name == "3b":
                 x = max_pool(x, 3, 2, ceil=True)
             elif name == "4e":

@@ -163,7 +163,7 @@ class InceptionV3(nn.Module):
     """A stem, eleven blocks and an auxiliary head. 27,161,264 parameters for 1,000 classes,
     23,834,568 of them without the auxiliary head.
 
-    In training the logits of the head are sown into the collection "aux_logits" as "aux"; in
+    In training the logits of the head are sown into the collection "aux_logits"; in
     evaluation it is not computed.
 
     Kernels start normal with standard deviation 0.1 (the auxiliary head's dense layer 0.001),
@@ -220,7 +220,7 @@ class InceptionV3(nn.Module):
                     head = AuxiliaryHead(self.num_classes, conv, self.dtype, name="aux")
                     logits = head(x)
                     if train:
-                        self.sow("aux_logits", "aux", logits)
+                        self.sow("aux_logits", "aux_logits", logits)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return _dense(self.num_classes, x, 0.1, self.dtype)

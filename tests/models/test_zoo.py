@@ -1,0 +1,487 @@
+"""Every network: sizes against counts of torchvision's, and what holds in training."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from jaxcls.errors import UserError
+from jaxcls.models import MODELS, Model, create_model
+from jaxcls.models.__main__ import main
+from jaxcls.models.efficientnet import BASE, scale_channels, scale_stages
+from jaxcls.models.facts import FACTS
+from jaxcls.models.layers import BatchNorm, DropPath
+
+Variables = dict[str, Any]
+
+# The smallest of each family that still has all of its parts, and the side of its images.
+TINY: dict[str, tuple[dict[str, Any], int]] = {
+    "lenet5": ({}, 32),
+    "alexnet": ({}, 63),
+    "alexnet_2012": ({}, 63),
+    "vgg11": ({"stem": "small", "width": 8}, 32),
+    "vgg11_bn": ({"stem": "small", "width": 8}, 32),
+    "googlenet": ({}, 32),
+    "inception_v3": ({}, 75),
+    "resnet18": ({"stem": "small", "width": 8}, 16),
+    "resnet20": ({"width": 8}, 16),
+    "resnet50": (
+        {"stem": "small", "width": 16, "stage_sizes": (1, 1, 1, 1)},
+        16,
+    ),
+    "keras_resnet": ({"width": 8}, 16),
+    "efficientnet_b0": (
+        {"stem": "small", "width_factor": 0.25, "depth_factor": 0.3},
+        16,
+    ),
+    "efficientnet_v2_s": (
+        {"stem": "small", "width_factor": 0.25, "depth_factor": 0.1},
+        16,
+    ),
+    "convnext_tiny": ({"stem": "small", "width": 16, "depths": (1, 1, 2, 1)}, 16),
+}
+
+
+def shapes(module: nn.Module, side: int, channels: int = 3) -> Variables:
+    """The variables of a network, without computing anything."""
+    images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
+
+
+def count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def full(name: str) -> tuple[nn.Module, Variables]:
+    facts = FACTS[name]
+    module = create_model(name, num_classes=facts.num_classes)
+    return module, shapes(module, facts.size, facts.channels)
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_parameters_and_multiply_adds_are_those_written_down(name: str) -> None:
+    facts = FACTS[name]
+    module, variables = full(name)
+    assert count(variables["params"]) == facts.parameters
+    size = (1, facts.size, facts.size, facts.channels)
+    images = jax.ShapeDtypeStruct(size, jnp.float32)
+    traced = jax.make_jaxpr(lambda v, x: module.apply(v, x))(variables, images)
+    assert round(multiply_adds(traced.jaxpr) / 1e9, 4) == facts.gmacs
+
+
+def multiply_adds(jaxpr: Any) -> int:
+    """Counts those of convolutions and matrix products; of a choice between platforms, those of
+    the last, which is the one for every accelerator."""
+    total = 0
+    for equation in jaxpr.eqns:
+        kind = equation.primitive.name
+        results = [variable.aval.shape for variable in equation.outvars]
+        if kind == "conv_general_dilated":
+            total += math.prod(results[0]) * math.prod(
+                equation.invars[1].aval.shape[:3]
+            )
+        elif kind == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += math.prod(results[0]) * math.prod(left[i] for i in contracted)
+        elif kind == "cond":
+            total += multiply_adds(equation.params["branches"][-1].jaxpr)
+        else:
+            for value in equation.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    total += multiply_adds(inner)
+    return total
+
+
+def test_every_network_has_its_facts() -> None:
+    # Recipes of other tests may register networks of their own.
+    assert [name for name in MODELS if name in FACTS] == list(FACTS)
+
+
+@pytest.mark.parametrize("layers", [20, 32, 44, 56, 110])
+def test_cifar_resnets_have_the_papers_parameters(layers: int) -> None:
+    # He et al. 2015, section 4.2: 3x3 stem, 6n layers of 16, 32 and 64 channels, shortcuts
+    # without parameters, 10-way dense layer; two values a channel for each norm.
+    n = (layers - 2) // 6
+    widths = [16] * 2 * n + [32] * 2 * n + [64] * 2 * n
+    inputs = [16, *widths[:-1]]
+    expected = 3 * 9 * 16 + 2 * 16
+    expected += sum(9 * a * b + 2 * b for a, b in zip(inputs, widths, strict=True))
+    expected += 64 * 10 + 10
+    assert count(full(f"resnet{layers}")[1]["params"]) == expected
+
+
+def test_published_counts() -> None:
+    _, keras = full("keras_resnet")
+    assert count(keras["params"]) == 4_330_890
+    assert count(keras["batch_stats"]) == 6_272
+    assert count(keras) == 4_337_162
+    small = create_model("resnet18", num_classes=10, stem="small")
+    assert count(shapes(small, 32)["params"]) == 11_173_962
+    without = create_model("googlenet", num_classes=1000, aux_weight=0.0)
+    assert count(shapes(without, 224)["params"]) == 6_624_904
+    without = create_model("inception_v3", num_classes=1000, aux_weight=0.0)
+    assert count(shapes(without, 299)["params"]) == 23_834_568
+
+
+def test_compound_scaling_rounds_channels_to_eights() -> None:
+    # By hand: 32 x 1.1 = 35.2 -> 32 (not below 31.7); 16 x 1.4 = 22.4 -> 24;
+    # 24 x 1.4 = 33.6 -> 32; 40 x 1.1 = 44 -> 48; 10 x 1 -> 8 is below 9, so 16.
+    found = [
+        scale_channels(*pair)
+        for pair in [(32, 1.1), (16, 1.4), (24, 1.4), (40, 1.1), (10, 1.0), (4, 0.1)]
+    ]
+    assert found == [32, 24, 32, 48, 16, 8]
+    # Table 1's depths x 3.1, rounded up: EfficientNet-B7 has 55 blocks.
+    blocks = [stage.blocks for stage in scale_stages(BASE, 2.0, 3.1)]
+    assert blocks == [4, 7, 7, 10, 10, 13, 4]
+
+
+# Training
+
+
+@functools.cache
+def trained(name: str) -> tuple[nn.Module, Variables, jax.Array]:
+    """A tiny network with its initial variables, and images."""
+    options, side = TINY[name]
+    module = create_model(name, num_classes=5, **options)
+    images = jax.random.normal(jax.random.key(1), (4, side, side, 3))
+    variables = jax.jit(lambda: module.init(jax.random.key(0), images[:1]))()
+    return module, variables, images
+
+
+def apply_in_training(module: nn.Module, variables: Variables, images: Any) -> Any:
+    return module.apply(
+        variables,
+        images,
+        train=True,
+        mutable=["batch_stats", "aux_logits"],
+        rngs={"dropout": jax.random.key(2)},
+    )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    module, variables, images = trained(name)
+    # Dropout and stochastic depth may leave a part out by chance.
+    module = module.clone(
+        **{
+            option: 0.0
+            for option in ("dropout", "aux_dropout", "drop_path")
+            if hasattr(module, option)
+        }
+    )
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: Any) -> jax.Array:
+        logits, updated = apply_in_training(
+            module, {**variables, "params": params}, images
+        )
+        outputs = [logits, *jax.tree.leaves(updated.get("aux_logits", {}))]
+        return sum((output**3).sum() for output in outputs)
+
+    def is_cancelled(path: tuple[str, ...]) -> bool:
+        """Whether a bias is taken away again by the batch norm that follows."""
+        norms = name in ("vgg11_bn", "keras_resnet")
+        return norms and path[-1] == "bias" and "conv" in path[-2]
+
+    gradients = traverse_util.flatten_dict(gradient(variables["params"]))
+    largest = max(jnp.abs(leaf).max() for leaf in gradients.values())
+    for path, leaf in gradients.items():
+        if is_cancelled(path):
+            assert jnp.abs(leaf).max() < 1e-4 * largest, path
+        else:
+            # Every output channel, but for a few that ReLU silences. (At few pixels the rim of a
+            # large kernel meets nothing but padding.)
+            channels = (leaf != 0).reshape(-1, leaf.shape[-1]).any(0)
+            assert channels.mean() > 0.5, path
+
+
+def modules_called(module: nn.Module, variables: Variables, images: Any) -> list[Any]:
+    """Every submodule in the order in which training calls it."""
+    found: list[Any] = []
+
+    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name == "__call__":
+            found.append(context.module)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda v, x: apply_in_training(module, v, x), variables, images)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("resnet18", lambda i, n: (i + 1) / n),  # Huang et al. 2016, equation 4
+        ("resnet50", lambda i, n: (i + 1) / n),
+        ("keras_resnet", lambda i, n: (i + 1) / n),
+        ("efficientnet_b0", lambda i, n: i / n),
+        ("efficientnet_v2_s", lambda i, n: i / n),
+        ("convnext_tiny", lambda i, n: i / (n - 1)),
+    ],
+)
+def test_stochastic_depth_follows_the_papers_rule(
+    name: str, rule: Callable[[int, int], float]
+) -> None:
+    facts = FACTS[name]
+    module = create_model(name, num_classes=10, drop_path=0.4)
+    called = modules_called(
+        module,
+        shapes(module, facts.size),
+        jax.ShapeDtypeStruct((2, facts.size, facts.size, 3), jnp.float32),
+    )
+    blocks = {"resnet18": 8, "resnet50": 16, "keras_resnet": 9}
+    blocks |= {"efficientnet_b0": 16, "efficientnet_v2_s": 40, "convnext_tiny": 18}
+    # A block of an EfficientNet that changes the shape has no shortcut, so nothing to drop.
+    paths = {type(m).__name__: m for m in called}  # keeps one of each kind
+    n = blocks[name]
+    rates = [m.rate for m in called if isinstance(m, DropPath)]
+    expected = [0.4 * rule(i, n) for i in range(n)]
+    if name.startswith("efficientnet"):
+        assert set(np.round(rates, 6)) <= set(np.round(expected, 6))
+        assert len(rates) == {"efficientnet_b0": 9, "efficientnet_v2_s": 35}[name]
+        assert max(rates) == pytest.approx(
+            {"efficientnet_b0": 0.4 * 14 / 16, "efficientnet_v2_s": 0.4 * 39 / 40}[name]
+        )
+    else:
+        np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    assert "DropPath" in paths
+
+
+def test_drop_path_keeps_the_expectation() -> None:
+    branch = jnp.ones((4000, 2, 3))
+    layer = DropPath(0.3, train=True)
+    result = np.asarray(layer.apply({}, branch, rngs={"dropout": jax.random.key(0)}))
+    # An image keeps all of its branch, scaled up, or nothing.
+    assert (result == result[:, :1, :1]).all()
+    values = result[:, 0, 0]
+    kept = values != 0
+    np.testing.assert_allclose(values[kept], 1 / 0.7, rtol=1e-6)
+    # Four standard deviations of the share that is kept.
+    assert abs(kept.mean() - 0.7) < 4 * math.sqrt(0.3 * 0.7 / 4000)
+    for unchanged in (DropPath(0.3, train=False), DropPath(0.0, train=True)):
+        np.testing.assert_array_equal(unchanged.apply({}, branch), branch)
+
+
+NORMS = {
+    "resnet18": (1e-5, 0.9),
+    "vgg11_bn": (1e-5, 0.9),
+    "googlenet": (1e-3, 0.9),
+    "inception_v3": (1e-3, 0.9),
+    "keras_resnet": (1e-3, 0.99),
+    "efficientnet_b0": (1e-5, 0.9),
+    "efficientnet_b4": (1e-5, 0.9),
+    "efficientnet_b5": (1e-3, 0.99),
+    "efficientnet_b7": (1e-3, 0.99),
+    "efficientnet_v2_s": (1e-3, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_batch_norm_has_the_networks_constants_and_group(name: str) -> None:
+    size = FACTS[name].size
+    module = create_model(name, num_classes=10, bn_group=2, dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((4, size, size, 3), jnp.float32)
+    variables = shapes(module, size)
+    called = modules_called(module, variables, images)
+    norms = [m for m in called if isinstance(m, BatchNorm)]
+    assert 2 * sum(m.scope.get_variable("params", "scale").size for m in norms) == (
+        count(variables["batch_stats"])
+    )
+    found = {(m.epsilon, m.momentum, m.group, m.train, m.dtype) for m in norms}
+    assert found == {(*NORMS[name], 2, True, jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_bfloat16_computes_and_float32_keeps(name: str) -> None:
+    module, variables, images = trained(name)
+    half = module.clone(dtype=jnp.bfloat16)
+
+    exact, rounded = jax.jit(
+        lambda: tuple(m.apply(variables, images) for m in (module, half))
+    )()
+    assert exact.dtype == rounded.dtype == jnp.float32
+    difference = jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
+    # bfloat16 has 8 bits; equal would mean that the option is not read.
+    assert 1e-6 < difference < 0.02
+    made = jax.eval_shape(lambda: half.init(jax.random.key(0), images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    _, updated = jax.eval_shape(lambda: apply_in_training(half, variables, images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(updated)} <= {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in TINY if n not in ("lenet5", "alexnet", "alexnet_2012")]
+)
+def test_remat_wraps_the_blocks(name: str) -> None:
+    module, variables, images = trained(name)
+    for is_on in (False, True):
+        again = module.clone(remat=is_on)
+        traced = jax.make_jaxpr(lambda v, m=again: apply_in_training(m, v, images)[0])(
+            variables
+        )
+        assert ("checkpoint" in str(traced) or "remat" in str(traced)) == is_on
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", "convnext_tiny"])
+def test_remat_changes_nothing_but_the_memory(name: str) -> None:
+    module, variables, images = trained(name)
+
+    def gradients(module: nn.Module) -> Any:
+        def total(params: Any) -> jax.Array:
+            logits, _ = apply_in_training(
+                module, {**variables, "params": params}, images
+            )
+            return (logits**2).sum()
+
+        return jax.grad(total)(variables["params"])
+
+    plain, recomputed = jax.jit(
+        lambda: (gradients(module), gradients(module.clone(remat=True)))
+    )()
+    # The same random numbers too: dropout and stochastic depth are on.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            b, a, rtol=1e-3, atol=1e-3 * abs(a).max()
+        ),
+        plain,
+        recomputed,
+    )
+
+
+# Auxiliary heads
+
+
+@pytest.mark.parametrize(("name", "heads"), [("googlenet", 2), ("inception_v3", 1)])
+def test_auxiliary_heads_are_computed_in_training_alone(name: str, heads: int) -> None:
+    module, variables, images = trained(name)
+    _, updated = jax.eval_shape(lambda: apply_in_training(module, variables, images))
+    logits = jax.tree.leaves(updated["aux_logits"])
+    assert [leaf.shape for leaf in logits] == [(4, 5)] * heads
+    # Evaluation does not even look at their parameters.
+    without = {
+        kind: {k: v for k, v in tree.items() if not k.startswith("aux")}
+        for kind, tree in variables.items()
+    }
+    assert count(without) < count(variables)
+    result, changed = jax.eval_shape(
+        lambda: module.apply(without, images, train=False, mutable=True)
+    )
+    assert result.shape == (4, 5)
+    assert "aux_logits" not in changed
+    assert set(variables) == {"params", "batch_stats"}
+
+
+# Stems
+
+
+def test_small_stems_keep_the_strides_that_they_promise() -> None:
+    # Side of the maps at the end of each stage for images of 32 pixels.
+    plans = {
+        "resnet18": [32, 16, 8, 4],
+        "resnet20": [32, 16, 8],
+        "efficientnet_b0": [32, 32, 16, 8, 8, 4, 4],
+        "efficientnet_v2_s": [32, 32, 16, 8, 8, 4],
+        "convnext_tiny": [16, 8, 4, 2],
+        "vgg11": [16, 8, 4, 2, 1],
+    }
+    for name, plan in plans.items():
+        module = create_model(name, num_classes=10, stem="small")
+        ends: dict[str, int] = {}
+        for path, side in block_sides(module, 32):
+            ends[path.split("_")[0]] = side
+        assert list(ends.values()) == plan, name
+
+
+def block_sides(module: nn.Module, side: int) -> Iterator[tuple[str, int]]:
+    found = []
+
+    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        path = context.module.path
+        if len(path) == 1 and path[0].startswith(("layer", "stage")):
+            found.append((path[0], result.shape[1]))
+        return result
+
+    with nn.intercept_methods(note):
+        shapes(module, side)
+    yield from found
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "options"),
+    [
+        ("alexnet", 62, {}),
+        ("vgg16", 31, {}),
+        ("inception_v3", 74, {}),
+        ("convnext_tiny", 31, {}),
+        ("convnext_tiny", 15, {"stem": "small"}),
+    ],
+)
+def test_images_that_are_too_small_are_an_error(
+    name: str, side: int, options: dict[str, Any]
+) -> None:
+    module = create_model(name, num_classes=10, **options)
+    with pytest.raises(UserError, match=rf"{side + 1}x{side + 1} or more, not {side}x"):
+        shapes(module, side)
+    shapes(module, side + 1)
+
+
+# Options and the command
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Model(name="lenet5", dropout=0.5), "'lenet5' has no option 'dropout'"),
+        (Model(name="vgg16", dropout=1.0), "model.dropout must lie in 0..1"),
+        (Model(name="resnet18", drop_path=-0.1), "model.drop_path must lie in 0..1"),
+        (
+            Model(name="googlenet", aux_weight=-1.0),
+            "model.aux_weight must be 0 or more",
+        ),
+        (Model(name="vgg16", aux_weight=1.0), "no option 'aux_weight'"),
+        (
+            Model(name="resnet18", weights="timm/resnet50.a1_in1k"),
+            "are weights of resnet50, not of resnet18",
+        ),
+    ],
+)
+def test_an_option_that_does_not_fit_is_an_error(model: Model, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        model.validate()
+
+
+def test_weights_bring_their_constants() -> None:
+    model = Model(name="efficientnet_b0", weights="timm/tf_efficientnet_b0.in1k")
+    module: Any = model.create(10)
+    assert (module.padding, module.bn_epsilon) == ("same", 1e-3)
+
+
+def test_the_command_lists_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(MODELS)
+    row = next(line for line in lines if line.startswith("resnet50 ")).split()
+    assert row[1:4] == ["25,557,032", "4.089", "224"]
+    assert main(["*net50*"]) == 0
+    text = capsys.readouterr().out
+    assert "wide_resnet50_2" in text and "lenet5" not in text
+    # The published accuracy beside the very size that it was measured at.
+    assert "torchvision/resnet50:v2" in text and "80.86 %" in text
+    assert main(["resnet51"]) == 2
+    assert "Did you mean 'resnet50'?" in capsys.readouterr().err

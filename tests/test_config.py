@@ -12,7 +12,14 @@ import docstring_parser
 import pytest
 
 from jaxcls import config as config_lib
-from jaxcls.augment import CenterCrop, HorizontalFlip, Normalize, RandomCrop, Resize, Transform
+from jaxcls.augment import (
+    CenterCrop,
+    HorizontalFlip,
+    Normalize,
+    RandomCrop,
+    Resize,
+    Transform,
+)
 from jaxcls.config import Checkpoint, Config, Evaluation, Log, Plan
 from jaxcls.data import Dataset, Digits
 from jaxcls.duration import Duration, RunLength, epochs, examples, fraction, steps

@@ -1,0 +1,167 @@
+"""A run that begins with weights: a file's, published ones, another run's."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxcls import config as config_lib
+from jaxcls.augment import Normalize
+from jaxcls.config import Config
+from jaxcls.data import Digits
+from jaxcls.duration import steps
+from jaxcls.errors import UserError
+from jaxcls.models import MODELS, Model, create_model
+from jaxcls.models.pretrained import to_torch
+from jaxcls.optim import SGD
+from jaxcls.parallel import make_mesh
+from jaxcls.train import train
+from jaxcls.training.program import Program
+from jaxcls.training.warm_start import warm_start
+from tests.recipes import narrow  # noqa: F401 (registers the network)
+
+NARROW, WIDTH = "resnet_narrow", 4
+
+
+def config(weights: str | None = None, name: str = NARROW, **changes: Any) -> Config:
+    normalize = Normalize(mean=(0.5,), std=(0.25,))
+    made = Config(
+        model=Model(name=name, stem="small", width=WIDTH, weights=weights),
+        data=Digits(),
+        augment=(normalize,),
+        eval_transform=(normalize,),
+        optimizer=SGD(learning_rate=0.1),
+        batch_size=16,
+        duration=steps(2),
+        ema_decay=0.5,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def program(config: Config, num_classes: int = 10) -> Program:
+    config_lib.validate(config)
+    plan = config_lib.plan(config, 1437)
+    mesh = make_mesh(1)
+    return Program(
+        config, plan, mesh=mesh, num_classes=num_classes, image_shape=(8, 8, 1)
+    )
+
+
+@functools.cache
+def pretrained(classes: int = 1000) -> dict[str, Any]:
+    """Variables of the network for three channels."""
+    module = create_model(NARROW, num_classes=classes, stem="small", width=WIDTH)
+    images = jnp.zeros((1, 8, 8, 3))
+    variables = jax.jit(lambda: module.init(jax.random.key(9), images))()
+    return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, dict(variables))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "weights.safetensors"
+    save_file(to_torch(NARROW, pretrained(), stem="small", width=WIDTH), path)
+    yield path
+
+
+def test_a_file_is_the_start_of_a_run(file: Path) -> None:
+    bound = program(config(str(file)))
+    state, said = warm_start(bound.init(), bound, str(file))
+    assert said[0].startswith(f"begins with the weights {file}: ")
+    assert said[1:] == [
+        "the head fc is new: 10 classes, not 1000",
+        "conv1 is adapted from 3 channels to 1",
+    ]
+    source = pretrained()
+    kernel = source["params"]["conv1"]["kernel"].sum(2, keepdims=True)
+    np.testing.assert_allclose(state.params["conv1"]["kernel"], kernel, rtol=1e-6)
+    fresh = bound.init().params["fc"]
+    jax.tree.map(np.testing.assert_array_equal, state.params["fc"], fresh)
+    block = "layer2_0"
+    jax.tree.map(
+        np.testing.assert_array_equal, state.params[block], source["params"][block]
+    )
+    # The statistics come along, and the average begins with the same weights.
+    jax.tree.map(
+        np.testing.assert_array_equal, state.batch_stats, source["batch_stats"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, state.ema["params"], state.params)
+    assert int(state.step) == 0
+    leaves = jax.tree.leaves(state)
+    assert all(leaf.committed for leaf in jax.tree.leaves(state.params))
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves if leaf.size > 1]
+    assert len(set(pointers)) == len(pointers)  # a donated state holds no buffer twice
+
+
+def test_a_run_says_so_and_its_weights_start_another(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    assert train(config(str(file)), first).complete
+    text = capsys.readouterr().out
+    assert f"begins with the weights {file}" in text
+    assert "the head fc is new: 10 classes, not 1000" in text
+    # Complete: nothing is read again, the file may be gone.
+    file.unlink()
+    assert train(config(str(file)), first).complete
+
+    bound = program(config(str(first)))
+    state, said = warm_start(bound.init(), bound, str(first))
+    assert len(said) == 1
+    # The averaged weights of the run, head included: the classes are the same.
+    difference = state.params["fc"]["kernel"] - bound.init().params["fc"]["kernel"]
+    assert 0 < jnp.abs(difference).max() < 1
+    ten = program(config(str(first)), num_classes=3)
+    _, said = warm_start(ten.init(), ten, str(first))
+    assert said[1:] == ["the head fc is new: 3 classes, not 10"]
+    other = config(str(first), model=Model(name="resnet18", stem="small", width=WIDTH))
+    bound = program(other)
+    with pytest.raises(UserError, match="are of resnet_narrow, not of resnet18"):
+        warm_start(bound.init(), bound, str(first))
+
+
+def test_weights_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
+    bound = program(config())
+    state = bound.init()
+    with pytest.raises(UserError, match=r"nowhere\.safetensors"):
+        warm_start(state, bound, str(tmp_path / "nowhere.safetensors"))
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(UserError, match=r"torn\.safetensors"):
+        warm_start(state, bound, str(torn))
+    with pytest.raises(UserError, match="has no checkpoint"):
+        warm_start(state, bound, str(tmp_path))
+    for name, said in (
+        ("timm/resnet18.a1_in2k", "Did you mean 'timm/resnet18.a1_in1k'"),
+        ("torchvision/resnet50:v2", "are weights of resnet50, not of resnet18"),
+    ):
+        with pytest.raises(UserError, match=said):
+            config_lib.validate(config(name, "resnet18"))
+
+
+def test_a_recipe_that_normalises_otherwise_is_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Published weights, of which only the download is replaced.
+    monkeypatch.setattr("jaxcls.models.pretrained.fetch", lambda weights: file)
+    monkeypatch.setattr("jaxcls.models.pretrained.check_torch", lambda *args: None)
+    name = "timm/resnet18.a1_in1k"
+    # The note alone is of interest: the tensors are another network's.
+    monkeypatch.setitem(MODELS, "resnet18", MODELS[NARROW])
+    bound = program(config(name, "resnet18"))
+    _, said = warm_start(bound.init(), bound, name)
+    assert said[-1].startswith(
+        "note: these weights were trained with Normalize(mean=(0.485"
+    )
+    normalize = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    same = config(name, "resnet18", eval_transform=(normalize,), augment=(normalize,))
+    config_lib.validate(same)
+    bound.config = same
+    _, said = warm_start(bound.init(), bound, name)
+    assert not said[-1].startswith("note")

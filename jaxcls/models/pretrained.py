@@ -6,6 +6,7 @@ state_dict = to_torch("resnet50", variables)
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class Tensor:
         return np.ascontiguousarray(array.reshape(self.torch_shape))
 
 
-def tensors(module: Any, dialect: Dialect, channels: int = 3) -> list[Tensor]:
+@functools.lru_cache(maxsize=8)  # tracing a deep network takes a second
+def tensors(module: Any, dialect: Dialect, channels: int = 3) -> tuple[Tensor, ...]:
     """Returns every array of a network's variables with its counterpart.
 
     Args:
@@ -79,7 +81,7 @@ def tensors(module: Any, dialect: Dialect, channels: int = 3) -> list[Tensor]:
     images = jnp.zeros((1, 299, 299, channels))  # large enough for every network
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images))
     flat = traverse_util.flatten_dict(dict(shapes))
-    return [_tensor(module, dialect, path, flat[path].shape) for path in flat]
+    return tuple(_tensor(module, dialect, path, flat[path].shape) for path in flat)
 
 
 def _tensor(

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 CENTRED = 0.5
-"""The share of a filter's mean that is taken out of it (see `weight`). Measured: with 0 the
-logits of two images correlate by 0.999 in the deepest networks, and a test of them would prove
-little; with 1 rounding errors grow from layer to layer as the images' difference does."""
+"""The share of a filter's mean that is taken out of it (see `weight`). Measured on ResNet-152:
+with 0 the logits of two images correlate by 0.998, so that a test of them proves little; with 1
+float32's rounding errors grow to 1e-4 of the logits; with 0.5 it is 0.94 and 1e-5."""
 
 DEPTHWISE = 0.1
 """The gain of depthwise kernels. A normalisation follows each of them, so that the gain changes

@@ -78,7 +78,7 @@ def keep_freed_memory() -> None:
     m_arena_max, m_mmap_max, m_trim_threshold = -8, -4, -1
     mallopt(m_arena_max, 1)
     mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_trim_threshold, -1)
 
 
 def enable_compilation_cache() -> None:

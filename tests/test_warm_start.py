@@ -113,13 +113,19 @@ def test_a_run_says_so_and_its_weights_start_another(
 
     bound = program(config(str(first)))
     state, said = warm_start(bound.init(), bound, str(first))
-    assert len(said) == 1
+    assert len(said) == 2
+    assert said[0].startswith(f"the averaged weights of step 2 in {first}")
     # The averaged weights of the run, head included: the classes are the same.
     difference = state.params["fc"]["kernel"] - bound.init().params["fc"]["kernel"]
     assert 0 < jnp.abs(difference).max() < 1
     ten = program(config(str(first)), num_classes=3)
     _, said = warm_start(ten.init(), ten, str(first))
-    assert said[1:] == ["the head fc is new: 3 classes, not 10"]
+    assert said[2:] == ["the head fc is new: 3 classes, not 10"]
+    imagenet = config(str(first))
+    imagenet.model.stem = "imagenet"
+    bound = program(imagenet)
+    with pytest.raises(UserError, match=r"model\.stem='small', not 'imagenet'"):
+        warm_start(bound.init(), bound, str(first))
     other = config(str(first), model=Model(name="resnet18", stem="small", width=WIDTH))
     bound = program(other)
     with pytest.raises(UserError, match="are of resnet_narrow, not of resnet18"):
@@ -131,6 +137,8 @@ def test_weights_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
     state = bound.init()
     with pytest.raises(UserError, match=r"nowhere\.safetensors"):
         warm_start(state, bound, str(tmp_path / "nowhere.safetensors"))
+    with pytest.raises(UserError, match=r"Did you mean 'timm/resnet18\.a1_in1k'"):
+        warm_start(state, bound, "resnet18.a1_in1k")
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
     with pytest.raises(UserError, match=r"torn\.safetensors"):

@@ -8,7 +8,6 @@ logits = module.apply(variables, images, train=False)  # float32 [batch, 10]
 import dataclasses
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -82,8 +81,9 @@ def model_options(name: str) -> list[str]:
 
 
 def is_weight_set(source: str) -> bool:
-    """Whether a string names a weight set, known or not, rather than a path."""
-    return source.startswith(("torchvision/", "timm/")) and not Path(source).exists()
+    """Whether a string names a weight set, known or not, rather than a path (a folder that is
+    called so is "./timm/...")."""
+    return source.startswith(("torchvision/", "timm/"))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -103,6 +103,9 @@ class Model:
       drop_path: rate of stochastic depth, 0..1, by the rule of the network's paper.
       aux_weight: weight of each auxiliary head's loss; 0 builds no auxiliary heads.
       bn_group: images that share batch statistics in training; None for the whole batch.
+      bn_epsilon: of EfficientNet's batch norms; published weights that are named bring theirs.
+      padding: of EfficientNet's strided convolutions, "symmetric" as torchvision or "same" as
+        TensorFlow; published weights that are named bring theirs.
       remat: recompute blocks in the backward pass instead of keeping their activations: less
         memory, more time.
       dtype: dtype of the computation, "float32" or "bfloat16"; parameters are float32. With
@@ -118,6 +121,8 @@ class Model:
     drop_path: float | None = None
     aux_weight: float | None = None
     bn_group: int | None = None
+    bn_epsilon: float | None = None
+    padding: Literal["symmetric", "same"] | None = None
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -136,6 +141,14 @@ class Model:
         options["dtype"] = jnp.dtype(self.dtype)
         if (source := options.pop("weights", None)) and is_weight_set(source):
             options = {**find_weights(source).options, **options}
+        if self.name in MODELS:
+            known = model_options(self.name)
+            settable = [f.name for f in dataclasses.fields(self) if f.name in known]
+            for option in set(options) - {"name", *known}:
+                raise UserError(
+                    f"model '{self.name}' has no option '{option}'. Its options: "
+                    f"{', '.join(settable)}."
+                )
         return create_model(num_classes=num_classes, **options)
 
     def validate(self) -> None:
@@ -153,6 +166,15 @@ class Model:
         if self.aux_weight is not None and not 0 <= self.aux_weight < 1e6:
             raise UserError(
                 f"model.aux_weight must be 0 or more, not {self.aux_weight}."
+            )
+        if self.bn_epsilon is not None and not 0 < self.bn_epsilon < 1:
+            raise UserError(
+                f"model.bn_epsilon must lie in 0..1, not {self.bn_epsilon}."
+            )
+        if self.weights == "":
+            raise UserError(
+                "model.weights is empty: name weights, a file or a run's folder, or leave it "
+                "None for random ones."
             )
         if self.weights is not None and is_weight_set(self.weights):
             of = find_weights(self.weights).model

@@ -74,11 +74,13 @@ def find(pattern: str) -> list[str]:
     Raises:
       UserError: if there are none.
     """
-    names = fnmatch.filter(MODELS, pattern)
+    names = fnmatch.filter(MODELS, pattern.lower())
     if not names:
+        letters = pattern.lower().strip("*?")[:5]
+        near = fnmatch.filter(MODELS, f"*{letters}*") if letters else []
+        hint = f" Some contain '{letters}': {', '.join(near)}." if near else ""
         raise UserError(
-            f"no network is called '{pattern}'.{did_you_mean(pattern, MODELS)} A pattern such "
-            f"as '*{pattern.strip('*?')[:6]}*' finds what contains the letters."
+            f"no network is called '{pattern}'.{did_you_mean(pattern, MODELS)}{hint}"
         )
     return names
 

@@ -99,7 +99,8 @@ def _check(path: Path, weights: WeightSet) -> None:
         known = expected[0] if expected else f"{weights.sha256}..."
         raise UserError(
             f"{path} is damaged or not the file of {weights.name}: its SHA-256 is {found}, "
-            f"expected {known}. Remove it and {note.name}, and it is downloaded again."
+            f"expected {known}. Remove it and {note.name}, and it is downloaded again; if "
+            f"you have put this file there yourself, remove {note.name} alone."
         )
     if expected is None:
         with contextlib.suppress(OSError):  # a cache that others share may be read-only

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import BatchNorm, DropPath, check_stem, kaiming_fan_out
 
@@ -182,6 +183,8 @@ class Block(nn.Module):
 
 def pad(kernel: int, padding: Literal["symmetric", "same"]) -> int | str:
     """Returns the padding of a convolution as linen takes it (see EfficientNet)."""
+    if padding not in ("symmetric", "same"):
+        raise UserError(f"padding must be 'symmetric' or 'same', not {padding!r}.")
     return kernel // 2 if padding == "symmetric" else "SAME"
 
 

@@ -146,13 +146,16 @@ def from_torch(
     head = state_dict.get(f"{torch_layer(module, module.HEADS[0], dialect)}.weight")
     stem = state_dict.get(f"{torch_layer(module, module.STEM, dialect)}.weight")
     if head is None or stem is None or head.ndim < 1 or stem.ndim != 4:
-        known = [tensor.key for tensor in tensors(module, dialect)]
-        raise UserError(
-            f"these are not the weights of {name}: {_mismatch(known, state_dict)}."
-        )
+        classes = head.shape[0] if head is not None and head.ndim else 1
+        module = create_model(name, num_classes=classes, **options)
+        _check_same_tensors(name, tensors(module, dialect), state_dict)
+        raise AssertionError("tensors of the wrong rank were let through")
+    if 0 in head.shape or 0 in stem.shape:
+        raise UserError(f"these are not the weights of {name}: tensors without values.")
     module = create_model(name, num_classes=head.shape[0], **options)
     wanted = tensors(module, dialect, channels=stem.shape[1])
     _check_same_tensors(name, wanted, state_dict)
+    _check_values(name, wanted, state_dict)
     flat = {tensor.path: tensor.from_torch(state_dict[tensor.key]) for tensor in wanted}
     return traverse_util.unflatten_dict(flat)
 
@@ -169,7 +172,8 @@ def to_torch(
       **options: of the network (see create_model), where its arrays depend on them.
 
     Returns:
-      name -> array, float32; torch's counters of batches are int64 zeros.
+      name -> array, float32; torch's counters of batches are int64 zeros. For torch's
+      load_state_dict make tensors of them with torch.from_numpy.
 
     Raises:
       UserError: for variables of another network, or a network without counterpart there.
@@ -228,7 +232,21 @@ def load(source: str, name: str, **options: Any) -> Variables:
         )
     if weight_set.file:  # torchvision's are PyTorch files: say so before the download
         check_torch(weight_set.name, weight_set.twin)
-    return from_torch(name, read(fetch(weight_set)), **options)
+    path = fetch(weight_set)
+    try:
+        variables = from_torch(name, read(path), **options)
+        head = create_model(name, num_classes=1).HEADS[0]
+        classes = len(variables["params"][head]["bias"])
+        if classes != weight_set.num_classes:
+            raise UserError(
+                f"these weights have {classes} classes, not {weight_set.num_classes}."
+            )
+    except UserError as error:
+        raise UserError(
+            f"the file {path} is not that of {source}: {error} Remove it, and "
+            f"{path.name}.sha256 beside it, to have it downloaded again."
+        ) from error
+    return variables
 
 
 def fit(
@@ -292,7 +310,8 @@ def fit(
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Returns a kernel [height, width, channels, features] for images of other channels."""
+    """Returns a kernel [height, width, channels, features] for images of other channels: its sum
+    for one, its channels in turn and scaled by old / new for more (of fewer, the first ones)."""
     kernel = np.asarray(kernel)
     if channels == 1:
         return kernel.sum(2, keepdims=True)
@@ -325,20 +344,34 @@ def _check_same_tensors(
 ) -> None:
     """Raises UserError unless a state dict has exactly these tensors, counters aside."""
     shapes = {tensor.key: tensor.torch_shape for tensor in wanted}
-    counters = {
-        key.removesuffix("running_var") + COUNTER
-        for key in shapes
-        if key.endswith("running_var")
-    }
-    found = {
-        key: tuple(array.shape)
-        for key, array in state_dict.items()
-        if key not in counters
-    }
-    if found != shapes:
-        raise UserError(
-            f"these are not the weights of {name}: {_mismatch(shapes, found)}."
-        )
+    found = {key: tuple(array.shape) for key, array in state_dict.items()}
+    counters = [key for key in found if key.endswith(COUNTER)]
+    strays = [
+        key
+        for key in counters
+        if key.removesuffix(COUNTER) + "running_var" not in shapes
+    ]
+    for key in counters:
+        del found[key]
+    if found != shapes or strays:
+        # What is wrong besides tells more than the counters of another network's norms.
+        why = _mismatch(shapes, found) or f"{len(strays)} left over ({_some(strays)})"
+        raise UserError(f"these are not the weights of {name}: {why}.")
+
+
+def _check_values(
+    name: str, wanted: Iterable[Tensor], state_dict: Mapping[str, np.ndarray]
+) -> None:
+    """Raises UserError for tensors that cannot be weights."""
+    for tensor in wanted:
+        array = np.asarray(state_dict[tensor.key])
+        # bfloat16 is a type of ml_dtypes' that NumPy files under "V".
+        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+            raise UserError(
+                f"{tensor.key} of {name} holds {array.dtype.name}, not floats."
+            )
+        if tensor.path[-1] == "var" and (array < 0).any():
+            raise UserError(f"{tensor.key} of {name} is a variance below zero.")
 
 
 def _mismatch(expected: Iterable[str], found: Iterable[str]) -> str:

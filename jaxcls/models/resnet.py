@@ -6,12 +6,14 @@ https://arxiv.org/abs/1611.05431).
 """
 
 import functools
+import math
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import (
     BatchNorm,
@@ -148,6 +150,12 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes]."""
         check_stem(self.stem, image=images.shape, minimum=1, name="resnet")
+        inner = self.width * self.group_width * self.groups // 64
+        if inner % self.groups or not inner:
+            raise UserError(
+                f"width {self.width} leaves {inner} channels for {self.groups} groups: use a "
+                f"multiple of {64 // math.gcd(64, self.group_width)}."
+            )
         conv = functools.partial(
             Conv,
             use_bias=False,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import (
     BatchNorm,
@@ -58,9 +59,14 @@ class VGG(nn.Module):
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes].
 
         Raises:
-          UserError: for an unknown stem or images smaller than 32 x 32.
+          UserError: for an unknown stem, images smaller than 32 x 32, or bn_group without batch
+            norm.
         """
         check_stem(self.stem, image=images.shape, minimum=32, name="vgg")
+        if self.bn_group is not None and not self.batch_norm:
+            raise UserError(
+                "this VGG has no batch norm, so no bn_group: use one whose name ends in _bn."
+            )
         x = images.astype(self.dtype)
         stage = nn.remat(Stage) if self.remat else Stage
         norm = None

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxcls import config as config_lib
 from jaxcls.augment import Normalize
 from jaxcls.config import Config
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, did_you_mean
 from jaxcls.models import is_weight_set, pretrained
-from jaxcls.models.weights import find
+from jaxcls.models.weights import WEIGHTS, find
 from jaxcls.parallel import make_mesh, replicated
 from jaxcls.training import checkpoint
 from jaxcls.training.program import Program, weight_shapes
@@ -37,9 +37,15 @@ def warm_start(
     """
     config, module = program.config, program.model
     messages = []
-    if Path(source).is_dir():
-        loaded = _of_run(Path(source), config)
+    if not is_weight_set(source) and Path(source).is_dir():
+        loaded, origin = _of_run(Path(source), config, module)
+        messages.append(origin)
     else:
+        if not is_weight_set(source) and not Path(source).exists():
+            raise UserError(
+                f"there is no file or folder {source}.{did_you_mean(source, WEIGHTS)} "
+                "`python -m jaxcls.models resnet50` lists the names of published weights."
+            )
         name = config.model.name
         loaded = pretrained.load(source, name, **_options(module))
     initial = jax.device_get(state.variables())
@@ -68,8 +74,8 @@ def _options(module: Any) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
-def _of_run(path: Path, config: Config) -> dict[str, Any]:
-    """Reads the weights of a run of ours, averaged ones where it has them."""
+def _of_run(path: Path, config: Config, module: Any) -> tuple[dict[str, Any], str]:
+    """Reads the weights of a run of ours, averaged ones where it has them; says which."""
     folder = checkpoint.find(path)
     run = checkpoint.read_run(folder)
     saved = config_lib.from_dict(run["config"])
@@ -77,18 +83,28 @@ def _of_run(path: Path, config: Config) -> dict[str, Any]:
         raise UserError(
             f"the weights {folder} are of {saved.model.name}, not of {config.model.name}."
         )
+    theirs: Any = saved.model.create(len(run["class_names"]))
+    for option in ("stem", "padding", "bn_epsilon"):
+        was, now = getattr(theirs, option, None), getattr(module, option, None)
+        if was != now:
+            raise UserError(
+                f"the weights {folder} were trained with model.{option}={was!r}, not {now!r}: "
+                "with another the network computes something else."
+            )
     # Read whole onto one device: they are put where they belong afterwards.
     one = make_mesh(1)
     shapes = weight_shapes(
         saved,
-        saved.model.create(len(run["class_names"])),
+        theirs,
         tuple(run["image_shape"]),
         one,
     )
     weights = checkpoint.restore_weights(folder, shapes)
     chosen = weights.get("ema", weights)
+    kind = "averaged" if "ema" in weights else "raw"
     found = {name: chosen[name] for name in ("params", "batch_stats")}
-    return jax.device_get({name: tree for name, tree in found.items() if tree})
+    trees = jax.device_get({name: tree for name, tree in found.items() if tree})
+    return trees, f"the {kind} weights of step {run['step']} in {folder}:"
 
 
 def _preprocessing_note(config: Config, source: str) -> str | None:

@@ -150,6 +150,16 @@ def changed(state_dict: StateDict, **changes: Any) -> StateDict:
             "not the weights of resnet18",
         ),
         ({"fc.num_batches_tracked": np.zeros(())}, "left over"),
+        (
+            # Not only as counters left over, of which another network has many.
+            {"fc.weight": None, "x.num_batches_tracked": np.zeros(())},
+            r": 1 missing \(fc.weight\); 1 of another shape",
+        ),
+        ({"conv1.weight": np.zeros((8, 0, 7, 7), np.float32)}, "without values"),
+        ({"conv1.weight": np.zeros(8, np.float32)}, r"conv1.weight is \[8\], expected"),
+        ({"bn1.running_var": np.float32([-1] * 8)}, "variance below zero"),
+        ({"bn1.weight": np.ones(8, np.int32)}, "bn1.weight .* holds int32, not floats"),
+        ({"bn1.weight": np.ones(8, np.complex64)}, "holds complex64, not floats"),
     ],
 )
 def test_a_tensor_too_many_or_few_or_large_is_named(
@@ -286,6 +296,20 @@ def test_loading_a_file(tmp_path: Path) -> None:
         pretrained.load("timm/resnet50.a1_in1k", "resnet18")
     with pytest.raises(UserError, match=r"Did you mean 'timm/resnet50\.a1"):
         pretrained.load("timm/resnet50.a1_in1", "resnet50")
+
+
+def test_a_file_of_other_classes_is_not_the_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "cached.safetensors"
+    save_file(numbered("resnet18"), path)
+    monkeypatch.setattr(pretrained, "fetch", lambda weights: path)
+    with pytest.raises(UserError, match=r"cached.*have 7 classes, not 1000.*sha256"):
+        pretrained.load("timm/resnet18.a1_in1k", "resnet18", **SMALL["resnet18"])
+    with pytest.raises(UserError, match=r"cached.* is not that of timm/resnet34"):
+        pretrained.load("timm/resnet34.a1_in1k", "resnet34")
 
 
 def test_facts_are_of_the_networks_that_have_weights() -> None:

@@ -455,6 +455,14 @@ def test_images_that_are_too_small_are_an_error(
             "model.aux_weight must be 0 or more",
         ),
         (Model(name="vgg16", aux_weight=1.0), "no option 'aux_weight'"),
+        # Only what a config can set is offered.
+        (
+            Model(name="efficientnet_b0", width=7),
+            "Its options: stem, dropout, drop_path, ",
+        ),
+        (Model(name="vgg16", padding="same"), "no option 'padding'"),
+        (Model(name="efficientnet_b0", bn_epsilon=0.0), "bn_epsilon must lie in 0..1"),
+        (Model(name="vgg16", weights=""), "model.weights is empty"),
         (
             Model(name="resnet18", weights="timm/resnet50.a1_in1k"),
             "are weights of resnet50, not of resnet18",
@@ -466,13 +474,37 @@ def test_an_option_that_does_not_fit_is_an_error(model: Model, said: str) -> Non
         model.validate()
 
 
-def test_weights_bring_their_constants() -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("vgg11", {"bn_group": 2}, "no batch norm"),
+        ("resnext50_32x4d", {"width": 8}, "leaves 16 channels for 32 groups"),
+        ("efficientnet_b0", {"padding": "bogus"}, "'symmetric' or 'same', not 'bogus'"),
+    ],
+)
+def test_options_that_make_no_network_are_an_error(
+    name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        shapes(create_model(name, num_classes=10, **options), 64)
+
+
+def test_weights_bring_their_constants(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Wherever the command is given: a folder of that name changes nothing.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm" / "tf_efficientnet_b0.in1k").mkdir(parents=True)
     model = Model(name="efficientnet_b0", weights="timm/tf_efficientnet_b0.in1k")
     module: Any = model.create(10)
     assert (module.padding, module.bn_epsilon) == ("same", 1e-3)
 
 
-def test_the_command_lists_networks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_networks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in set(MODELS) - set(FACTS):  # registered by recipes of other tests
+        monkeypatch.delitem(MODELS, name)
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(MODELS)
@@ -485,3 +517,6 @@ def test_the_command_lists_networks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torchvision/resnet50:v2" in text and "80.86 %" in text
     assert main(["resnet51"]) == 2
     assert "Did you mean 'resnet50'?" in capsys.readouterr().err
+    assert main(["RESNET50"]) == 0
+    assert main(["efficientnetv2"]) == 2
+    assert "Some contain 'effic': efficientnet_b0, " in capsys.readouterr().err

@@ -171,7 +171,16 @@ def apply_in_training(module: nn.Module, variables: Variables, images: Any) -> A
     )
 
 
-@pytest.mark.parametrize("name", TINY)
+# Half a minute each to compile; the golden values of GoogLeNet's and Inception's training, which
+# the normal tests check, need all of their layers too.
+SLOW = ("googlenet", "inception_v3")
+each_tiny = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TINY],
+)
+
+
+@each_tiny
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     module, variables, images = trained(name)
     # Dropout and stochastic depth may leave a part out by chance.
@@ -306,7 +315,7 @@ def test_every_batch_norm_has_the_networks_constants_and_group(name: str) -> Non
     assert found == {(*NORMS[name], 2, True, jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("name", TINY)
+@each_tiny
 def test_bfloat16_computes_and_float32_keeps(name: str) -> None:
     module, variables, images = trained(name)
     half = module.clone(dtype=jnp.bfloat16)

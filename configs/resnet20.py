@@ -1,0 +1,36 @@
+"""ResNet-20, the small one for CIFAR, on handwritten digits at their 8 x 8 pixels.
+
+    python -m jaxcls.train --config configs/resnet20.py
+
+About a minute on 2 busy CPU cores; test top-1 98.33 % raw and EMA (jax 0.10.2, 2026-11-22).
+
+Network: He et al. 2015, section 4.2 (https://arxiv.org/abs/1512.03385). The training is ours:
+SGD with Nesterov momentum, warm-up and cosine, label smoothing, shifts of one pixel.
+"""
+
+from jaxcls.augment import Normalize, RandomCrop
+from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.data import create_dataset
+from jaxcls.duration import epochs
+from jaxcls.models import Model
+from jaxcls.optim import SGD, WarmupCosine
+from jaxcls.training.loss import SoftmaxCrossEntropy
+
+
+def get_config(dataset: str = "digits") -> Config:
+    normalize = Normalize(mean=(0.5,), std=(0.5,))
+    return Config(
+        model=Model(name="resnet20"),
+        data=create_dataset(dataset),
+        augment=(RandomCrop(padding=1), normalize),
+        eval_transform=(normalize,),
+        loss=SoftmaxCrossEntropy(label_smoothing=0.1),
+        optimizer=SGD(learning_rate=0.1, weight_decay=5e-3),
+        schedule=WarmupCosine(warmup=epochs(1)),
+        batch_size=32,
+        duration=epochs(20),
+        clip_norm=1.0,
+        ema_decay=0.9,
+        evaluation=Evaluation(every=epochs(5)),
+        checkpoint=Checkpoint(every=epochs(5)),
+    )

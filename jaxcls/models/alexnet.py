@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.models.convolution import Conv
-from jaxcls.models.layers import adaptive_avg_pool, check_size, max_pool, torch_default
+from jaxcls.models.layers import check_size, torch_default
+from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 
 class AlexNet(nn.Module):

@@ -1,15 +1,16 @@
 """Convolution that is fast on a CPU too.
 
 XLA runs some convolutions far slower on CPUs than their arithmetic asks for: those with a group
-a channel by one to two orders of magnitude, those with a few channels a group by more, and the
-weight gradient of 1x1 kernels several times. They are written out as what XLA is good at there:
-sums of shifted images, or matrix products. On every other platform, and for every other kernel,
-this is lax.conv_general_dilated and its gradients.
+a channel by one to two orders of magnitude, those with a few channels a group by more, those of a
+kernel that covers its whole map by two orders (3x3 on 2x2 pixels of 512 channels: 200 ms instead
+of 2), and the weight gradient of 1x1 kernels several times. They are written out as what XLA is
+good at there: sums of shifted images, or matrix products. On every other platform, and for every
+other kernel, this is lax.conv_general_dilated and its gradients.
 """
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from jaxcls.models import windows
+from jaxcls.models.windows import Pads
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -27,8 +30,11 @@ def convolution(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = None,
     feature_group_count: int = 1,
-    **fixed: Any,
+    precision: Any = None,
 ) -> jax.Array:
     """Convolves images with a kernel: what lax.conv_general_dilated gives, up to the order in
     which sums are made.
@@ -41,22 +47,38 @@ def convolution(
       kernel: [kernel height, kernel width, channels / groups, features].
       strides: vertical and horizontal.
       padding: "SAME", "VALID" or ((above, below), (left, right)).
+      lhs_dilation: as all that nn.Conv passes besides, at its default and nothing else.
+      rhs_dilation: likewise.
+      dimension_numbers: likewise: NHWC and HWIO.
       feature_group_count: groups of channels that are convolved apart.
-      **fixed: what nn.Conv passes besides: layout, dilations and precision at their defaults.
+      precision: as dilations.
 
     Returns:
       [batch, height', width', features] in the dtype of x.
+
+    Raises:
+      ValueError: for a dilation, another layout or a precision: no network here has them.
     """
-    del fixed
+    layout = lax.conv_dimension_numbers(x.shape, kernel.shape, _LAYOUT)
+    for name, given, expected in (
+        ("lhs_dilation", tuple(lhs_dilation), (1, 1)),
+        ("rhs_dilation", tuple(rhs_dilation), (1, 1)),
+        ("dimension_numbers", dimension_numbers or layout, layout),
+        ("precision", precision, None),
+    ):
+        if given != expected:
+            raise ValueError(
+                f"this convolution knows {name}={expected} alone, not {given}; "
+                "use flax.linen.Conv itself."
+            )
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     (above, below), (left, right) = padding
     pads = ((int(above), int(below)), (int(left), int(right)))
     down, across = (int(stride) for stride in strides)
     args = (x, kernel, (down, across), pads, feature_group_count)
-    if feature_group_count > 1:
-        return _by_platform(*args)
-    if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+    pointwise = kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0))
+    if feature_group_count > 1 or pointwise or _covers(*args[:4]):
         return _by_platform(*args)
     return _lax(*args)
 
@@ -130,7 +152,7 @@ def _written_out(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int
 ) -> jax.Array:
     if groups == 1:
-        return _matrix_product(x, kernel, strides)
+        return _matrix_product(x, kernel, strides, pads)
     if groups == x.shape[-1] == kernel.shape[-1]:
         return _shifted(x, kernel, strides, pads)
     return _few_groups(x, kernel, strides, pads, groups)
@@ -154,11 +176,26 @@ def _written_out_grads(
     return jax.vjp(function, x, kernel)[1](grad)
 
 
+def _covers(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> bool:
+    """Whether the kernel is at least as large as the map that it makes."""
+    size = windows.count(x.shape[1:3], kernel.shape[:2], strides, pads)
+    return math.prod(kernel.shape[:2]) >= math.prod(size)
+
+
 def _matrix_product(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int]
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
-    """A 1x1 kernel: every stride-th pixel times a matrix."""
-    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+    """The pixels that each value of the result sees, times the kernel as one matrix."""
+    shifts = windows.shifts(
+        windows.pad(x, pads),
+        kernel.shape[:2],
+        strides,
+        windows.count(x.shape[1:3], kernel.shape[:2], strides, pads),
+    )
+    patches = jnp.concatenate(list(shifts), axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _few_groups(
@@ -175,8 +212,10 @@ def _few_groups(
     # [part, height, width, group, input, group', output]: zero unless group is group'.
     kernels = jnp.einsum("hwipmo,mn->phwnimo", blocks, diagonal)
     kernels = kernels.reshape(parts, height, width, merged * inputs, merged * outputs)
+    whole = functools.partial(_lax, groups=1)
+    plain = _matrix_product if _covers(x, kernel, strides, pads) else whole
     results = [
-        _lax(part, kernels[index], strides, pads, 1)
+        plain(part, kernels[index], strides, pads)
         for index, part in enumerate(jnp.split(x, parts, axis=-1))
     ]
     return jnp.concatenate(results, axis=-1)
@@ -187,14 +226,10 @@ def _shifted(
 ) -> jax.Array:
     """A group a channel: the sum over the kernel's values of that value, for each channel, times
     the pixels that it meets. In float32 whatever the dtype."""
-    size = kernel.shape[:2]
-    height, width = (
-        (side + sum(pad) - k) // stride + 1
-        for side, pad, k, stride in zip(x.shape[1:3], pads, size, strides, strict=True)
-    )
     padded = _padded(x, pads)
     rows = kernel.reshape(-1, kernel.shape[-1]).astype(padded.dtype)
-    shifts = _shifts(padded, size, strides, (height, width))
+    size = windows.count(x.shape[1:3], kernel.shape[:2], strides, pads)
+    shifts = windows.shifts(padded, kernel.shape[:2], strides, size)
     total = sum(shift * row for shift, row in zip(shifts, rows, strict=True))
     return jnp.asarray(total, x.dtype)
 
@@ -206,41 +241,13 @@ def _grad_to_x(
     strides: tuple[int, int],
     pads: Pads,
 ) -> jax.Array:
-    """Row m * stride + r of the padded input meets row t * stride + r of the kernel in row m - t
-    of the result; columns likewise. So with the kernel viewed as [t, r] and the input as
-    [m, r] the gradient is a sum over t of shifted gradients, whatever the stride."""
-    batch, height, width, channels = x.shape
-    (above, _), (left, _) = pads
-    down, right = strides
-    tall, wide = -(-kernel.shape[0] // down), -(-kernel.shape[1] // right)
-    rows, columns = -(-(height + above) // down), -(-(width + left) // right)
-    grad = _padded(
-        grad,
-        ((tall - 1, rows - grad.shape[1]), (wide - 1, columns - grad.shape[2])),
-    )
-    fill = (
-        (0, tall * down - kernel.shape[0]),
-        (0, wide * right - kernel.shape[1]),
-        (0, 0),
-    )
-    taps = jnp.pad(kernel[:, :, 0].astype(grad.dtype), fill)
-    taps = taps.reshape(tall, down, wide, right, channels)
-    total: Any = 0
-    for i in range(tall):
-        for j in range(wide):
-            top, start = tall - 1 - i, wide - 1 - j
-            shifted = lax.slice(
-                grad,
-                (0, top, start, 0),
-                (batch, top + rows, start + columns, channels),
-            )
-            total += shifted[:, :, None, :, None] * taps[i, :, j][:, None]
-    total = total.reshape(batch, rows * down, columns * right, channels)
-    crop = (
-        (-above, height + above - rows * down),
-        (-left, width + left - columns * right),
-    )
-    return _pad(total.astype(x.dtype), crop)
+    """To a pixel, from each window that it lies in: the window's gradient times the value of the
+    kernel that it met there."""
+    grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+    taps = kernel[:, :, 0].astype(grad.dtype)
+    image = x.shape[1], x.shape[2]
+    total = windows.gather(lambda g, tap: g * tap, (grad,), taps, strides, pads, image)
+    return total.astype(x.dtype)
 
 
 def _grad_to_kernel(
@@ -255,7 +262,7 @@ def _grad_to_kernel(
     would gather a batch that is spread over devices.)"""
     padded = _padded(x, pads)
     grad = grad.astype(padded.dtype)
-    shifts = _shifts(padded, kernel.shape[:2], strides, grad.shape[1:3])
+    shifts = windows.shifts(padded, kernel.shape[:2], strides, grad.shape[1:3])
     products = tuple(shift * grad for shift in shifts)
     zeros = (jnp.zeros((), grad.dtype),) * len(products)
     per_image = lax.reduce(
@@ -267,29 +274,7 @@ def _grad_to_kernel(
     return jnp.stack(per_image).sum(1).reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _shifts(
-    padded: jax.Array,
-    size: Sequence[int],
-    strides: tuple[int, int],
-    result: Sequence[int],
-) -> Iterator[jax.Array]:
-    """Yields for each value of a kernel, row by row, the pixels that it meets."""
-    batch, _, _, channels = padded.shape
-    for i in range(size[0]):
-        for j in range(size[1]):
-            bottom = i + (result[0] - 1) * strides[0] + 1
-            right = j + (result[1] - 1) * strides[1] + 1
-            stop = (batch, bottom, right, channels)
-            yield lax.slice(padded, (0, i, j, 0), stop, (1, *strides, 1))
-
-
 def _padded(x: jax.Array, pads: Pads) -> jax.Array:
     """Pads in float32 or wider. The barrier keeps XLA from padding anew for every shift."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return lax.optimization_barrier(_pad(wide, pads))
-
-
-def _pad(x: jax.Array, pads: Pads) -> jax.Array:
-    """Pads, or where negative crops, height and width."""
-    config = ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0))
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
+    return lax.optimization_barrier(windows.pad(wide, pads))

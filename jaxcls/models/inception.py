@@ -8,13 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import (
-    BatchNorm,
-    ConvNorm,
-    check_size,
-    max_pool,
-    uniform,
-)
+from jaxcls.models.layers import BatchNorm, ConvNorm, check_size, uniform
+from jaxcls.models.pooling import max_pool
 
 # torchvision's trunc_normal_(std=0.1). Its bounds of -2 and 2 are values, not multiples of the
 # standard deviation: 20 of those away, they cut nothing off.

@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
@@ -180,62 +179,6 @@ class DropPath(nn.Module):
         shape = (len(branch), *(1,) * (branch.ndim - 1))
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
         return jnp.where(kept, branch / keep, 0)
-
-
-def max_pool(
-    x: jax.Array, window: int, stride: int, *, padding: int = 0, ceil: bool = False
-) -> jax.Array:
-    """Maximum over square windows, as torch.nn.MaxPool2d: padding is never the maximum.
-
-    Args:
-      x: [batch, height, width, channels].
-      window: side of the windows in pixels.
-      stride: pixels between windows.
-      padding: pixels added on each of the four sides.
-      ceil: whether a last window that hangs over the edge counts (torch's ceil_mode).
-    """
-    pads = []
-    for side in x.shape[1:3]:
-        beyond = 0
-        if ceil:
-            windows = math.ceil((side + 2 * padding - window) / stride) + 1
-            # A window that would begin beyond the image and its left padding is left out.
-            if (windows - 1) * stride >= side + padding:
-                windows -= 1
-            beyond = (windows - 1) * stride + window - (side + 2 * padding)
-        pads.append((padding, padding + max(beyond, 0)))
-    return nn.max_pool(x, (window, window), (stride, stride), padding=pads)
-
-
-def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """Averages [batch, height, width, channels] to [batch, size, size, channels].
-
-    Output i of a side of n pixels is the mean of pixels floor(i n / size) up to, not including,
-    ceil((i + 1) n / size), as torch.nn.AdaptiveAvgPool2d: windows overlap where size does not
-    divide n, and repeat pixels where the image is smaller than `size`.
-    """
-    if x.shape[1:3] == (size, size):
-        return x
-    if size == 1:
-        return x.mean((1, 2), keepdims=True)
-    rows, columns = (_window_means(side, size) for side in x.shape[1:3])
-    averaged = jnp.einsum(
-        "bhwc,ih,jw->bijc",
-        x,
-        rows.astype(x.dtype),
-        columns.astype(x.dtype),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return averaged
-
-
-def _window_means(side: int, size: int) -> np.ndarray:
-    """Returns float32 [size, side] whose row i averages the pixels of window i."""
-    means = np.zeros((size, side), np.float32)
-    for i in range(size):
-        start, stop = i * side // size, -(-(i + 1) * side // size)
-        means[i, start:stop] = 1 / (stop - start)
-    return means
 
 
 def check_stem(stem: str, *, image: Sequence[int], minimum: int, name: str) -> None:

@@ -20,9 +20,9 @@ from jaxcls.models.layers import (
     DropPath,
     check_stem,
     kaiming_fan_out,
-    max_pool,
     torch_default,
 )
+from jaxcls.models.pooling import max_pool
 
 
 class Block(nn.Module):

@@ -9,13 +9,8 @@ import jax.numpy as jnp
 
 from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
-from jaxcls.models.layers import (
-    BatchNorm,
-    adaptive_avg_pool,
-    check_stem,
-    kaiming_fan_out,
-    max_pool,
-)
+from jaxcls.models.layers import BatchNorm, check_stem, kaiming_fan_out
+from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 
 class VGG(nn.Module):

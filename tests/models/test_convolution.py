@@ -28,8 +28,15 @@ CASES = {
     "1x1, stride 2, even": (6, 5, 1, (1, 1), 2, ((0, 0), (0, 0)), 4, 6),
     "1x1, stride 2, odd": (6, 5, 1, (1, 1), 2, "SAME", 5, 7),
     "1x1, padded": (3, 5, 1, (1, 1), 1, ((1, 1), (0, 2)), 4, 4),
+    "3x3 on 2x2 pixels": (5, 7, 1, (3, 3), 1, ((1, 1), (1, 1)), 2, 2),
+    "3x3 on one pixel": (5, 7, 1, (3, 3), 1, ((1, 1), (1, 1)), 1, 1),
+    "3x3 to 2x2 pixels, stride 2": (5, 7, 1, (3, 3), 2, ((0, 1), (1, 0)), 4, 3),
+    "7x7 as large as the image": (3, 4, 1, (7, 7), 1, "VALID", 7, 7),
+    "2 groups on 2x1 pixels": (6, 8, 2, (3, 3), 1, ((1, 1), (1, 1)), 2, 1),
     "a multiplier of 2 for each channel": (4, 8, 4, (3, 3), 1, "SAME", 5, 5),
 }
+# Those that must not reach XLA's convolutions on a CPU: one of each kind.
+NEVER_XLA = ["depthwise 3x3", "32 groups", "1x1", "3x3 on 2x2 pixels"]
 
 
 def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +84,7 @@ def test_values_and_gradients_are_those_of_xla(name: str) -> None:
         np.testing.assert_allclose(value, exact, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("name", ["depthwise 3x3", "32 groups", "1x1"])
+@pytest.mark.parametrize("name", NEVER_XLA)
 def test_no_grouped_convolution_is_left_to_a_cpu_and_all_to_others(name: str) -> None:
     x, kernel = inputs(name)
 
@@ -96,6 +103,8 @@ def test_no_grouped_convolution_is_left_to_a_cpu_and_all_to_others(name: str) ->
         assert f"feature_group_count = {groups}" in tpu
     assert tpu.count("stablehlo.convolution(") == 3  # forward and two gradients
     assert "stablehlo.dot" not in tpu and "optimization_barrier" not in tpu
+    if groups == 1:
+        assert "stablehlo.convolution(" not in cpu
     assert "group_count = 1 " in cpu or "stablehlo.convolution(" not in cpu
     assert f"group_count = {max(groups, 2)} " not in cpu
 
@@ -148,3 +157,17 @@ def test_half_precision_is_summed_in_float32() -> None:
     np.testing.assert_array_equal(
         np.float32(result), np.float32(jnp.bfloat16(1 + 48 / 256))
     )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"kernel_dilation": 2},
+        {"input_dilation": 2},
+        {"precision": jax.lax.Precision.HIGHEST},
+    ],
+)
+def test_what_it_does_not_know_is_refused(option: dict[str, Any]) -> None:
+    layer = Conv(4, (3, 3), **option)
+    with pytest.raises(ValueError, match=r"this convolution knows \w+=.* alone, not"):
+        layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

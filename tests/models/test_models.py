@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model, create_model, model_options
 from jaxcls.models.facts import FACTS
+from tests.programs import products
 
 Variables = dict[str, Any]
 
@@ -265,15 +266,10 @@ def test_bfloat16_computes_and_float32_stays(name: str) -> None:
     jaxpr, (logits, updated) = jax.make_jaxpr(train, return_shape=True)(variables, x)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} <= {float32}
-    products = [
-        equation
-        for equation in jaxpr.eqns
-        if equation.primitive.name in ("conv_general_dilated", "dot_general")
-    ]
-    # LeNet-5: 3 convolutions and 2 matrices. ResNet-18: its 18 layers (the 1x1 convolutions of
-    # its 3 shortcuts are inside the choice of the platform).
-    assert len(products) == {"lenet5": 5, "resnet18": 18}[name]
-    for equation in products:
+    found = list(products(jaxpr))
+    # LeNet-5: 3 convolutions and 2 matrices. ResNet-18: its 18 layers and 3 shortcuts.
+    assert len(found) == {"lenet5": 5, "resnet18": 21}[name]
+    for equation in found:
         assert {v.aval.dtype for v in equation.invars} == {jnp.dtype("bfloat16")}
 
 

@@ -18,6 +18,7 @@ from jaxcls.models.__main__ import main
 from jaxcls.models.efficientnet import BASE, scale_channels, scale_stages
 from jaxcls.models.facts import FACTS
 from jaxcls.models.layers import BatchNorm, DropPath
+from tests.programs import products
 
 Variables = dict[str, Any]
 
@@ -80,27 +81,16 @@ def test_parameters_and_multiply_adds_are_those_written_down(name: str) -> None:
 
 
 def multiply_adds(jaxpr: Any) -> int:
-    """Counts those of convolutions and matrix products; of a choice between platforms, those of
-    the last, which is the one for every accelerator."""
+    """Counts those of convolutions and matrix products."""
     total = 0
-    for equation in jaxpr.eqns:
-        kind = equation.primitive.name
-        results = [variable.aval.shape for variable in equation.outvars]
-        if kind == "conv_general_dilated":
-            total += math.prod(results[0]) * math.prod(
-                equation.invars[1].aval.shape[:3]
-            )
-        elif kind == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += math.prod(results[0]) * math.prod(left[i] for i in contracted)
-        elif kind == "cond":
-            total += multiply_adds(equation.params["branches"][-1].jaxpr)
+    for equation in products(jaxpr):
+        left, right = (variable.aval.shape for variable in equation.invars)
+        if equation.primitive.name == "conv_general_dilated":
+            each = math.prod(right[:3])
         else:
-            for value in equation.params.values():
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    total += multiply_adds(inner)
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            each = math.prod(left[i] for i in contracted)
+        total += math.prod(equation.outvars[0].aval.shape) * each
     return total
 
 
@@ -192,6 +182,14 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
         }
     )
 
+    # Otherwise half of the units after plain layers are silent for all of so few images.
+    def lifted(path: Any, leaf: Any) -> Any:
+        layer, name = (key.key for key in path[-2:])
+        plain = name == "bias" and not layer.endswith(("bn", "norm"))
+        return leaf + 1 if plain else leaf
+
+    variables["params"] = jax.tree_util.tree_map_with_path(lifted, variables["params"])
+
     @jax.jit
     @jax.grad
     def gradient(params: Any) -> jax.Array:
@@ -212,10 +210,11 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
         if is_cancelled(path):
             assert jnp.abs(leaf).max() < 1e-4 * largest, path
         else:
-            # Output channels, but for those that ReLU silences. (At few pixels the rim of a
-            # large kernel meets nothing but padding.)
+            # Every output channel, but for a few that ReLU silences, or that the next batch norm
+            # takes away again. (At few pixels the rim of a large kernel meets nothing but
+            # padding.)
             channels = (leaf != 0).reshape(-1, leaf.shape[-1]).any(0)
-            assert channels.mean() > 0.2, path
+            assert channels.mean() > 0.7, path
 
 
 def modules_called(module: nn.Module, variables: Variables, images: Any) -> list[Any]:
@@ -524,8 +523,8 @@ def test_the_command_lists_networks(
     assert "wide_resnet50_2" in text and "lenet5" not in text
     # The published accuracy beside the very size that it was measured at.
     assert "torchvision/resnet50:v2" in text and "80.86 %" in text
-    assert main(["resnet51"]) == 2
-    assert "Did you mean 'resnet56'?" in capsys.readouterr().err
+    assert main(["resnt50"]) == 2
+    assert "Did you mean 'resnet50'?" in capsys.readouterr().err
     assert main(["RESNET50"]) == 0
     assert main(["efficientnetv2"]) == 2
     assert "Some contain 'effic': efficientnet_b0, " in capsys.readouterr().err

@@ -153,7 +153,7 @@ def test_weights_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
             config_lib.validate(config(name, "resnet18"))
 
 
-def test_a_recipe_that_normalises_otherwise_is_told(
+def test_a_recipe_that_feeds_weights_otherwise_is_told(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Published weights, of which only the download is replaced.
@@ -172,4 +172,5 @@ def test_a_recipe_that_normalises_otherwise_is_told(
     config_lib.validate(same)
     bound.config = same
     _, said = warm_start(bound.init(), bound, name)
-    assert not said[-1].startswith("note")
+    notes = [line for line in said if line.startswith("note")]
+    assert len(notes) == 1 and "trained with model.stem='imagenet'" in notes[0]

@@ -284,10 +284,11 @@ def _network(weights: WeightSet, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, http.client.HTTPException, UnicodeError) as error:
+        needed = "".join(f", model.{k}={v!r}" for k, v in weights.options.items())
         raise UserError(
             f"cannot download {weights.name} from {weights.url} ({_reason(error)}). Try "
             "again; or download that address on another machine and put the file at "
-            f"{path}; or give the path of a file instead of the name."
+            f"{path}; or give the path of a file instead of the name{needed}."
         ) from error
 
 

@@ -140,9 +140,8 @@ def from_torch(
     """
     module = create_model(name, num_classes=1, **options)
     dialect = _dialect(module, state_dict)
-    if not any(_is_auxiliary(module, key, dialect) for key in state_dict):
-        if getattr(module, "aux_weight", 0):
-            options["aux_weight"] = 0.0
+    has_heads = any(_is_auxiliary(module, key, dialect) for key in state_dict)
+    options = _with_auxiliary(options, module, has_heads)
     head = state_dict.get(f"{torch_layer(module, module.HEADS[0], dialect)}.weight")
     stem = state_dict.get(f"{torch_layer(module, module.STEM, dialect)}.weight")
     if head is None or stem is None or head.ndim < 1 or stem.ndim != 4:
@@ -179,9 +178,8 @@ def to_torch(
       UserError: for variables of another network, or a network without counterpart there.
     """
     module = create_model(name, num_classes=1, **options)
-    if getattr(module, "aux_weight", 0):
-        if not any(head in variables["params"] for head in ("aux", "aux1")):
-            options["aux_weight"] = 0.0
+    has_heads = any(head in variables["params"] for head in ("aux", "aux1"))
+    options = _with_auxiliary(options, module, has_heads)
     flat = {
         path: np.asarray(leaf)
         for path, leaf in traverse_util.flatten_dict(dict(variables)).items()
@@ -332,6 +330,19 @@ def _dialect(module: Any, state_dict: Mapping[str, Any]) -> Dialect:
     if not shared:
         torch_layer(module, module.STEM, "torchvision")  # raises
     return max(shared, key=lambda dialect: shared[dialect])
+
+
+def _with_auxiliary(
+    options: dict[str, Any], module: Any, has_heads: bool
+) -> dict[str, Any]:
+    """Returns the options with which a network has auxiliary heads, or has none.
+
+    What the caller says of their loss is not asked: its weight's default gives heads, 0 none.
+    """
+    if not hasattr(module, "aux_weight"):
+        return options
+    others = {name: value for name, value in options.items() if name != "aux_weight"}
+    return others if has_heads else others | {"aux_weight": 0.0}
 
 
 def _is_auxiliary(module: Any, key: str, dialect: Dialect) -> bool:

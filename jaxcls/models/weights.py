@@ -2,7 +2,7 @@
 
     weights = find("torchvision/resnet50:v2")
     create_model(weights.model, num_classes=weights.num_classes, **weights.options)
-    published_transform(**weights.preprocessing)
+    prepare = published_transform(**weights.preprocessing)  # on the device; jaxcls.augment
 
 Two sources: torchvision's own (PyTorch files), and those of timm's that are of exactly our
 networks (safetensors files on the Hugging Face hub). weights.csv holds what varies, and

@@ -54,8 +54,8 @@ def warm_start(
     count = sum(leaf.size for leaf in jax.tree.leaves(fitted["params"]))
     messages.append(f"begins with the weights {source}: {count:,} parameters")
     messages += changed
-    if is_weight_set(source) and (note := _preprocessing_note(config, source)):
-        messages.append(note)
+    if is_weight_set(source):
+        messages += _notes(config, source)
     weights = {
         "params": fitted["params"],
         "batch_stats": fitted.get("batch_stats", {}),
@@ -70,7 +70,7 @@ def warm_start(
 
 def _options(module: Any) -> dict[str, Any]:
     """Returns the options of a network on which the names and shapes of its arrays depend."""
-    names = ("stem", "width", "aux_weight")
+    names = ("stem", "width")
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
@@ -107,15 +107,21 @@ def _of_run(path: Path, config: Config, module: Any) -> tuple[dict[str, Any], st
     return trees, f"the {kind} weights of step {run['step']} in {folder}:"
 
 
-def _preprocessing_note(config: Config, source: str) -> str | None:
-    """Says where a recipe normalises otherwise than the weights were trained with."""
+def _notes(config: Config, source: str) -> list[str]:
+    """Says where a recipe feeds published weights otherwise than they were trained."""
     known = find(source)
+    notes = []
+    if config.model.stem == "small":
+        notes.append(
+            "note: these weights were trained with model.stem='imagenet', which has larger "
+            "strides than 'small'"
+        )
     for transform in config.eval_transform:
         if isinstance(transform, Normalize):
             if (transform.mean, transform.std) != (known.mean, known.std):
-                return (
+                notes.append(
                     f"note: these weights were trained with Normalize(mean={known.mean}, "
                     f"std={known.std}); the recipe has mean={transform.mean}, "
                     f"std={transform.std}"
                 )
-    return None
+    return notes

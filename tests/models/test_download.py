@@ -212,6 +212,14 @@ def test_no_hash_because_the_server_is_ill(server: Server) -> None:
     assert [request[:4] for request in server.requests] == ["HEAD"]
 
 
+def test_a_file_instead_needs_the_options_that_the_name_brings(server: Server) -> None:
+    server.status = 503
+    message = failure(find("timm/tf_efficientnet_b0.in1k"))
+    wanted = "instead of the name, model.bn_epsilon=0.001, model.padding='same'."
+    assert message.endswith(wanted)
+    assert failure(HUB_SET).endswith("instead of the name.")
+
+
 def test_another_content_than_announced(server: Server) -> None:
     server.etag = f'"{OTHER}"'
     message = failure(HUB_SET)

@@ -197,7 +197,13 @@ def test_classes_channels_and_heads_are_those_of_the_state_dict() -> None:
         if not key.startswith("aux")
     }
     assert "aux1" not in from_torch("googlenet", without)["params"]
-    assert "aux1" in from_torch("googlenet", numbered("googlenet"))["params"]
+    # What the caller says of their loss does not matter: the state dict decides.
+    assert "aux1" not in from_torch("googlenet", without, aux_weight=0.5)["params"]
+    with_heads = numbered("googlenet")
+    for options in ({}, {"aux_weight": 0.0}, {"aux_weight": 0.5}):
+        variables = from_torch("googlenet", with_heads, **options)
+        assert "aux1" in variables["params"]
+        assert with_heads.keys() <= to_torch("googlenet", variables, **options).keys()
 
 
 # Another network

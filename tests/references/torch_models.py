@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import library
 
 from tests.references import formula
 
@@ -18,7 +19,7 @@ except RuntimeError:
     # A torchvision compiled for CUDA beside a PyTorch without: none of its own operators load,
     # and two of them, which no classifier calls, are looked up unconditionally. Declared before
     # it is imported again, they are found; the object must live as long as they do.
-    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+    _OPERATORS = library.Library("torchvision", "FRAGMENT")
     for _name in ("nms", "qnms"):
         _OPERATORS.define(
             f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"

@@ -16,7 +16,7 @@ from typing import Any
 
 import typeguard
 
-from jaxcls.augment import Normalize, Transform
+from jaxcls.augment import Normalize, Transform, Views
 from jaxcls.data import Dataset
 from jaxcls.data.order import steps_per_epoch
 from jaxcls.duration import Duration, RunLength, epochs, steps
@@ -90,6 +90,8 @@ class Config:
       data: the dataset and how it is loaded.
       augment: transforms of training images, in order, on the devices.
       eval_transform: deterministic transforms of test images; kept with every checkpoint.
+      eval_views: views of each test image over which the logits are averaged (test-time
+        augmentation), taken before Normalize; None for the image alone.
       loss: the loss of each image.
       optimizer: the optimizer, its peak rate and decay.
       schedule: the factor of the peak rate over the run.
@@ -115,6 +117,7 @@ class Config:
     duration: Duration
     loss: SoftmaxCrossEntropy = dataclasses.field(default_factory=SoftmaxCrossEntropy)
     schedule: Schedule = dataclasses.field(default_factory=WarmupCosine)
+    eval_views: Views | None = None
     clip_norm: float | None = None
     ema_decay: float | None = None
     max_bad_steps: int = 10

@@ -14,12 +14,20 @@ import jax
 
 from jaxcls import config as config_lib
 from jaxcls import parallel
+from jaxcls.augment import AirbenchViews, FlipViews, Views
 from jaxcls.config import Config
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, did_you_mean
 from jaxcls.report.progress import eval_line
 from jaxcls.training import checkpoint
 from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.program import trace_eval_step, weight_shapes
+
+VIEWS: dict[str, Views | None] = {
+    "one": None,
+    "flip": FlipViews(),
+    "airbench": AirbenchViews(),
+}
+"""Views of each image that need no further option, by the name that --views takes."""
 
 
 def evaluate_checkpoint(
@@ -28,6 +36,7 @@ def evaluate_checkpoint(
     batch_size: int | None = None,
     devices: int | None = None,
     workers: int | None = None,
+    views: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates the raw and the averaged weights of a checkpoint on its test split.
 
@@ -36,6 +45,8 @@ def evaluate_checkpoint(
       batch_size: images in a step; None takes that of the run.
       devices: accelerators to use; None takes that of the run if there are as many, or all.
       workers: processes that load the data; None takes that of the run.
+      views: a key of VIEWS: the logits are averaged over these views of each image; None takes
+        those of the run.
 
     Returns:
       What training logged for the step: "step", "eval/top1" (0..1), "eval/top5", "eval/loss",
@@ -47,7 +58,7 @@ def evaluate_checkpoint(
     folder = checkpoint.find(Path(path))
     run = checkpoint.read_run(folder)
     config = config_lib.from_dict(run["config"])
-    _override(config, batch_size, devices, workers)
+    _override(config, batch_size, devices, workers, views)
     parallel.enable_compilation_cache()
     mesh = parallel.make_mesh(config.devices)
     source = config.data.source("test")
@@ -85,7 +96,11 @@ def evaluate_checkpoint(
 
 
 def _override(
-    config: Config, batch_size: int | None, devices: int | None, workers: int | None
+    config: Config,
+    batch_size: int | None,
+    devices: int | None,
+    workers: int | None,
+    views: str | None,
 ) -> None:
     """Puts arguments in the place of the run's options; a run on more devices than there are
     here is evaluated on all."""
@@ -93,6 +108,13 @@ def _override(
         config.evaluation.batch_size = batch_size
     if workers is not None:
         config.data.workers = workers
+    if views is not None:
+        if views not in VIEWS:
+            raise UserError(
+                f"unknown views '{views}'.{did_you_mean(views, VIEWS)} Known: "
+                f"{', '.join(VIEWS)}."
+            )
+        config.eval_views = VIEWS[views]
     if devices is not None:
         config.devices = devices
     elif config.devices is not None and config.devices > jax.device_count():
@@ -122,6 +144,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--workers", type=int, help="loading processes (default: as in training)"
     )
+    parser.add_argument(
+        "--views",
+        help=f"average over views of each image: {', '.join(VIEWS)} (default: as in training)",
+    )
     arguments = parser.parse_args(argv)
     try:
         results = evaluate_checkpoint(
@@ -129,6 +155,7 @@ def main(argv: Sequence[str]) -> int:
             batch_size=arguments.batch_size,
             devices=arguments.devices,
             workers=arguments.workers,
+            views=arguments.views,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

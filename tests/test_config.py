@@ -19,6 +19,7 @@ from jaxcls.augment import (
     RandomCrop,
     Resize,
     Transform,
+    Views,
 )
 from jaxcls.config import Checkpoint, Config, Evaluation, Log, Plan
 from jaxcls.data import Dataset, Digits
@@ -104,10 +105,11 @@ NODE_CLASSES = sorted(
         kind
         for root in (
             *(Config, Evaluation, Checkpoint, Log, Model, SoftmaxCrossEntropy),
-            *(Dataset, Transform, Optimizer, Schedule),
+            *(Dataset, Transform, Views, Optimizer, Schedule),
         )
         for kind in all_subclasses(root)
-        if kind.__module__.startswith("jaxcls.")
+        # One with an underscore is never part of a recipe.
+        if kind.__module__.startswith("jaxcls.") and kind.__name__[0] != "_"
     },
     key=lambda kind: kind.__name__,
 )

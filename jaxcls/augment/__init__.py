@@ -1,15 +1,110 @@
 """Device side: pure transforms of whole batches, applied inside the jitted step."""
 
-from jaxcls.augment.color import Normalize
-from jaxcls.augment.geometry import CenterCrop, HorizontalFlip, RandomCrop, Resize
-from jaxcls.augment.pipeline import Transform, apply
+from jaxcls.augment.color import (
+    ColorJitter,
+    GaussianBlur,
+    Normalize,
+    RandomAutoContrast,
+    RandomContrast,
+    RandomEqualize,
+    RandomGamma,
+    RandomGrayscale,
+    RandomInvert,
+    RandomPosterize,
+    RandomSharpness,
+    RandomSolarize,
+    around_normalize,
+)
+from jaxcls.augment.crop import RandomResizedCrop
+from jaxcls.augment.deal import deal
+from jaxcls.augment.erase import Cutout, RandomErasing
+from jaxcls.augment.geometry import (
+    AlternatingFlip,
+    CenterCrop,
+    HorizontalFlip,
+    RandomAffine,
+    RandomCrop,
+    RandomPerspective,
+    RandomRotation,
+    RandomTranslation,
+    RandomZoom,
+    Resize,
+    VerticalFlip,
+)
+from jaxcls.augment.mix import CutMix, MixUp, MixUpOrCutMix
+from jaxcls.augment.operations import apply_op
+from jaxcls.augment.pipeline import Moment, Transform, apply
+from jaxcls.augment.policies import (
+    AugMix,
+    AutoAugment,
+    RandAugment,
+    ThreeAugment,
+    TimmRandAugment,
+    TrivialAugmentWide,
+)
+from jaxcls.augment.schedule import Growing, Scheduled
+from jaxcls.augment.stages import Staged, in_stages
+from jaxcls.augment.views import (
+    AirbenchViews,
+    FiveCrops,
+    FlipViews,
+    Scales,
+    TenCrops,
+    Views,
+    averaged_logits,
+)
 
 __all__ = [
+    "AirbenchViews",
+    "AlternatingFlip",
+    "AugMix",
+    "AutoAugment",
     "CenterCrop",
+    "ColorJitter",
+    "CutMix",
+    "Cutout",
+    "FiveCrops",
+    "FlipViews",
+    "GaussianBlur",
+    "Growing",
     "HorizontalFlip",
+    "MixUp",
+    "MixUpOrCutMix",
+    "Moment",
     "Normalize",
+    "RandAugment",
+    "RandomAffine",
+    "RandomAutoContrast",
+    "RandomContrast",
     "RandomCrop",
+    "RandomEqualize",
+    "RandomErasing",
+    "RandomGamma",
+    "RandomGrayscale",
+    "RandomInvert",
+    "RandomPerspective",
+    "RandomPosterize",
+    "RandomResizedCrop",
+    "RandomRotation",
+    "RandomSharpness",
+    "RandomSolarize",
+    "RandomTranslation",
+    "RandomZoom",
     "Resize",
+    "Scales",
+    "Scheduled",
+    "Staged",
+    "TenCrops",
+    "ThreeAugment",
+    "TimmRandAugment",
     "Transform",
+    "TrivialAugmentWide",
+    "VerticalFlip",
+    "Views",
     "apply",
+    "apply_op",
+    "around_normalize",
+    "averaged_logits",
+    "deal",
+    "in_stages",
 ]

@@ -15,13 +15,41 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxcls.augment.warp import Interpolation, warp
+from jaxcls.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When in a run a batch is transformed, for transforms that change on the way.
+
+    Attributes:
+      step: of the run, int32 scalar from 0, traced.
+      steps_per_epoch: 1 or more.
+      total_steps: length of the run, 1 or more.
+    """
+
+    step: jax.Array
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def epoch(self) -> jax.Array:
+        """Epochs completed, int32 scalar."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def progress(self) -> jax.Array:
+        """Fraction of the run that is over, float32 scalar, 0 at the first step, below 1."""
+        return self.step / self.total_steps
+
 
 @dataclasses.dataclass(kw_only=True)
 class Transform(abc.ABC):
     """A pure function of a whole batch; also the node of a config that describes it."""
 
     random: ClassVar[bool] = False
-    """Whether the result depends on the random key: such transforms only train."""
+    """Whether the result depends on the random key or the moment: such transforms only train."""
 
     on_grey_levels: ClassVar[bool] = False
     """Whether the images must be grey levels 0..255, so that it comes before Normalize."""
@@ -42,8 +70,91 @@ class Transform(abc.ABC):
           images float32 [batch, new height, new width, channels], and targets.
         """
 
+    def at(self, moment: Moment) -> "Transform":
+        """Returns what this transform is at a moment of the run: itself, unless it changes."""
+        del moment
+        return self
+
     def validate(self) -> None:  # noqa: B027 - a transform without options has nothing
         """Raises UserError for values out of range."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Warp(Transform):
+    """A transform that moves pixels by a projective map. Neighbours in a pipeline that resample
+    alike become one: their maps are multiplied and the pixels are sampled once.
+
+    Attributes:
+      interpolation: "nearest", "bilinear" or "bicubic" (Keys' with a = -1, as Pillow's
+        transform).
+      fill: grey level 0..255 outside of the image.
+    """
+
+    random: ClassVar[bool] = True
+    on_grey_levels: ClassVar[bool] = True
+
+    interpolation: Interpolation = "nearest"
+    fill: float = 0.0
+
+    @abc.abstractmethod
+    def matrices(
+        self, rng: jax.Array, batch: int, height: int, width: int
+    ) -> jax.Array:
+        """Returns float32 [batch, 3, 3]: takes the pixel (x, y, 1) of a result, in pixels
+        from the upper left corner of the image, to its place in the original."""
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        maps = self.matrices(rng, *images.shape[:3])
+        return warp(images, maps, self.interpolation, self.fill), targets
+
+    def merges_with(self, following: Transform) -> bool:
+        """Whether both can be sampled at once."""
+        return (
+            isinstance(following, Warp)
+            and following.interpolation == self.interpolation
+            and following.fill == self.fill
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Merged(Warp):
+    """Warps one after the other, as one."""
+
+    parts: tuple[Warp, ...]
+
+    def matrices(
+        self, rng: jax.Array, batch: int, height: int, width: int
+    ) -> jax.Array:
+        total = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
+        for position, part in enumerate(self.parts):
+            key = jax.random.fold_in(rng, position)
+            # A pixel of the last result goes to its place in the result before, and so on.
+            total = jnp.matmul(
+                total,
+                part.matrices(key, batch, height, width),
+                precision=jax.lax.Precision.HIGHEST,
+            )
+        return total
+
+
+def merged(transforms: Sequence[Transform]) -> list[Transform]:
+    """Returns the transforms with neighbouring warps that resample alike made one."""
+    found: list[Transform] = []
+    for transform in transforms:
+        if found and isinstance(found[-1], Warp) and found[-1].merges_with(transform):
+            assert isinstance(transform, Warp)
+            last = found[-1]
+            parts = last.parts if isinstance(last, _Merged) else (last,)
+            found[-1] = _Merged(
+                interpolation=transform.interpolation,
+                fill=transform.fill,
+                parts=(*parts, transform),
+            )
+        else:
+            found.append(transform)
+    return found
 
 
 def apply(
@@ -51,21 +162,51 @@ def apply(
     rng: jax.Array,
     images: jax.Array,
     targets: jax.Array,
+    moment: Moment | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Applies the transforms in order, each with its own key.
 
     Args:
-      transforms: applied first to last.
+      transforms: applied first to last; neighbouring warps are sampled once.
       rng: one random key for the whole global batch, so that the draws do not depend on how
         the batch is spread over devices.
       images: uint8 [batch, height, width, channels].
       targets: float32 [batch, classes].
+      moment: when in the run, for transforms that change on the way; None leaves them as
+        their options say.
 
     Returns:
       images float32 [batch, ...] and targets float32 [batch, classes].
     """
     images = images.astype(jnp.float32)
-    for position, transform in enumerate(transforms):
+    now = [t if moment is None else t.at(moment) for t in transforms]
+    for position, transform in enumerate(merged(now)):
         key = jax.random.fold_in(rng, position)
         images, targets = transform(key, images, targets)
     return images, targets
+
+
+def sometimes(
+    rng: jax.Array, p: float, changed: jax.Array, images: jax.Array
+) -> jax.Array:
+    """Returns for each image the changed one with probability p, else the one as it was.
+
+    Args:
+      rng: a random key.
+      p: 0..1; at 1 nothing is drawn.
+      changed: [batch, ...].
+      images: of the same shape.
+    """
+    if p == 1:
+        return changed
+    drawn = jax.random.bernoulli(rng, p, (len(images),))
+    return jnp.where(drawn.reshape(-1, *(1,) * (images.ndim - 1)), changed, images)
+
+
+def check_range(node: Transform, name: str, low: float, high: float) -> None:
+    """Raises UserError unless low <= node.name <= high."""
+    value = getattr(node, name)
+    if not low <= value <= high:
+        raise UserError(
+            f"{type(node).__name__}.{name} must lie in {low:g}..{high:g}, not {value}."
+        )

@@ -5,7 +5,8 @@ multiples of 2^-22 and each of its two passes ends in whole grey levels, so that
 does not depend on the order of any sum: the same integers come out of a matrix product.
 """
 
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def resample(
     sizes = {1: height, 2: width}
     if interpolation == "nearest":
         for axis, size in sizes.items():
-            source = _nearest(images.shape[axis], size)
+            source = nearest(images.shape[axis], size)
             images = jnp.take(images, source, axis, mode="clip")
         return images
     for axis in _order(images.shape[1:3], (height, width)):
@@ -94,7 +95,7 @@ def _weights(side: int, size: int, interpolation: Interpolation) -> np.ndarray:
     stretch = max(scale, 1.0)
     middle = ((np.arange(size) + 0.5) * scale)[:, None]
     place = np.arange(side)
-    weights = _kernel((place - middle + 0.5) * (1 / stretch), interpolation)
+    weights = kernel((place - middle + 0.5) * (1 / stretch), interpolation)
     weights = weights / weights.sum(1, keepdims=True) * 2**_BITS
     return np.trunc(weights + np.copysign(0.5, weights)).astype(np.int64)
 
@@ -105,17 +106,23 @@ def _split(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coarse, weights - (coarse << _FINE_BITS)
 
 
-def _kernel(x: np.ndarray, interpolation: Interpolation) -> np.ndarray:
-    """Returns the height of the kernel at x, in the kernel's own pixels from its middle."""
-    x = np.abs(x)
+def kernel(x: Any, interpolation: Interpolation, numpy: ModuleType = np) -> Any:
+    """Returns the height of the kernel at x.
+
+    Args:
+      x: an array, in the kernel's own pixels from its middle.
+      interpolation: "bilinear" or "bicubic".
+      numpy: NumPy, or JAX's for traced values.
+    """
+    x = numpy.abs(x)
     if interpolation == "bilinear":
-        return np.maximum(1 - x, 0)
+        return numpy.maximum(1 - x, 0)
     inner = (1.5 * x - 2.5) * x * x + 1
     outer = (((x - 5) * x + 8) * x - 4) * -0.5
-    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+    return numpy.where(x < 1, inner, numpy.where(x < 2, outer, 0))
 
 
-def _nearest(side: int, size: int) -> np.ndarray:
+def nearest(side: int, size: int) -> np.ndarray:
     """Returns which of `side` pixels each of `size` copies, int64 [size] in 0..side-1."""
     steps = np.full(size, side / size)
     steps[0] /= 2

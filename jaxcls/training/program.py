@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcls import augment
-from jaxcls.augment import Transform
+from jaxcls.augment import Transform, Views
 from jaxcls.config import Config, Plan
 from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
@@ -76,17 +76,23 @@ def batch_shapes(mesh: Mesh, rows: int, image_shape: tuple[int, ...]) -> dict[st
 
 
 def input_shape(
-    transforms: Sequence[Transform], image_shape: tuple[int, ...]
+    transforms: Sequence[Transform],
+    image_shape: tuple[int, ...],
+    views: Views | None = None,
 ) -> tuple[int, ...]:
-    """Returns the shape that transforms give a batch of one record [height, width, channels]:
-    (1, new height, new width, channels)."""
-    images, _ = jax.eval_shape(
-        functools.partial(augment.apply, transforms),
+    """Returns the shape that transforms, and the first of some views, give a batch of one
+    record [height, width, channels]: (1, new height, new width, channels)."""
+
+    def image(rng: jax.Array, images: jax.Array, targets: jax.Array) -> jax.Array:
+        images, _ = augment.apply(transforms, rng, images, targets)
+        return images if views is None else views(images)[0][0]
+
+    return jax.eval_shape(
+        image,
         jax.eval_shape(lambda: jax.random.key(0)),
         jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8),
         jax.ShapeDtypeStruct((1, 1), jnp.float32),
-    )
-    return images.shape
+    ).shape
 
 
 def on_all_devices(mesh: Mesh, shapes: Any) -> Any:
@@ -110,7 +116,7 @@ def weight_shapes(
       image_shape: of the records, (height, width, channels).
       mesh: the devices onto which the weights will be read.
     """
-    shape = input_shape(config.eval_transform, image_shape)
+    shape = input_shape(config.eval_transform, image_shape, config.eval_views)
     made = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
     )
@@ -174,6 +180,7 @@ class Program:
                 num_classes=num_classes,
                 seed=config.seed,
                 max_bad_steps=config.max_bad_steps,
+                run=plan.run,
             ),
             out_shardings=replicated(mesh),
             donate_argnums=0,
@@ -246,6 +253,7 @@ def trace_eval_step(
             eval_step,
             model=model,
             transforms=config.eval_transform,
+            views=config.eval_views,
             num_classes=num_classes,
         ),
         out_shardings=replicated(mesh),

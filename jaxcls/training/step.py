@@ -5,6 +5,7 @@ Everything that does not change in a run is bound once, by keyword, where they a
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls import augment
-from jaxcls.augment import Transform
+from jaxcls.augment import Moment, Transform, Views
+from jaxcls.duration import RunLength
 from jaxcls.optim.chain import ema_decay as decay_at
 from jaxcls.optim.chain import ema_update
 from jaxcls.training.loss import SoftmaxCrossEntropy
@@ -38,6 +40,7 @@ def train_step(
     num_classes: int,
     seed: int,
     max_bad_steps: int,
+    run: RunLength,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one step of training.
 
@@ -59,6 +62,7 @@ def train_step(
       num_classes: length of the logits.
       seed: of the random numbers, which are a function of it and the step.
       max_bad_steps: non-finite steps in a row that end the run.
+      run: its length, for transforms that change on the way.
 
     Returns:
       The state after the step, and a report: its counters "step", "bad_steps" and
@@ -67,30 +71,40 @@ def train_step(
     """
     # Stream 0 of the seed made the initial weights.
     rng = jax.random.fold_in(jax.random.key(seed), state.step + 1)
-    images, targets = augment.apply(
-        transforms,
-        jax.random.fold_in(rng, AUGMENT),
-        batch["image"],
-        jax.nn.one_hot(batch["label"], num_classes),
-    )
+    assert run.total_steps is not None
+    moment = Moment(state.step, run.steps_per_epoch, run.total_steps)
 
-    def total_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats", "aux_logits"],
-            rngs={"dropout": jax.random.fold_in(rng, DROPOUT)},
+    def gradients(transforms: Sequence[Transform]) -> tuple[Any, ...]:
+        images, targets = augment.apply(
+            transforms,
+            jax.random.fold_in(rng, AUGMENT),
+            batch["image"],
+            jax.nn.one_hot(batch["label"], num_classes),
+            moment,
         )
-        losses = loss(logits, targets)
-        total = losses.mean()
-        for aux_logits in jax.tree.leaves(updated.get("aux_logits", {})):
-            total += model.aux_weight * loss(aux_logits, targets).mean()
-        return total, (losses, logits, updated.get("batch_stats", {}))
 
-    grads, (losses, logits, batch_stats) = jax.grad(total_loss, has_aux=True)(
-        state.params
-    )
+        def total_loss(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats", "aux_logits"],
+                rngs={"dropout": jax.random.fold_in(rng, DROPOUT)},
+            )
+            losses = loss(logits, targets)
+            total = losses.mean()
+            for aux_logits in jax.tree.leaves(updated.get("aux_logits", {})):
+                total += model.aux_weight * loss(aux_logits, targets).mean()
+            batch_stats = updated.get("batch_stats", {})
+            return total, (losses, logits, targets, batch_stats)
+
+        return jax.grad(total_loss, has_aux=True)(state.params)
+
+    # One branch for each size of images that the run goes through; most have one.
+    stages = augment.in_stages(transforms, run.total_steps)
+    stage = sum(state.step >= first for first, _ in stages[1:])
+    branches = [functools.partial(gradients, chosen) for _, chosen in stages]
+    grads, (losses, logits, targets, batch_stats) = jax.lax.switch(stage, branches)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     good_steps = state.step - state.bad_steps
@@ -140,6 +154,7 @@ def eval_step(
     *,
     model: nn.Module,
     transforms: Sequence[Transform],
+    views: Views | None,
     num_classes: int,
 ) -> EvalMetrics:
     """Evaluates one batch.
@@ -150,16 +165,29 @@ def eval_step(
         bool [batch], False for padding.
       model: the network.
       transforms: deterministic, ending in normalised floats.
+      views: of each image, over which the logits are averaged; None for the image alone.
       num_classes: length of the logits.
 
     Returns:
       Sums over the images of the batch.
     """
-    images, _ = augment.apply(
-        transforms,
-        jax.random.key(0),  # deterministic transforms do not use it
-        batch["image"],
-        jax.nn.one_hot(batch["label"], num_classes),
-    )
-    logits: Any = model.apply(variables, images, train=False)
+    targets = jax.nn.one_hot(batch["label"], num_classes)
+
+    def transform(chosen: Sequence[Transform], images: jax.Array) -> jax.Array:
+        # Deterministic transforms do not use the key.
+        return augment.apply(chosen, jax.random.key(0), images, targets)[0]
+
+    def predict(images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, images, train=False)
+        return logits
+
+    if views is None:
+        logits = predict(transform(transforms, batch["image"]))
+    else:
+        before, after = augment.around_normalize(transforms)
+        logits = augment.averaged_logits(
+            lambda view: predict(transform(after, view)),
+            transform(before, batch["image"]),
+            views,
+        )
     return eval_metrics(logits, batch["label"], batch["mask"])

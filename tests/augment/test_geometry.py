@@ -17,6 +17,17 @@ from jaxcls.augment import (
     Transform,
     resample,
 )
+from jaxcls.augment.geometry import (
+    AlternatingFlip,
+    RandomAffine,
+    RandomPerspective,
+    RandomRotation,
+    RandomTranslation,
+    RandomZoom,
+    VerticalFlip,
+    rectangle_from,
+)
+from jaxcls.augment.pipeline import Moment, Warp, apply
 from jaxcls.errors import UserError
 
 PILLOW = {
@@ -274,7 +285,7 @@ def test_random_crop_depends_on_its_key_alone() -> None:
 def test_random_crop_without_padding_changes_nothing() -> None:
     images = random_images(8, 6, 5, 1)
     for mode in ("constant", "edge", "reflect"):
-        cropped = run(RandomCrop(padding=0, mode=mode, fill=9.0), images)  # type: ignore[arg-type]
+        cropped = run(RandomCrop(padding=0, mode=mode, fill=9.0), images)
         np.testing.assert_array_equal(cropped, images)
 
 
@@ -362,3 +373,449 @@ def test_a_mirror_larger_than_the_image_is_an_error() -> None:
         jax.eval_shape(RandomCrop(padding=5, mode="reflect"), key, images, targets)
     # The other modes have no such bound.
     jax.eval_shape(RandomCrop(padding=5, mode="edge"), key, images, targets)
+
+
+def test_vertical_flip_mirrors_rows() -> None:
+    images = random_images(500, 3, 4, 2)
+    flipped = run(VerticalFlip(p=0.3), images)
+    mirrored = np.stack([np.flipud(image) for image in images])
+    was_flipped = (flipped == mirrored).all((1, 2, 3))
+    was_kept = (flipped == images).all((1, 2, 3))
+    np.testing.assert_array_equal(was_flipped, ~was_kept)
+    assert abs(was_flipped.mean() - 0.3) < 3 * np.sqrt(0.3 * 0.7 / 500)
+    np.testing.assert_array_equal(run(VerticalFlip(p=0.0), images), images)
+    np.testing.assert_array_equal(run(VerticalFlip(p=1.0), images), images[:, ::-1])
+
+
+def in_epoch(epoch: int, images: np.ndarray, *transforms: Transform) -> np.ndarray:
+    """Applies transforms to uint8 images in the last step of an epoch of 7."""
+
+    @jax.jit
+    def call(images: jax.Array, step: jax.Array) -> jax.Array:
+        moment = Moment(step=step, steps_per_epoch=7, total_steps=70)
+        key = jax.random.fold_in(jax.random.key(0), step)
+        return apply(transforms, key, images, jnp.zeros((len(images), 2)), moment)[0]
+
+    return np.asarray(call(jnp.asarray(images), jnp.int32(7 * epoch + 6)))
+
+
+def test_alternating_flip_shows_each_image_and_its_mirror_in_turn() -> None:
+    # Images that differ in a single level of a single pixel, too.
+    images = random_images(1000, 4, 5, 3)
+    images[500:] = images[0]
+    images[500:, 1, 2, 0] = np.arange(500) % 256
+    images[756:, 1, 2, 1] ^= 1
+    flip = AlternatingFlip()
+    mirrored = images[:, :, ::-1]
+    both = images.astype(int) + mirrored
+    first = in_epoch(0, images, flip)
+    was_flipped = (first == mirrored).all((1, 2, 3))
+    np.testing.assert_array_equal(was_flipped, ~(first == images).all((1, 2, 3)))
+    for half in (was_flipped[:500], was_flipped[500:]):
+        assert abs(half.mean() - 0.5) < 3 * np.sqrt(0.25 / 500)
+    # Neighbours are independent.
+    assert (
+        abs((was_flipped[1:] == was_flipped[:-1]).mean() - 0.5)
+        < 3 * (0.25 / 999) ** 0.5
+    )
+    for epoch in (1, 2, 3):
+        now = in_epoch(epoch, images, flip)
+        np.testing.assert_array_equal(now, both - in_epoch(epoch - 1, images, flip))
+    np.testing.assert_array_equal(in_epoch(2, images, flip), first)
+    # The places of the pixels count: a mirror image decides anew.
+    mirror_flipped = (in_epoch(0, mirrored, flip) == images).all((1, 2, 3))
+    agree = (mirror_flipped == was_flipped)[:500].mean()
+    assert abs(agree - 0.5) < 3 * np.sqrt(0.25 / 500)
+    # Each image decides for itself, wherever it is in whichever batch.
+    order = np.random.default_rng(1).permutation(len(images))
+    np.testing.assert_array_equal(in_epoch(0, images[order], flip), first[order])
+    np.testing.assert_array_equal(run(flip, images), first)
+
+
+def angles(maps: np.ndarray) -> np.ndarray:
+    """By how many degrees maps turn an image counter-clockwise."""
+    return np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0]))
+
+
+def matrices(warp: Warp, batch: int, height: int, width: int) -> np.ndarray:
+    call = jax.jit(warp.matrices, static_argnums=(1, 2, 3))
+    return np.asarray(call(jax.random.key(5), batch, height, width))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "low", "high"), [(30.0, -30, 30), ((10.0, 80.0), 10, 80)]
+)
+def test_rotations_are_uniform(
+    degrees: float | tuple[float, float], low: float, high: float
+) -> None:
+    found = angles(matrices(RandomRotation(degrees=degrees), 5000, 8, 9))
+    assert_uniform(found, low, high)
+
+
+def assert_uniform(values: np.ndarray, low: float, high: float) -> None:
+    """By the test of Kolmogorov and Smirnov, which fails one of 1000 uniform samples."""
+    assert values.min() >= low - 1e-4
+    assert values.max() <= high + 1e-4
+    places = np.sort((values - low) / (high - low))
+    steps = np.arange(len(values)) / len(values)
+    assert np.abs(places - steps).max() < 1.95 / np.sqrt(len(values)) + 1 / len(values)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_random_rotation_is_pillows_rotate(interpolation: str) -> None:
+    images = np.concatenate([random_images(5, 20, 31, 3), smooth_images(5, 20, 31, 3)])
+    kind = PILLOW[interpolation]
+    for angle in (90.0, -17.0):
+        rotation = RandomRotation(
+            degrees=(angle, angle),
+            interpolation=interpolation,  # type: ignore[arg-type]
+            fill=9.0,
+        )
+        expected = [
+            np.asarray(Image.fromarray(image).rotate(angle, kind, fillcolor=(9,) * 3))
+            for image in images
+        ]
+        error = np.abs(run(rotation, images) - np.stack(expected))
+        assert error.max() <= (0 if interpolation == "nearest" else 1)
+        assert (error > 0).mean() < 0.002
+
+
+def test_random_rotation_turns_each_image_by_its_own_matrix() -> None:
+    images = random_images(8, 20, 31, 3)
+    rotation = RandomRotation(degrees=180.0)
+    maps = rotation.matrices(jax.random.key(0), 8, 20, 31)
+    assert_warped(run(rotation, images), images, np.asarray(maps), "nearest")
+
+
+def assert_warped(
+    warped: np.ndarray, images: np.ndarray, maps: np.ndarray, interpolation: str
+) -> None:
+    """Compares with Pillow's transforms, up to one level and few pixels on the border."""
+    expected = []
+    for image, matrix in zip(images, maps.astype(np.float64), strict=True):
+        height, width = image.shape[:2]
+        affine = (matrix[2] == [0, 0, 1]).all()
+        method = Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE
+        moved = Image.fromarray(image).transform(
+            (width, height),
+            method,
+            (matrix / matrix[2, 2]).ravel()[: 6 if affine else 8].tolist(),
+            PILLOW[interpolation],
+        )
+        expected.append(np.asarray(moved))
+    error = np.abs(warped - np.stack(expected))
+    assert (error > 1).mean() < 2e-3
+    assert (error > 0).mean() < 5e-3
+
+
+def elementary(
+    angle: float, move: tuple[float, float], scale: float, shear: tuple[float, float]
+) -> np.ndarray:
+    """The map of a place in a 20x31 image to its place in the result, as a product of
+    torchvision's steps, in double precision."""
+    turn, (shear_x, shear_y) = np.radians(angle), np.radians(shear)
+    cos, sin = np.cos(turn), np.sin(turn)
+    steps = [
+        [[1, 0, 15.5 + move[0]], [0, 1, 10 + move[1]], [0, 0, 1]],
+        [[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]],
+        [[scale, 0, 0], [0, scale, 0], [0, 0, 1]],
+        [[1, 0, 0], [-np.tan(shear_y), 1, 0], [0, 0, 1]],
+        [[1, -np.tan(shear_x), 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 0, -15.5], [0, 1, -10], [0, 0, 1]],
+    ]
+    return np.linalg.multi_dot([np.array(step, np.float64) for step in steps])
+
+
+def test_random_affine_is_torchvisions_product() -> None:
+    affine = RandomAffine(
+        degrees=(20.0, 20.0), scale=(1.3, 1.3), shear=(10.0, 10.0, -25.0, -25.0)
+    )
+    maps = matrices(affine, 3, 20, 31)
+    expected = np.linalg.inv(elementary(20, (0, 0), 1.3, (10, -25)))
+    np.testing.assert_allclose(maps, np.stack([expected] * 3), rtol=1e-5, atol=1e-5)
+    # Two numbers, or one, are for x alone.
+    affine = RandomAffine(degrees=0.0, shear=(12.0, 12.0))
+    expected = np.linalg.inv(elementary(0, (0, 0), 1, (12, 0)))
+    np.testing.assert_allclose(matrices(affine, 1, 20, 31)[0], expected, atol=1e-5)
+    # Nothing asked, nothing done.
+    np.testing.assert_array_equal(
+        matrices(RandomAffine(degrees=0.0), 2, 20, 31), np.stack([np.eye(3)] * 2)
+    )
+
+
+def test_random_affine_moves_by_whole_pixels_after_all_else() -> None:
+    affine = RandomAffine(degrees=(40.0, 40.0), translate=(0.2, 0.1), scale=(0.7, 0.7))
+    maps = matrices(affine, 4000, 20, 31)
+    # What is left of the forward maps when the part without a move is taken off.
+    still = elementary(40, (0, 0), 0.7, (0, 0))
+    moves = (np.linalg.inv(maps.astype(np.float64)) - still)[:, :2, 2]
+    whole = np.round(moves)
+    np.testing.assert_allclose(moves, whole, atol=1e-4)
+    for axis, reach in ((0, 6), (1, 2)):
+        values, counts = np.unique(whole[:, axis], return_counts=True)
+        np.testing.assert_array_equal(values, np.arange(-reach, reach + 1))
+        # Whole numbers from -6.2 to 6.2 and -2 to 2: the outermost are rarer.
+        ends = 0.5 + {6: 0.2, 2: 0.0}[reach]
+        shares = np.array([ends, *[1.0] * (2 * reach - 1), ends])
+        expected = 4000 * shares / shares.sum()
+        # Fewer than 1 of 1000 samples lie above, for 12 and 4 degrees of freedom.
+        assert ((counts - expected) ** 2 / expected).sum() < {6: 32.9, 2: 18.5}[reach]
+
+
+def test_random_affine_draws_uniformly() -> None:
+    scales = matrices(RandomAffine(degrees=0.0, scale=(0.5, 2.0)), 4000, 8, 9)
+    assert_uniform(1 / scales[:, 0, 0], 0.5, 2.0)
+    shears = matrices(RandomAffine(degrees=0.0, shear=25.0), 4000, 8, 9)
+    assert_uniform(np.degrees(np.arctan(shears[:, 0, 1])), -25, 25)
+    affine = RandomAffine(degrees=(5.0, 30.0), shear=(0.0, 0.0, -10.0, 40.0))
+    maps = matrices(affine, 4000, 8, 9)
+    # Without a shear along x, the second column of the forward map is only turned.
+    forward = np.linalg.inv(maps.astype(np.float64))
+    turned = np.degrees(np.arctan2(-forward[:, 0, 1], forward[:, 1, 1]))
+    assert_uniform(turned, 5, 30)
+    cos, sin = np.cos(np.radians(turned)), np.sin(np.radians(turned))
+    # Turned back, the first column is 1 and minus the tangent.
+    tangent = forward[:, 0, 0] * sin - forward[:, 1, 0] * cos
+    assert_uniform(np.degrees(np.arctan(tangent)), -10, 40)
+
+
+def corners_of(height: int, width: int) -> np.ndarray:
+    last_x, last_y = width - 1, height - 1
+    return np.array([[0, 0], [last_x, 0], [last_x, last_y], [0, last_y]])
+
+
+def test_perspective_maps_are_torchvisions() -> None:
+    random = np.random.default_rng(0)
+    corners = corners_of(20, 31) + random.integers(-7, 8, (50, 4, 2))
+    corners[0] = corners_of(20, 31)
+    call = jax.jit(rectangle_from, static_argnums=(1, 2))
+    maps = np.asarray(call(jnp.asarray(corners, jnp.float32), 20, 31))
+    np.testing.assert_array_equal(maps[0], np.eye(3))
+    for found, places in zip(maps, corners, strict=True):
+        # torchvision solves for the eight coefficients.
+        rows, values = [], []
+        for (x, y), (u, v) in zip(places, corners_of(20, 31), strict=True):
+            rows += [
+                [x, y, 1, 0, 0, 0, -u * x, -u * y],
+                [0, 0, 0, x, y, 1, -v * x, -v * y],
+            ]
+            values += [u, v]
+        expected = np.append(np.linalg.solve(rows, values), 1).reshape(3, 3)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_random_perspective_moves_corners_inwards_by_whole_pixels() -> None:
+    perspective = RandomPerspective(distortion_scale=0.5, p=0.6)
+    count, height, width = 4000, 21, 30
+    maps = matrices(perspective, count, height, width).astype(np.float64)
+    used = (maps != np.eye(3)).any((1, 2))
+    # One of 8^4 * 6^4 stays as it is by chance.
+    assert abs(used.mean() - 0.6) < 3 * np.sqrt(0.24 / count)
+    starts = np.concatenate([corners_of(height, width), np.ones((4, 1))], 1)
+    ends = np.einsum("bij,cj->bci", np.linalg.inv(maps[used]), starts)
+    ends = ends[..., :2] / ends[..., 2:]
+    inwards = (ends - corners_of(height, width)) * [[1, 1], [-1, 1], [-1, -1], [1, -1]]
+    np.testing.assert_allclose(inwards, np.round(inwards), atol=0.01)
+    moves = np.round(inwards).astype(int)
+    # int(0.5 * 15) and int(0.5 * 10) at most, each equally often, at each corner.
+    for axis, most in ((0, 7), (1, 5)):
+        for corner in range(4):
+            counts = np.bincount(moves[:, corner, axis])
+            assert len(counts) == most + 1
+            expected = len(moves) / (most + 1)
+            # Fewer than 1 of 10000 samples lie above, for 7 and 5 degrees of freedom.
+            assert ((counts - expected) ** 2 / expected).sum() < {7: 29.9, 5: 25.7}[
+                most
+            ]
+
+
+@pytest.mark.parametrize(
+    "warp",
+    [
+        RandomAffine(degrees=60.0, translate=(0.2, 0.3), scale=(0.6, 1.5), shear=20.0),
+        RandomPerspective(p=0.8, interpolation="nearest"),
+        RandomPerspective(),
+    ],
+)
+def test_warps_sample_as_pillow_by_their_matrices(warp: Warp) -> None:
+    images = np.concatenate(
+        [random_images(10, 20, 31, 3), smooth_images(10, 20, 31, 3)]
+    )
+    call = jax.jit(warp.matrices, static_argnums=(1, 2, 3))
+    maps = np.asarray(call(jax.random.key(0), 20, 20, 31))
+    assert len(np.unique(maps, axis=0)) > 5
+    assert_warped(run(warp, images), images, maps, warp.interpolation)
+
+
+def test_neighbouring_warps_are_one_warp_of_the_product() -> None:
+    images = np.concatenate([random_images(5, 20, 31, 3), smooth_images(5, 20, 31, 3)])
+    transforms = (
+        RandomAffine(degrees=(20.0, 20.0), scale=(1.3, 1.3), interpolation="bilinear"),
+        RandomRotation(degrees=(70.0, 70.0), interpolation="bilinear"),
+    )
+    found = in_epoch(0, images, *transforms)
+    # First the one, then, counter-clockwise, the other.
+    both = elementary(-70, (0, 0), 1, (0, 0)) @ elementary(20, (0, 0), 1.3, (0, 0))
+    maps = np.stack([np.linalg.inv(both)] * 10)
+    maps[:, 2] = [0, 0, 1]
+    assert_warped(found, images, maps, "bilinear")
+
+
+PADS = {"reflect": "symmetric", "nearest": "edge", "constant": "constant"}
+
+
+@pytest.mark.parametrize("fill_mode", PADS)
+def test_random_translation_moves_down_and_right(fill_mode: str) -> None:
+    images = random_images(4, 10, 8, 3)
+    translation = RandomTranslation(
+        height_factor=(0.3, 0.3),
+        width_factor=(-0.25, -0.25),
+        fill_mode=fill_mode,  # type: ignore[arg-type]
+    )
+    border = ((0, 0), (9, 9), (9, 9), (0, 0))
+    wide = np.pad(images, border, PADS[fill_mode])  # type: ignore[call-overload]
+    # 3 pixels down, 2 to the left.
+    expected = wide[:, 9 - 3 : 19 - 3, 9 + 2 : 17 + 2]
+    np.testing.assert_array_equal(run(translation, images), expected)
+
+
+@pytest.mark.parametrize("fill_mode", PADS)
+@pytest.mark.parametrize(("tall", "wide"), [(0.5, None), (-0.4, 0.2)])
+def test_random_zoom_is_pillows_transform_about_the_middle(
+    tall: float, wide: float | None, fill_mode: str
+) -> None:
+    images = np.concatenate([random_images(3, 10, 13, 3), smooth_images(3, 10, 13, 3)])
+    zoom = RandomZoom(
+        height_factor=(tall, tall),
+        width_factor=None if wide is None else (wide, wide),
+        fill_mode=fill_mode,  # type: ignore[arg-type]
+    )
+    # Keras: pixel j of the result shows (width - 1) / 2 * (1 - zoom) + zoom * j.
+    scale_y, scale_x = 1 + tall, 1 + (tall if wide is None else wide)
+    border = 0 if fill_mode == "constant" else 20
+    expected = []
+    for image in images:
+        padded = np.pad(image, ((border,) * 2, (border,) * 2, (0, 0)), PADS[fill_mode])  # type: ignore[call-overload]
+        moved = Image.fromarray(padded).transform(
+            (13, 10),
+            Image.Transform.AFFINE,
+            (
+                *(scale_x, 0, 6 * (1 - scale_x) + border + 0.5 - 0.5 * scale_x),
+                *(0, scale_y, 4.5 * (1 - scale_y) + border + 0.5 - 0.5 * scale_y),
+            ),
+            Image.Resampling.BILINEAR,
+        )
+        expected.append(np.asarray(moved))
+    error = np.abs(run(zoom, images) - np.stack(expected))
+    assert error.max() <= 1
+    # Multiples of a half and a tenth meet whole levels, from which float32 may fall short.
+    assert (error > 0).mean() < 0.05
+
+
+def test_random_zoom_and_translation_draw_for_each_image_and_side() -> None:
+    # A slope of 1 across and of 4 down shows the place of the middle and the scales.
+    y, x = np.mgrid[:21, :21]
+    images = np.repeat((2 * x + 8 * y)[None, ..., None], 2000, axis=0)
+    zoom = RandomZoom(height_factor=0.5, width_factor=(-0.3, 0.4), fill_mode="nearest")
+    found = run(zoom, images)[..., 0]
+    down, right = found[:, 12, 10] - found[:, 8, 10], found[:, 10, 12] - found[:, 10, 8]
+    # Within rounding: a level is 1/32 of the one scale and 1/8 of the other.
+    assert abs(down.min() / 32 - 0.5) < 0.05
+    assert abs(down.max() / 32 - 1.5) < 0.05
+    assert abs(right.min() / 8 - 0.7) < 0.15
+    assert abs(right.max() / 8 - 1.4) < 0.15
+    assert abs(np.corrcoef(down, right)[0, 1]) < 0.08
+    kept = run(RandomZoom(height_factor=0.5, fill_mode="nearest"), images)[..., 0]
+    down, right = kept[:, 12, 10] - kept[:, 8, 10], kept[:, 10, 12] - kept[:, 10, 8]
+    assert np.corrcoef(down, right)[0, 1] > 0.95
+    moved = run(RandomTranslation(height_factor=(0.0, 0.2), width_factor=0.1), images)[
+        ..., 0
+    ]
+    level = moved[:, 10, 10] - images[0, 10, 10, 0]
+    # Up to 4.2 pixels down, where it is darker, and 2.1 to either side.
+    assert -8 * 4.2 - 2 * 2.1 - 1 <= level.min() < -30
+    assert 0 < level.max() <= 2 * 2.1
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (VerticalFlip(p=1.5), "VerticalFlip.p must lie in 0..1, not 1.5"),
+        (VerticalFlip(p=np.nan), "VerticalFlip.p must lie in 0..1, not nan"),
+        (RandomRotation(degrees=-1.0), "RandomRotation.degrees must go from a smaller"),
+        (RandomRotation(degrees=(9.0, 3.0)), "RandomRotation.degrees must go from"),
+        (RandomRotation(degrees=np.nan), "RandomRotation.degrees must go from"),
+        (RandomRotation(degrees=(0.0, np.inf)), "RandomRotation.degrees must go from"),
+        (RandomRotation(degrees=9.0, fill=0.5), "RandomRotation.fill must be a whole"),
+        (
+            RandomRotation(degrees=9.0, interpolation="box"),  # type: ignore[arg-type]
+            "RandomRotation.interpolation must be one of 'nearest', 'bilinear', 'bicubic', "
+            "not 'box'",
+        ),
+        (RandomAffine(degrees=(2.0, 1.0)), "RandomAffine.degrees must go from"),
+        (RandomAffine(degrees=1.0, translate=(0.1, 1.1)), "in 0..1, not 1.1"),
+        (RandomAffine(degrees=1.0, translate=(np.nan, 0.1)), "in 0..1, not nan"),
+        (RandomAffine(degrees=1.0, scale=(0.0, 1.0)), "scale must be above 0, not 0.0"),
+        (
+            RandomAffine(degrees=1.0, scale=(1.2, 1.0)),
+            "RandomAffine.scale must go from",
+        ),
+        (RandomAffine(degrees=1.0, shear=90.0), "not from -90.0 to 90.0"),
+        (RandomAffine(degrees=1.0, shear=(1.0, np.nan)), "not from 1.0 to nan"),
+        (RandomAffine(degrees=1.0, shear=(0.0, 1.0, 3.0, 2.0)), "not from 3.0 to 2.0"),
+        (RandomPerspective(p=-0.5), "RandomPerspective.p must lie in 0..1, not -0.5"),
+        (
+            RandomPerspective(distortion_scale=1.5),
+            "RandomPerspective.distortion_scale must lie in 0..1, not 1.5",
+        ),
+        (RandomPerspective(fill=256.0), "RandomPerspective.fill must be a whole"),
+        (RandomZoom(height_factor=1.5), "RandomZoom.height_factor must hold fractions"),
+        (RandomZoom(height_factor=(-1.0, 0.0)), "must stay above -1"),
+        (
+            RandomZoom(height_factor=0.1, width_factor=(-0.2, 1.2)),
+            "in -1..1, not (-0.2",
+        ),
+        (
+            RandomZoom(height_factor=0.1, fill_mode="wrap"),  # type: ignore[arg-type]
+            "RandomZoom.fill_mode must be one of 'constant', 'nearest', 'reflect', not 'wrap'",
+        ),
+        (
+            RandomTranslation(height_factor=0.1, width_factor=np.nan),
+            "RandomTranslation.width_factor must go from",
+        ),
+        (
+            RandomTranslation(height_factor=-0.1, width_factor=0.1),
+            "RandomTranslation.height_factor must go from",
+        ),
+    ],
+)
+def test_values_out_of_the_range_of_warps_are_named(
+    transform: Transform, said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        transform.validate()
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        RandomRotation(degrees=0.0),
+        RandomAffine(degrees=0.0),
+        RandomAffine(
+            degrees=(-5.0, -5.0),
+            translate=(0.0, 1.0),
+            scale=(0.5, 0.5),
+            shear=(-89.0, 0.0, 0.0, 89.0),
+        ),
+        RandomPerspective(distortion_scale=1.0, p=1.0),
+        RandomZoom(height_factor=(-0.9, 1.0)),
+        RandomTranslation(height_factor=1.0, width_factor=(-1.0, -1.0)),
+        AlternatingFlip(),
+    ],
+)
+def test_values_at_the_end_of_the_range_of_warps_are_allowed(
+    transform: Transform,
+) -> None:
+    transform.validate()
+    assert transform.random

@@ -79,6 +79,7 @@ def setup(
         ema_decay=ema_decay,
         num_classes=num_classes,
         max_bad_steps=MAX_BAD,
+        run=RUN,
     )
     create = functools.partial(
         create_state, model, tx, (1, *image_shape), with_ema=ema_decay is not None
@@ -242,6 +243,7 @@ def test_eval_step_is_numpys_and_leaves_padding_out() -> None:
         {**batch, "mask": mask},
         model=Linear(),
         transforms=(NORMALIZE,),
+        views=None,
         num_classes=3,
     )
     x = ((batch["image"] / 255 - 0.5) / 0.25).reshape(8, 9)
@@ -303,6 +305,7 @@ def test_a_bfloat16_network_has_a_float32_state() -> None:
             num_classes=10,
             seed=0,
             max_bad_steps=3,
+            run=RUN,
         ),
         state,
         {
@@ -411,6 +414,7 @@ def test_an_update_that_is_no_number_makes_a_bad_step() -> None:
         num_classes=3,
         seed=0,
         max_bad_steps=MAX_BAD,
+        run=RUN,
     )
     first, second = linear_batches(2)
     good, _ = jax.jit(step)(state, first)

@@ -1,0 +1,226 @@
+"""Boxes of random size, cut out and resized as Pillow does it."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.augment.geometry import check_choice, check_interval
+from jaxcls.augment.pipeline import Transform
+from jaxcls.augment.resample import Interpolation, kernel, nearest
+from jaxcls.errors import UserError
+
+_TRIES = 10
+"""How often torchvision draws a box before it takes the middle of the image."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandomResizedCrop(Transform):
+    """Cuts a box of random area and shape out of each image and resizes it to a square
+    (torchvision's RandomResizedCrop; Szegedy et al., "Going Deeper with Convolutions", 2014).
+
+    The box is cut out first: no pixel around it has a part in the result. Two matrix products
+    with a kernel for each image.
+
+    Attributes:
+      size: pixels of a side of the square, 1 or more.
+      scale: the box's area as a fraction of the image's, above 0, uniform between the two.
+      ratio: the box's width by its height, above 0, its logarithm uniform between the two.
+      interpolation: "nearest", "bilinear" or "bicubic" (Keys' kernel with a = -0.5).
+      antialiased: whether the kernel is as wide as the new pixels where these are the wider
+        ones, as for Pillow images; else new pixels come from their nearest neighbours alone
+        (torchvision's antialias=False; no different for "nearest").
+    """
+
+    random: ClassVar[bool] = True
+    on_grey_levels: ClassVar[bool] = True
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    antialiased: bool = True
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        batch, height, width, _ = images.shape
+        boxes = random_boxes(rng, batch, height, width, self.scale, self.ratio)
+        resized = resize_boxes(
+            images, boxes, self.size, self.interpolation, self.antialiased
+        )
+        return resized, targets
+
+    def validate(self) -> None:
+        if self.size < 1:
+            raise UserError(
+                f"RandomResizedCrop.size must be 1 or more, not {self.size}."
+            )
+        check_choice(self, "interpolation", Interpolation)
+        for name in ("scale", "ratio"):
+            check_interval(self, name)
+            low, _ = getattr(self, name)
+            if not low > 0:
+                raise UserError(f"RandomResizedCrop.{name} must be above 0, not {low}.")
+        if self.scale[1] > 1:
+            raise UserError(
+                "RandomResizedCrop.scale must not be above 1, the whole image, not "
+                f"{self.scale[1]}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """A box in each image, in whole pixels; each attribute is int32 [batch].
+
+    Attributes:
+      top: rows above the box.
+      left: columns before the box.
+      height: 1 or more.
+      width: 1 or more.
+    """
+
+    top: jax.Array
+    left: jax.Array
+    height: jax.Array
+    width: jax.Array
+
+
+def random_boxes(
+    rng: jax.Array,
+    batch: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Boxes:
+    """Draws a box in each of `batch` images of height x width, as torchvision's
+    RandomResizedCrop: ten tries, of which the first that fits is taken. If none fits, the box
+    is the middle of the image, cut to the nearest ratio that is allowed.
+
+    Args:
+      rng: a random key.
+      batch: number of images.
+      height: of the images.
+      width: of the images.
+      scale: the least and greatest area, as a fraction of the image's.
+      ratio: the least and greatest width by height.
+    """
+    area_key, ratio_key, top_key, left_key = jax.random.split(rng, 4)
+    shape = (batch, _TRIES)
+    low, high = scale
+    area = height * width * jax.random.uniform(area_key, shape, minval=low, maxval=high)
+    low, high = (math.log(bound) for bound in ratio)
+    aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
+    tried_w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    tried_h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (0 < tried_w) & (tried_w <= width) & (0 < tried_h) & (tried_h <= height)
+    first = fits & (jnp.cumsum(fits, 1) == 1)
+    box_h = (tried_h * first).sum(1)
+    box_w = (tried_w * first).sum(1)
+
+    none = ~fits.any(1)
+    fallback_h, fallback_w = _middle_box(height, width, ratio)
+    box_h = jnp.where(none, fallback_h, box_h)
+    box_w = jnp.where(none, fallback_w, box_w)
+    spare_h, spare_w = height - box_h, width - box_w
+    top = jax.random.randint(top_key, (batch,), 0, spare_h + 1)
+    left = jax.random.randint(left_key, (batch,), 0, spare_w + 1)
+    return Boxes(
+        top=jnp.where(none, spare_h // 2, top),
+        left=jnp.where(none, spare_w // 2, left),
+        height=box_h,
+        width=box_w,
+    )
+
+
+def _middle_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    """Returns the (height, width) of the largest box of an allowed ratio."""
+    if width / height < ratio[0]:
+        return max(round(width / ratio[0]), 1), width
+    if width / height > ratio[1]:
+        return height, max(round(height * ratio[1]), 1)
+    return height, width
+
+
+def resize_boxes(
+    images: jax.Array,
+    boxes: Boxes,
+    size: int,
+    interpolation: Interpolation,
+    antialiased: bool = True,
+) -> jax.Array:
+    """Cuts a box out of each image and resizes it to a square, as Pillow's crop and resize.
+
+    Columns first, rounded to grey levels, then rows: Pillow since version 13 has it the other
+    way round in some high boxes, which changes a few pixels by one level. Beyond that, float32
+    moves a pixel by one level here and there.
+
+    Args:
+      images: float32 [batch, height, width, channels], whole values 0..255.
+      boxes: one for each image, within it.
+      size: pixels of a side of the square.
+      interpolation: the kernel; "bicubic" is Keys' with a = -0.5.
+      antialiased: whether the kernel is as wide as the new pixels where these are the wider.
+
+    Returns:
+      float32 [batch, size, size, channels], whole values 0..255.
+    """
+    _, height, width, _ = images.shape
+    # Grey levels, and weights that are 0 and 1, are exact in the fastest kind of product.
+    precision = (
+        jax.lax.Precision.DEFAULT
+        if interpolation == "nearest"
+        else jax.lax.Precision.HIGHEST
+    )
+    across = _weights(boxes.left, boxes.width, width, size, interpolation, antialiased)
+    down = _weights(boxes.top, boxes.height, height, size, interpolation, antialiased)
+    columns = jnp.einsum("bsw,bhwc->bhsc", across, images, precision=precision)
+    levels = _rounded(columns)
+    return _rounded(jnp.einsum("bsh,bhwc->bswc", down, levels, precision=precision))
+
+
+def _rounded(values: jax.Array) -> jax.Array:
+    """Returns grey levels: whole numbers 0..255, halves rounded up."""
+    return jnp.clip(jnp.floor(values + 0.5), 0, 255)
+
+
+def _weights(
+    start: jax.Array,
+    length: jax.Array,
+    side: int,
+    size: int,
+    interpolation: Interpolation,
+    antialiased: bool,
+) -> jax.Array:
+    """Returns how much each of `side` pixels adds to each of `size` that the `length` pixels
+    from `start` on are resized to.
+
+    Args:
+      start: int32 [batch].
+      length: int32 [batch].
+      side: pixels of the image.
+      size: pixels of the result.
+      interpolation: the kernel.
+      antialiased: see resize_boxes.
+
+    Returns:
+      float32 [batch, size, side]; each row sums to 1 within the box, and is 0 outside.
+    """
+    place = jnp.arange(side) - start[:, None, None]
+    if interpolation == "nearest":
+        sources = np.stack([nearest(1 + pixels, size) for pixels in range(side)])
+        source = jnp.asarray(sources, jnp.int32)[length - 1]
+        return (place == source[:, :, None]).astype(jnp.float32)
+    length = length[:, None, None]
+    # A new pixel's middle, in units of 1 / (2 size) old pixels, so that it is whole.
+    middle = (2 * jnp.arange(size)[:, None] + 1) * length
+    inside = (place >= 0) & (place < length)
+    distance = (2 * place + 1) * size - middle
+    stretch = jnp.maximum(length, size) if antialiased else size
+    weights = kernel(distance / (2 * stretch), interpolation, jnp)
+    weights = jnp.where(inside, weights, 0)
+    return weights / weights.sum(2, keepdims=True)

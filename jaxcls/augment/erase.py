@@ -1,0 +1,216 @@
+"""Transforms that cover a part of each image."""
+
+import dataclasses
+import math
+from typing import ClassVar, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.augment.pipeline import Transform, check_range
+from jaxcls.errors import UserError
+
+Fill = Literal["constant", "color", "pixel"]
+
+_TRIES = 10
+"""How often torchvision and timm draw a box that may turn out too large."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Rectangles of pixels, one or several for each image.
+
+    Attributes:
+      top: first row, int32 of any shape; may lie outside of the image.
+      left: first column, likewise.
+      height: rows, 0 or more.
+      width: columns, 0 or more.
+    """
+
+    top: jax.Array
+    left: jax.Array
+    height: jax.Array
+    width: jax.Array
+
+    def clipped(self, height: int, width: int) -> "Boxes":
+        """Returns what of the boxes lies inside an image of height x width pixels."""
+        top, left = jnp.clip(self.top, 0, height), jnp.clip(self.left, 0, width)
+        bottom = jnp.clip(self.top + self.height, 0, height)
+        right = jnp.clip(self.left + self.width, 0, width)
+        return Boxes(top, left, bottom - top, right - left)
+
+    def mask(self, height: int, width: int) -> jax.Array:
+        """Returns which pixels of an image lie in each box, bool [..., height, width, 1]."""
+        rows = _between(jnp.arange(height), self.top, self.height)
+        columns = _between(jnp.arange(width), self.left, self.width)
+        return (rows[..., :, None] & columns[..., None, :])[..., None]
+
+
+def _between(place: jax.Array, start: jax.Array, length: jax.Array) -> jax.Array:
+    """Whether start <= place < start + length, bool [*start's shape, places]."""
+    offset = place - start[..., None]
+    return (offset >= 0) & (offset < length[..., None])
+
+
+def below(number: int | jax.Array, share: jax.Array) -> jax.Array:
+    """Returns whole numbers 0..number - 1, equally likely if `share` is drawn evenly from 0..1,
+    1 excluded."""
+    return jnp.floor(number * share).astype(jnp.int32)
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandomErasing(Transform):
+    """Erases boxes of random sizes, shapes and places (Zhong et al. 2020, arXiv 1708.04896).
+
+    A box covers a fraction of the image drawn evenly from `scale`, with a height / width
+    drawn evenly on a logarithmic scale from `ratio`. If it is as high or as wide as the image,
+    it is drawn again; after ten tries, nothing is erased. With one box that is torchvision's
+    RandomErasing, whose value="random" is fill="pixel"; with several it is timm's, whose modes
+    "const", "rand" and "pixel" are fill="constant", "color" and "pixel".
+
+    It belongs behind Normalize, where 0 is the mean colour and the pixels themselves have
+    about the mean and the deviation of the random ones.
+
+    Attributes:
+      p: probability that an image is erased at all, 0..1.
+      scale: smallest and largest fraction of the image's area, 0..1, that the boxes of an
+        image cover together, if they do not overlap.
+      ratio: smallest and largest height / width of a box, above 0.
+      fill: "constant" is the colour `value`, "color" a colour drawn for each box from a normal
+        distribution (mean 0, standard deviation 1), "pixel" one for each pixel.
+      value: of "constant", a value for each channel or one for all.
+      count: fewest and most boxes in an image, 1 or more; drawn evenly.
+    """
+
+    random: ClassVar[bool] = True
+
+    p: float = 0.5
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    fill: Fill = "constant"
+    value: tuple[float, ...] = (0.0,)
+    count: tuple[int, int] = (1, 1)
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        if self.p == 0:
+            return images, targets
+        batch, height, width, channels = images.shape
+        box_rng, fill_rng = jax.random.split(rng)
+        erased = self._boxes(box_rng, batch, height, width).mask(height, width)
+        if self.fill != "color":
+            fill = self._fill(fill_rng, (batch, height, width, channels))
+            return jnp.where(erased.any(1), fill, images), targets
+        colors = jax.random.normal(fill_rng, (batch, self.count[1], 1, 1, channels))
+        # Where boxes overlap, the later one lies on top.
+        for box in range(self.count[1]):
+            images = jnp.where(erased[:, box], colors[:, box], images)
+        return images, targets
+
+    def _fill(self, rng: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+        """Returns what shows where a pixel is erased, broadcasts to the shape of the images."""
+        if self.fill == "pixel":
+            return jax.random.normal(rng, shape)
+        channels = shape[-1]
+        if len(self.value) not in (1, channels):
+            raise UserError(
+                f"RandomErasing.value has {len(self.value)} values but the images have "
+                f"{channels} channels: give {channels}, or one for all."
+            )
+        return jnp.array(self.value, jnp.float32)
+
+    def _boxes(self, rng: jax.Array, batch: int, height: int, width: int) -> Boxes:
+        """Draws boxes [batch, most boxes]; those that an image does not have are empty."""
+        count_rng, size_rng, place_rng = jax.random.split(rng, 3)
+        fewest, most = self.count
+        chosen, more = jax.random.uniform(count_rng, (2, batch, 1))
+        counts = fewest + below(most - fewest + 1, more)
+        exists = (chosen < self.p) & (jnp.arange(most) < counts)
+
+        fraction, ratio = jax.random.uniform(size_rng, (2, _TRIES, batch, most))
+        low, high = self.scale
+        area = height * width * (low + (high - low) * fraction) / counts
+        low, high = map(math.log, self.ratio)
+        ratio = jnp.exp(low + (high - low) * ratio)
+        heights = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+        widths = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+
+        fits = (heights < height) & (widths < width)
+        first = jnp.arange(_TRIES)[:, None, None] == jnp.argmax(fits, 0)
+        first &= fits & exists
+        # At most one try is left, so that a sum picks it, or 0 where there is none.
+        box_height = jnp.sum(heights * first, 0)
+        box_width = jnp.sum(widths * first, 0)
+        row, column = jax.random.uniform(place_rng, (2, batch, most))
+        top = below(height - box_height + 1, row)
+        left = below(width - box_width + 1, column)
+        return Boxes(top, left, box_height, box_width)
+
+    def validate(self) -> None:
+        check_range(self, "p", 0, 1)
+        low, high = self.scale
+        if not 0 <= low <= high <= 1:
+            raise UserError(
+                "RandomErasing.scale must be the smallest and the largest fraction of the "
+                f"area, both in 0..1, not {self.scale}."
+            )
+        low, high = self.ratio
+        if not 0 < low <= high < math.inf:
+            raise UserError(
+                "RandomErasing.ratio must be the smallest and the largest height / width, "
+                f"both above 0, not {self.ratio}."
+            )
+        known = get_args(Fill)
+        if self.fill not in known:
+            raise UserError(
+                f"RandomErasing.fill must be one of {', '.join(map(repr, known))}, not "
+                f"{self.fill!r}."
+            )
+        if not self.value or not all(map(math.isfinite, self.value)):
+            raise UserError(
+                "RandomErasing.value must be a number for each channel, or one for all, not "
+                f"{self.value}."
+            )
+        fewest, most = self.count
+        if not 1 <= fewest <= most:
+            raise UserError(
+                "RandomErasing.count must be the fewest and the most boxes, 1 or more, not "
+                f"{self.count}."
+            )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Cutout(Transform):
+    """Sets a square to 0 whose middle is any pixel of the image with equal probability; what
+    of it lies outside is lost (DeVries and Taylor 2017, arXiv 1708.04552).
+
+    0 is the mean colour behind Normalize, as published, and black before.
+
+    Attributes:
+      size: pixels of a side of the square, 1 or more.
+      p: probability that an image has one, 0..1.
+    """
+
+    random: ClassVar[bool] = True
+
+    size: int
+    p: float = 1.0
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        if self.p == 0:
+            return images, targets
+        batch, height, width, _ = images.shape
+        chosen, row, column = jax.random.uniform(rng, (3, batch))
+        side = self.size * (chosen < self.p)
+        row, column = below(height, row), below(width, column)
+        half = self.size // 2
+        erased = Boxes(row - half, column - half, side, side).mask(height, width)
+        return jnp.where(erased, 0.0, images), targets
+
+    def validate(self) -> None:
+        if self.size < 1:
+            raise UserError(f"Cutout.size must be 1 or more, not {self.size}.")
+        check_range(self, "p", 0, 1)

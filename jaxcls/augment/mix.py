@@ -1,0 +1,296 @@
+"""Transforms that mix each image, and its label, with another one of the batch.
+
+Images are mixed among the rows of a group (jaxcls/augment/groups.py), so that none is sent to
+another device. All are the same sum
+
+    mixed = kept * image + (1 - kept) * partner
+
+with a number in 0..1 for MixUp and a map of ones and zeros for CutMix; that the images are
+normalised before or after does not matter.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxcls.augment.erase import Boxes, below
+from jaxcls.augment.groups import group_rows
+from jaxcls.augment.pipeline import Transform, check_range
+from jaxcls.errors import UserError
+
+Mode = Literal["batch", "pair", "image"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """How much of themselves images keep.
+
+    Attributes:
+      pixels: float32 [..., height or 1, width or 1, 1] in 0..1.
+      label: float32 [...] in 0..1, the mean of the pixels.
+    """
+
+    pixels: jax.Array
+    label: jax.Array
+
+    @classmethod
+    def blended(cls, weight: jax.Array) -> "_Kept":
+        """Returns that of MixUp: every pixel keeps weight, float32 [...]."""
+        return cls(weight[..., None, None, None], weight)
+
+    @classmethod
+    def around(cls, boxes: Boxes, height: int, width: int) -> "_Kept":
+        """Returns that of CutMix: everything but boxes that lie inside the image."""
+        outside = ~boxes.mask(height, width)
+        pasted = boxes.height * boxes.width / (height * width)
+        return cls(outside.astype(jnp.float32), 1 - pasted)
+
+    def where(self, chosen: jax.Array, other: "_Kept") -> "_Kept":
+        """Returns this one where bool [...] is true, else the other."""
+        return _Kept(
+            jnp.where(chosen[..., None, None, None], self.pixels, other.pixels),
+            jnp.where(chosen, self.label, other.label),
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Mixing(Transform):
+    """What the transforms that mix have in common.
+
+    Attributes:
+      p: probability that something is mixed at all, 0..1; drawn as often as `mode` says.
+      mode: what one draw of weights and boxes is for: "batch", "pair" (two images that are
+        each other's partner) or "image". timm's modes "batch", "pair" and "elem".
+    """
+
+    random: ClassVar[bool] = True
+
+    p: float = 1.0
+    mode: Mode = "batch"
+
+    def _kept(
+        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
+    ) -> _Kept:
+        """Draws how much images of height x width keep of themselves, [*shape, ...]."""
+        raise NotImplementedError
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        batch, height, width, _ = images.shape
+        if self.p == 0 or batch == 1:
+            return images, targets
+        rows = group_rows(batch)
+        if rows == 1:
+            # No number of devices divides an odd batch well: it is likely to lie on one.
+            rows = batch
+        groups = batch // rows
+        drawn = {
+            "batch": (1, 1),
+            "pair": (groups, (rows + 1) // 2),
+            "image": (groups, rows),
+        }[self.mode]
+        kept_rng, p_rng, shift_rng = jax.random.split(rng, 3)
+        kept = self._kept(kept_rng, drawn, height, width)
+        if self.p != 1:
+            everything = _Kept.blended(jnp.ones(drawn))
+            kept = kept.where(jax.random.bernoulli(p_rng, self.p, drawn), everything)
+        if self.mode == "pair":
+            kept = _mirrored(kept, rows)
+        # From 1 to rows - 1, so that no image meets itself.
+        shift = jax.random.randint(shift_rng, (), 1, rows)
+
+        def mixed(values: jax.Array, share: jax.Array) -> jax.Array:
+            own = values.reshape(groups, rows, *values.shape[1:])
+            pairs = self.mode == "pair"
+            partner = own[:, ::-1] if pairs else jnp.roll(own, shift, axis=1)
+            # One product: of two, the compiler would be free to round either.
+            blended = partner + share * (own - partner)
+            return jnp.where(share == 1, own, blended).reshape(values.shape)
+
+        return mixed(images, kept.pixels), mixed(targets, kept.label[..., None])
+
+    def validate(self) -> None:
+        check_range(self, "p", 0, 1)
+        known = get_args(Mode)
+        if self.mode not in known:
+            raise UserError(
+                f"{type(self).__name__}.mode must be one of "
+                f"{', '.join(map(repr, known))}, not {self.mode!r}."
+            )
+
+
+def _mirrored(kept: _Kept, rows: int) -> _Kept:
+    """Gives the last rows of a group what was drawn for the first, in reverse order."""
+
+    def both(drawn: jax.Array) -> jax.Array:
+        return jnp.concatenate([drawn, drawn[:, : rows // 2][:, ::-1]], axis=1)
+
+    return _Kept(both(kept.pixels), both(kept.label))
+
+
+@dataclasses.dataclass(kw_only=True)
+class MixUp(_Mixing):
+    """Blends each image and its label with another (Zhang et al. 2018, arXiv 1710.09412).
+
+    The weight is drawn from Beta(alpha, alpha); torchvision's MixUp draws one for the batch.
+
+    Attributes:
+      alpha: of the Beta distribution, 0 or more: the smaller, the closer are the weights to 0
+        or 1, and 0 blends nothing.
+    """
+
+    alpha: float = 0.2
+
+    def _kept(
+        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
+    ) -> _Kept:
+        return _Kept.blended(symmetric_beta(rng, self.alpha, shape))
+
+    def validate(self) -> None:
+        super().validate()
+        check_range(self, "alpha", 0, math.inf)
+
+
+@dataclasses.dataclass(kw_only=True)
+class CutMix(_Mixing):
+    """Pastes a box of another image over each image (Yun et al. 2019, arXiv 1905.04899).
+
+    The box covers 1 - weight of the area, with the weight drawn from Beta(alpha, alpha), has
+    the image's aspect ratio, and its middle is any pixel with equal probability. What lies
+    outside of the image is lost: the label's weight is the fraction of pixels really pasted.
+
+    Attributes:
+      alpha: of the Beta distribution, above 0; without effect beside `minmax`.
+      minmax: smallest and largest side of a box as fractions of the image's, in 0..1: height
+        and width are then drawn evenly and by themselves, and the box lies inside the image
+        (timm's cutmix_minmax, except that the largest is drawn too). None draws the area.
+    """
+
+    alpha: float = 1.0
+    minmax: tuple[float, float] | None = None
+
+    def _kept(
+        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
+    ) -> _Kept:
+        if self.minmax is None:
+            boxes = _boxes_of_area(rng, self.alpha, shape, height, width)
+        else:
+            boxes = _boxes_of_sides(rng, self.minmax, shape, height, width)
+        return _Kept.around(boxes, height, width)
+
+    def validate(self) -> None:
+        super().validate()
+        _check_above_0(self, "alpha")
+        _check_minmax(self, "minmax")
+
+
+@dataclasses.dataclass(kw_only=True)
+class MixUpOrCutMix(_Mixing):
+    """Draws whether to apply MixUp or CutMix (timm's Mixup, without its label smoothing).
+
+    Attributes:
+      mixup_alpha: of MixUp's Beta distribution, 0 or more.
+      cutmix_alpha: of CutMix's Beta distribution, above 0; without effect beside
+        `cutmix_minmax`.
+      switch_prob: probability of CutMix, 0..1; drawn as often as `mode` says.
+      cutmix_minmax: smallest and largest side of CutMix's box as fractions of the image's;
+        None draws its area.
+    """
+
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    switch_prob: float = 0.5
+    cutmix_minmax: tuple[float, float] | None = None
+
+    def _kept(
+        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
+    ) -> _Kept:
+        switch_rng, mixup_rng, cutmix_rng = jax.random.split(rng, 3)
+        cutmix = CutMix(alpha=self.cutmix_alpha, minmax=self.cutmix_minmax)
+        pasted = cutmix._kept(cutmix_rng, shape, height, width)
+        blended = MixUp(alpha=self.mixup_alpha)._kept(mixup_rng, shape, height, width)
+        switched = jax.random.bernoulli(switch_rng, self.switch_prob, shape)
+        return pasted.where(switched, blended)
+
+    def validate(self) -> None:
+        super().validate()
+        check_range(self, "mixup_alpha", 0, math.inf)
+        _check_above_0(self, "cutmix_alpha")
+        check_range(self, "switch_prob", 0, 1)
+        _check_minmax(self, "cutmix_minmax")
+
+
+def symmetric_beta(rng: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+    """Draws from Beta(alpha, alpha), without the rejections of jax.random.beta: their loops
+    make a GPU wait for the host.
+
+    By Bailey's polar method (1994, Mathematics of Computation 62, 779-781) for Student's t
+    with 2 alpha degrees of freedom: t / sqrt(2 alpha + t^2) is a symmetric Beta in -1..1.
+
+    Args:
+      rng: a random key.
+      alpha: 0 or more, also traced; 0 gives 0 or 1.
+      shape: of the result.
+
+    Returns:
+      float32 in 0..1.
+    """
+    radius, angle = jax.random.uniform(rng, (2, *shape))
+    near = radius ** jnp.divide(1, alpha)
+    cosine = jnp.cos(2 * jnp.pi * angle)
+    # t^2 / (2 alpha) is far / near, where near may be 0.
+    far = (1 - near) * cosine**2
+    return 0.5 + 0.5 * jnp.sign(cosine) * jnp.sqrt(far / (near + far))
+
+
+def _boxes_of_area(
+    rng: jax.Array, alpha: float, shape: tuple[int, ...], height: int, width: int
+) -> Boxes:
+    """Draws CutMix's boxes: 1 - weight of the area, clipped to the image."""
+    weight_rng, middle_rng = jax.random.split(rng)
+    side = jnp.sqrt(1 - symmetric_beta(weight_rng, alpha, shape))
+    box_height = jnp.floor(height * side).astype(jnp.int32)
+    box_width = jnp.floor(width * side).astype(jnp.int32)
+    row, column = jax.random.uniform(middle_rng, (2, *shape))
+    top = below(height, row) - box_height // 2
+    left = below(width, column) - box_width // 2
+    return Boxes(top, left, box_height, box_width).clipped(height, width)
+
+
+def _boxes_of_sides(
+    rng: jax.Array,
+    minmax: tuple[float, float],
+    shape: tuple[int, ...],
+    height: int,
+    width: int,
+) -> Boxes:
+    """Draws boxes whose sides are minmax of the image's, anywhere inside of it."""
+
+    def side(length: int, share: jax.Array) -> jax.Array:
+        low, high = (int(length * fraction) for fraction in minmax)
+        return low + below(high - low + 1, share)
+
+    box_height, box_width, row, column = jax.random.uniform(rng, (4, *shape))
+    box_height, box_width = side(height, box_height), side(width, box_width)
+    top = below(height - box_height + 1, row)
+    left = below(width - box_width + 1, column)
+    return Boxes(top, left, box_height, box_width)
+
+
+def _check_above_0(node: Transform, name: str) -> None:
+    value = getattr(node, name)
+    if not 0 < value:
+        raise UserError(f"{type(node).__name__}.{name} must be above 0, not {value}.")
+
+
+def _check_minmax(node: Transform, name: str) -> None:
+    minmax = getattr(node, name)
+    if minmax is not None and not 0 <= minmax[0] <= minmax[1] <= 1:
+        raise UserError(
+            f"{type(node).__name__}.{name} must be the smallest and the largest side of a "
+            f"box, as fractions of the image's in 0..1, or None, not {minmax}."
+        )

@@ -1,0 +1,588 @@
+"""Policies: which operations are applied, how strongly, how often.
+
+Each image costs as many operations as its policy applies to it, not as many as there are
+(jaxcls/augment/deal.py). The images of one row of a batch's groups share their operation, never
+its strength or sign.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxcls.augment import tones
+from jaxcls.augment.deal import Row, deal, for_rows
+from jaxcls.augment.operations import OPERATIONS
+from jaxcls.augment.pipeline import Transform, check_range, sometimes
+from jaxcls.augment.resample import Interpolation
+from jaxcls.errors import UserError
+
+SIGNED = frozenset(
+    "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness".split()
+)
+"""Operations whose magnitude goes either way, each with probability 1/2."""
+
+
+def rand_augment_space(
+    height: int, width: int, level: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns the 14 operations of RandAugment with their magnitudes, as torchvision's.
+
+    Args:
+      height: of the images, pixels.
+      width: of the images, pixels.
+      level: float32, 0..1: the bin divided by the last bin. Its shape is the magnitudes'.
+    """
+    return {
+        "Identity": jnp.zeros_like(level),
+        "ShearX": 0.3 * level,
+        "ShearY": 0.3 * level,
+        # A third of the 331 pixels of the NASNet search, Cubuk et al. 2018.
+        "TranslateX": 150 / 331 * width * level,
+        "TranslateY": 150 / 331 * height * level,
+        "Rotate": 30 * level,
+        "Brightness": 0.9 * level,
+        "Color": 0.9 * level,
+        "Contrast": 0.9 * level,
+        "Sharpness": 0.9 * level,
+        "Posterize": 8 - jnp.round(4 * level),
+        "Solarize": 255 * (1 - level),
+        "AutoContrast": jnp.zeros_like(level),
+        "Equalize": jnp.zeros_like(level),
+    }
+
+
+def trivial_augment_space(level: jax.Array) -> dict[str, jax.Array]:
+    """Returns the 14 operations of TrivialAugment's wide space with their magnitudes.
+
+    Args:
+      level: float32, 0..1: the bin divided by the last bin. Its shape is the magnitudes'.
+    """
+    return rand_augment_space(1, 1, level) | {
+        "ShearX": 0.99 * level,
+        "ShearY": 0.99 * level,
+        "TranslateX": 32 * level,
+        "TranslateY": 32 * level,
+        "Rotate": 135 * level,
+        "Brightness": 0.99 * level,
+        "Color": 0.99 * level,
+        "Contrast": 0.99 * level,
+        "Sharpness": 0.99 * level,
+        "Posterize": 8 - jnp.round(6 * level),
+    }
+
+
+def _signed(rng: jax.Array, name: str, magnitude: jax.Array) -> jax.Array:
+    """Gives half of the magnitudes of an operation that has a sign the other one."""
+    if name not in SIGNED:
+        return magnitude
+    return magnitude * jax.random.rademacher(rng, magnitude.shape, magnitude.dtype)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Policy(Transform):
+    """What all policies have.
+
+    Attributes:
+      interpolation: "nearest", "bilinear" or "bicubic", of operations that move pixels.
+      fill: grey level 0..255 outside of the image, of those.
+    """
+
+    random: ClassVar[bool] = True
+    on_grey_levels: ClassVar[bool] = True
+
+    interpolation: Interpolation = "nearest"
+    fill: float = 0.0
+
+    def validate(self) -> None:
+        check_range(self, "fill", 0, 255)
+        known = get_args(Interpolation)
+        if self.interpolation not in known:
+            raise UserError(
+                f"{type(self).__name__}.interpolation must be one of "
+                f"{', '.join(map(repr, known))}, not {self.interpolation!r}."
+            )
+
+    def operate(self, name: str, images: jax.Array, magnitude: jax.Array) -> jax.Array:
+        """Applies an operation with a magnitude for each image, as this policy resamples."""
+        return OPERATIONS[name](images, magnitude, self.interpolation, self.fill)
+
+
+def _rounds(
+    rng: jax.Array, images: jax.Array, operations: Sequence[Row], count: int
+) -> jax.Array:
+    """Deals operations to images [batch, ...] of grey levels a number of times."""
+
+    def one(index: jax.Array, levels: jax.Array) -> jax.Array:
+        return deal(jax.random.fold_in(rng, index), levels, operations)
+
+    # A loop, so that the operations are compiled once. In bfloat16, which holds whole values
+    # 0..255, and takes half as long to copy.
+    levels = lax.fori_loop(0, count, one, images.astype(jnp.bfloat16))
+    return levels.astype(images.dtype)
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandAugment(_Policy):
+    """A number of operations drawn from 14, all at one magnitude (torchvision's RandAugment).
+
+    Cubuk et al. 2019, https://arxiv.org/abs/1909.13719.
+
+    Attributes:
+      num_ops: operations applied one after the other to each image, 0 or more.
+      magnitude: bin of the strength, 0..bins - 1; need not be whole.
+      bins: bins from no to full strength, 2 or more.
+    """
+
+    num_ops: int = 2
+    magnitude: float = 9.0
+    bins: int = 31
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        _, height, width, _ = images.shape
+        operations = list(rand_augment_operations(self, height, width).values())
+        return _rounds(rng, images, operations, self.num_ops), targets
+
+    def validate(self) -> None:
+        super().validate()
+        check_range(self, "num_ops", 0, 100)
+        check_range(self, "bins", 2, 1000)
+        check_range(self, "magnitude", 0, self.bins - 1)
+
+
+def rand_augment_operations(
+    policy: RandAugment, height: int, width: int
+) -> dict[str, Row]:
+    """Returns what the policy may do to images [batch, height, width, channels], by name."""
+
+    def operation(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
+        level = jnp.full(len(images), policy.magnitude / (policy.bins - 1))
+        magnitude = rand_augment_space(height, width, level)[name]
+        return policy.operate(name, images, _signed(key, name, magnitude))
+
+    names = rand_augment_space(height, width, jnp.zeros(()))
+    return {name: functools.partial(operation, name) for name in names}
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrivialAugmentWide(_Policy):
+    """One operation of 14 at a magnitude of any of the bins, for each image.
+
+    Müller & Hutter 2021, https://arxiv.org/abs/2103.10158, table 1; torchvision's
+    TrivialAugmentWide.
+
+    Attributes:
+      bins: bins from no to full strength, 2 or more.
+    """
+
+    bins: int = 31
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def operation(name: str) -> Row:
+            def operate(key: jax.Array, images: jax.Array) -> jax.Array:
+                sign, strength = jax.random.split(key)
+                drawn = jax.random.randint(strength, (len(images),), 0, self.bins)
+                magnitude = trivial_augment_space(drawn / (self.bins - 1))[name]
+                return self.operate(name, images, _signed(sign, name, magnitude))
+
+            return operate
+
+        names = trivial_augment_space(jnp.zeros(()))
+        return deal(rng, images, [operation(name) for name in names]), targets
+
+    def validate(self) -> None:
+        super().validate()
+        check_range(self, "bins", 2, 1000)
+
+
+def timm_space(
+    height: int, width: int, level: jax.Array, *, increasing: bool
+) -> dict[str, jax.Array]:
+    """Returns timm's 15 operations with their magnitudes, signs still to be given.
+
+    Args:
+      height: of the images, pixels.
+      width: of the images, pixels.
+      level: float32 0..1, a tenth of timm's. Its shape is the magnitudes'.
+      increasing: whether a higher level always changes more (timm's inc1); else a level of
+        1/2 leaves colours alone, and posterising and solarising weaken with it.
+    """
+    none = jnp.zeros_like(level)
+    bits = jnp.floor(4 * level)
+    threshold = jnp.minimum(jnp.floor(256 * level), 256)
+    enhancement = 0.9 * level if increasing else 1.8 * level - 0.9
+    return {
+        "AutoContrast": none,
+        "Equalize": none,
+        "Invert": none,
+        "Rotate": 30 * level,
+        "Posterize": 4 - bits if increasing else bits,
+        "Solarize": 256 - threshold if increasing else threshold,
+        "SolarizeAdd": jnp.minimum(jnp.floor(110 * level), 128),
+        "Color": enhancement,
+        "Contrast": enhancement,
+        "Brightness": enhancement,
+        "Sharpness": enhancement,
+        "ShearX": 0.3 * level,
+        "ShearY": 0.3 * level,
+        "TranslateX": 0.45 * width * level,
+        "TranslateY": 0.45 * height * level,
+    }
+
+
+@dataclasses.dataclass(kw_only=True)
+class TimmRandAugment(_Policy):
+    """RandAugment as timm has it: "rand-m9-mstd0.5-inc1" is
+    TimmRandAugment(magnitude=9, magnitude_std=0.5, increasing=True).
+
+    Not as there: the interpolation is not drawn, a translation is of whole pixels, and the fill
+    is one grey level.
+
+    Attributes:
+      num_ops: operations one after the other, 0 or more.
+      magnitude: strength, 0..10.
+      magnitude_std: standard deviation of each image's strength about it, 0 or more; the
+        strength is clipped to 0..10.
+      increasing: whether a higher magnitude always changes more.
+      p: probability, for each image and operation, that it is applied, 0..1.
+    """
+
+    fill: float = 128.0
+    num_ops: int = 2
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    increasing: bool = True
+    p: float = 0.5
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        _, height, width, _ = images.shape
+        space = functools.partial(timm_space, height, width, increasing=self.increasing)
+
+        def operation(name: str) -> Row:
+            # Without "increasing", enhancements go from 0.1 to 1.9 and have no sign.
+            enhances = name in ("Brightness", "Color", "Contrast", "Sharpness")
+            has_sign = self.increasing or not enhances
+
+            def operate(key: jax.Array, images: jax.Array) -> jax.Array:
+                strength, sign, whether = jax.random.split(key, 3)
+                noise = jax.random.normal(strength, (len(images),))
+                level = (self.magnitude + self.magnitude_std * noise) / 10
+                magnitude = space(jnp.clip(level, 0, 1))[name]
+                if has_sign:
+                    magnitude = _signed(sign, name, magnitude)
+                changed = self.operate(name, images, magnitude)
+                return sometimes(whether, self.p, changed, images)
+
+            return operate
+
+        operations = [operation(name) for name in space(jnp.zeros(()))]
+        return _rounds(rng, images, operations, self.num_ops), targets
+
+    def validate(self) -> None:
+        super().validate()
+        check_range(self, "num_ops", 0, 100)
+        check_range(self, "magnitude", 0, 10)
+        check_range(self, "magnitude_std", 0, 10)
+        check_range(self, "p", 0, 1)
+
+
+# Operation, probability and bin of 10 for the first and the second operation of each of 25
+# sub-policies: Cubuk et al. 2018 (https://arxiv.org/abs/1805.09501), tables 7 to 9.
+_IMAGENET = """
+Posterize 0.4 8, Rotate 0.6 9
+Solarize 0.6 5, AutoContrast 0.6 0
+Equalize 0.8 0, Equalize 0.6 0
+Posterize 0.6 7, Posterize 0.6 6
+Equalize 0.4 0, Solarize 0.2 4
+Equalize 0.4 0, Rotate 0.8 8
+Solarize 0.6 3, Equalize 0.6 0
+Posterize 0.8 5, Equalize 1.0 0
+Rotate 0.2 3, Solarize 0.6 8
+Equalize 0.6 0, Posterize 0.4 6
+Rotate 0.8 8, Color 0.4 0
+Rotate 0.4 9, Equalize 0.6 0
+Equalize 0.0 0, Equalize 0.8 0
+Invert 0.6 0, Equalize 1.0 0
+Color 0.6 4, Contrast 1.0 8
+Rotate 0.8 8, Color 1.0 2
+Color 0.8 8, Solarize 0.8 7
+Sharpness 0.4 7, Invert 0.6 0
+ShearX 0.6 5, Equalize 1.0 0
+Color 0.4 0, Equalize 0.6 0
+Equalize 0.4 0, Solarize 0.2 4
+Solarize 0.6 5, AutoContrast 0.6 0
+Invert 0.6 0, Equalize 1.0 0
+Color 0.6 4, Contrast 1.0 8
+Equalize 0.8 0, Equalize 0.6 0
+"""
+_CIFAR10 = """
+Invert 0.1 0, Contrast 0.2 6
+Rotate 0.7 2, TranslateX 0.3 9
+Sharpness 0.8 1, Sharpness 0.9 3
+ShearY 0.5 8, TranslateY 0.7 9
+AutoContrast 0.5 0, Equalize 0.9 0
+ShearY 0.2 7, Posterize 0.3 7
+Color 0.4 3, Brightness 0.6 7
+Sharpness 0.3 9, Brightness 0.7 9
+Equalize 0.6 0, Equalize 0.5 0
+Contrast 0.6 7, Sharpness 0.6 5
+Color 0.7 7, TranslateX 0.5 8
+Equalize 0.3 0, AutoContrast 0.4 0
+TranslateY 0.4 3, Sharpness 0.2 6
+Brightness 0.9 6, Color 0.2 8
+Solarize 0.5 2, Invert 0.0 0
+Equalize 0.2 0, AutoContrast 0.6 0
+Equalize 0.2 0, Equalize 0.6 0
+Color 0.9 9, Equalize 0.6 0
+AutoContrast 0.8 0, Solarize 0.2 8
+Brightness 0.1 3, Color 0.7 0
+Solarize 0.4 5, AutoContrast 0.9 0
+TranslateY 0.9 9, TranslateY 0.7 9
+AutoContrast 0.9 0, Solarize 0.8 3
+Equalize 0.8 0, Invert 0.1 0
+TranslateY 0.7 9, AutoContrast 0.9 0
+"""
+_SVHN = """
+ShearX 0.9 4, Invert 0.2 0
+ShearY 0.9 8, Invert 0.7 0
+Equalize 0.6 0, Solarize 0.6 6
+Invert 0.9 0, Equalize 0.6 0
+Equalize 0.6 0, Rotate 0.9 3
+ShearX 0.9 4, AutoContrast 0.8 0
+ShearY 0.9 8, Invert 0.4 0
+ShearY 0.9 5, Solarize 0.2 6
+Invert 0.9 0, AutoContrast 0.8 0
+Equalize 0.6 0, Rotate 0.9 3
+ShearX 0.9 4, Solarize 0.3 3
+ShearY 0.8 8, Invert 0.7 0
+Equalize 0.9 0, TranslateY 0.6 6
+Invert 0.9 0, Equalize 0.6 0
+Contrast 0.3 3, Rotate 0.8 4
+Invert 0.8 0, TranslateY 0.0 2
+ShearY 0.7 6, Solarize 0.4 8
+Invert 0.6 0, Rotate 0.8 4
+ShearY 0.3 7, TranslateX 0.9 3
+ShearX 0.1 6, Invert 0.6 0
+Solarize 0.7 2, TranslateY 0.6 7
+ShearY 0.8 4, Invert 0.8 0
+ShearX 0.7 9, TranslateY 0.8 3
+ShearY 0.8 5, AutoContrast 0.7 0
+ShearX 0.7 2, Invert 0.1 0
+"""
+TABLES = {"imagenet": _IMAGENET, "cifar10": _CIFAR10, "svhn": _SVHN}
+
+Entry = tuple[str, float, int]
+"""Operation, probability and bin."""
+
+
+def sub_policies(table: str) -> list[tuple[Entry, ...]]:
+    """Returns the sub-policies of a table of TABLES, two entries each."""
+    lines = [line.split(", ") for line in TABLES[table].split("\n") if line]
+    entries = [[entry.split() for entry in line] for line in lines]
+    return [
+        tuple((name, float(p), int(bin_)) for name, p, bin_ in line) for line in entries
+    ]
+
+
+@dataclasses.dataclass(kw_only=True)
+class AutoAugment(_Policy):
+    """One of 25 pairs of operations, found by search (torchvision's AutoAugment).
+
+    Cubuk et al. 2018, https://arxiv.org/abs/1805.09501.
+
+    Attributes:
+      policy: "imagenet", "cifar10" or "svhn": the dataset of the search.
+    """
+
+    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        _, height, width, _ = images.shape
+        table = sub_policies(self.policy)
+        names = sorted({name for entries in table for name, _, _ in entries})
+        # [sub-policy, first or second].
+        which = np.array([[names.index(n) for n, _, _ in pair] for pair in table])
+        probability = np.array([[p for _, p, _ in pair] for pair in table], np.float32)
+        levels = np.array([[b / 9 for _, _, b in pair] for pair in table], np.float32)
+        space = rand_augment_space(height, width, jnp.asarray(levels))
+        space["Invert"] = jnp.zeros_like(levels)
+        magnitudes = jnp.stack([space[name] for name in names])
+
+        def operation(name: str) -> Callable[..., jax.Array]:
+            def operate(
+                key: jax.Array, images: jax.Array, magnitude: jax.Array
+            ) -> jax.Array:
+                each = jnp.full(len(images), magnitude)
+                return self.operate(name, images, _signed(key, name, each))
+
+            return operate
+
+        operations = [operation(name) for name in names]
+
+        def row(key: jax.Array, images: jax.Array) -> jax.Array:
+            pair = jax.random.randint(key, (), 0, len(table))
+
+            def one(i: jax.Array, images: jax.Array) -> jax.Array:
+                sign, whether = jax.random.split(jax.random.fold_in(key, i))
+                index = jnp.asarray(which)[pair, i]
+                changed = lax.switch(
+                    index, operations, sign, images, magnitudes[index, pair, i]
+                )
+                drawn = jax.random.uniform(whether, (len(images), 1, 1, 1))
+                return jnp.where(
+                    drawn < jnp.asarray(probability)[pair, i], changed, images
+                )
+
+            return lax.fori_loop(0, 2, one, images)
+
+        return for_rows(rng, images, row), targets
+
+    def validate(self) -> None:
+        super().validate()
+        if self.policy not in TABLES:
+            raise UserError(
+                f"AutoAugment.policy must be one of {', '.join(map(repr, TABLES))}, not "
+                f"{self.policy!r}."
+            )
+
+
+def augmix_space(height: int, width: int, level: jax.Array) -> dict[str, jax.Array]:
+    """Returns AugMix's 13 operations with their magnitudes, as torchvision's.
+
+    Args:
+      height: of the images, pixels.
+      width: of the images, pixels.
+      level: float32, 0..1: the bin divided by 9. Its shape is the magnitudes'.
+    """
+    space = rand_augment_space(height, width, level) | {
+        "TranslateX": width / 3 * level,
+        "TranslateY": height / 3 * level,
+        "Posterize": 4 - jnp.round(4 * level),
+    }
+    return {name: space[name] for name in space if name != "Identity"}
+
+
+@dataclasses.dataclass(kw_only=True)
+class AugMix(_Policy):
+    """A random mixture of an image and several chains of operations on it (torchvision's AugMix).
+
+    Hendrycks et al. 2020, https://arxiv.org/abs/1912.02781. Without the consistency loss of
+    the paper, which needs three views of each image.
+
+    Attributes:
+      severity: strength, 1..10: each operation's bin of 10 is below it.
+      width: chains, 1 or more.
+      depth: operations of a chain, 1 or more, or -1: 1 to 3 of them, drawn for each chain.
+      alpha: of the Dirichlet and Beta distributions of the weights, above 0.
+    """
+
+    interpolation: Interpolation = "bilinear"
+    severity: int = 3
+    width: int = 3
+    depth: int = -1
+    alpha: float = 1.0
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        batch, height, width, _ = images.shape
+
+        def operation(name: str) -> Row:
+            def operate(key: jax.Array, images: jax.Array) -> jax.Array:
+                sign, strength = jax.random.split(key)
+                drawn = jax.random.randint(strength, (len(images),), 0, self.severity)
+                magnitude = augmix_space(height, width, drawn / 9)[name]
+                return self.operate(name, images, _signed(sign, name, magnitude))
+
+            return operate
+
+        names = augmix_space(height, width, jnp.zeros(()))
+        operations = [operation(name) for name in names]
+        longest = 3 if self.depth == -1 else self.depth
+        shares, how_much, lengths, chains = jax.random.split(rng, 4)
+        weights = jax.random.dirichlet(
+            shares, jnp.full(self.width, self.alpha), (batch,)
+        )
+        mixed = jax.random.beta(how_much, self.alpha, self.alpha, (batch, 1, 1, 1))
+        depth = jnp.full((self.width, batch), longest)
+        if self.depth == -1:
+            depth = jax.random.randint(lengths, depth.shape, 1, longest + 1)
+
+        def chain(index: jax.Array, total: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(chains, index)
+
+            def link(position: jax.Array, chained: jax.Array) -> jax.Array:
+                changed = deal(jax.random.fold_in(key, position), chained, operations)
+                longer = (position < depth[index]).reshape(-1, 1, 1, 1)
+                return jnp.where(longer, changed, chained)
+
+            chained = lax.fori_loop(0, longest, link, images)
+            return total + weights[:, index].reshape(-1, 1, 1, 1) * chained
+
+        total = lax.fori_loop(0, self.width, chain, jnp.zeros_like(images))
+        # Truncated, as torchvision's; a sum of equal values may lie a rounding below.
+        return jnp.floor(images * (1 - mixed) + total * mixed + 1e-3), targets
+
+    def validate(self) -> None:
+        super().validate()
+        check_range(self, "severity", 1, 10)
+        check_range(self, "width", 1, 100)
+        check_range(self, "alpha", 1e-3, 1e3)
+        if self.depth != -1:
+            check_range(self, "depth", 1, 100)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ThreeAugment(Transform):
+    """Grey, solarised or blurred, each image one of the three (DeiT III's 3-Augment).
+
+    Touvron et al. 2022, https://arxiv.org/abs/2204.07118, section 3.3: together with
+    HorizontalFlip() and ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3).
+
+    Attributes:
+      sigma: least and greatest standard deviation of the blur in pixels.
+    """
+
+    random: ClassVar[bool] = True
+    on_grey_levels: ClassVar[bool] = True
+
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        low, high = self.sigma
+
+        def blur(key: jax.Array, images: jax.Array) -> jax.Array:
+            sigma = jax.random.uniform(key, (len(images),), minval=low, maxval=high)
+            # Three standard deviations on either side.
+            return tones.gaussian_blur(images, 2 * int(np.ceil(3 * high)) + 1, sigma)
+
+        def grey(key: jax.Array, images: jax.Array) -> jax.Array:
+            return tones.grayscale(images)
+
+        def solarize(key: jax.Array, images: jax.Array) -> jax.Array:
+            return tones.solarize(images, jnp.full(len(images), 128.0))
+
+        return deal(rng, images, [grey, solarize, blur]), targets
+
+    def validate(self) -> None:
+        low, high = self.sigma
+        if not 0 < low <= high <= 100:
+            raise UserError(
+                "ThreeAugment.sigma must be two standard deviations in pixels, 0 < least <= "
+                f"greatest <= 100, not {self.sigma}."
+            )

@@ -1,0 +1,95 @@
+"""Options that change in stages of a run, on images whose size is one of them."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls import config as config_lib
+from jaxcls.augment import Normalize, RandAugment, RandomCrop, Resize, Staged, in_stages
+from jaxcls.config import Config
+from jaxcls.data import Digits
+from jaxcls.duration import steps
+from jaxcls.errors import UserError
+from jaxcls.models import Model
+from jaxcls.optim import SGD
+from jaxcls.train import train
+from tests.recipes import narrow  # noqa: F401 (registers the network)
+
+NORMALIZE = Normalize(mean=(0.5,), std=(0.25,))
+
+
+def staged(*values: int) -> Staged:
+    return Staged(transform=Resize(size=99), field="size", values=values)
+
+
+def test_stages_divide_the_run_evenly() -> None:
+    crop = RandomCrop(padding=1)
+    assert in_stages((crop, NORMALIZE), 10) == [(0, (crop, NORMALIZE))]
+    found = in_stages((staged(4, 6, 8), crop), 10)
+    assert [first for first, _ in found] == [0, 3, 7]
+    assert [transforms[0] for _, transforms in found] == [
+        Resize(size=size) for size in (4, 6, 8)
+    ]
+    assert all(transforms[1] is crop for _, transforms in found)
+    # Two of them change whenever either does.
+    found = in_stages((staged(4, 8), staged(1, 2, 3)), 6)
+    sizes = [(first, a.size, b.size) for first, (a, b) in found]  # type: ignore[attr-defined]
+    assert sizes == [(0, 4, 1), (2, 4, 2), (3, 8, 2), (4, 8, 3)]
+
+
+def test_outside_of_a_run_it_has_its_last_value() -> None:
+    images, _ = staged(4, 6)(
+        jax.random.key(0), jnp.ones((1, 8, 8, 1)), jnp.ones((1, 2))
+    )
+    assert images.shape == (1, 6, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (Staged(transform=Resize(size=8), field="sizes"), "Did you mean 'size'"),
+        (Staged(transform=Resize(size=8), values=()), "values is empty"),
+        (staged(4, 0), r"Resize.size must be 1 or more, not 0"),
+        (
+            Staged(transform=RandAugment(), field="num_ops", values=(1, -1)),
+            "num_ops must lie in 0..100, not -1",
+        ),
+    ],
+)
+def test_bad_options(transform: Staged, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        transform.validate()
+
+
+def config(*sizes: int, name: str = "resnet_narrow") -> Config:
+    options = {"stem": "small", "width": 4} if name == "resnet_narrow" else {}
+    return Config(
+        model=Model(name=name, **options),
+        data=Digits(),
+        augment=(staged(*sizes), NORMALIZE),
+        eval_transform=(Resize(size=sizes[-1]), NORMALIZE),
+        optimizer=SGD(learning_rate=0.1),
+        batch_size=16,
+        duration=steps(6),
+    )
+
+
+def test_the_stages_of_a_run_are_trained_on(tmp_path: Path) -> None:
+    losses = {}
+    for name, sizes in (("staged", (4, 8)), ("again", (4, 8)), ("plain", (8,))):
+        run = train(config(*sizes), tmp_path / name)
+        assert run.complete and run.step == 6
+        losses[name] = run.metrics["eval/loss"]
+    assert losses["staged"] == losses["again"] != losses["plain"]
+    assert np.isfinite(losses["staged"])
+
+
+def test_a_network_that_takes_one_size_says_so(tmp_path: Path) -> None:
+    wanted = dataclasses.replace(config(28, 32, name="lenet5"))
+    config_lib.validate(wanted)
+    with pytest.raises(UserError, match="lenet5 takes images of 32x32, not 28x28"):
+        train(wanted, tmp_path)

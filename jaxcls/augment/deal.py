@@ -33,11 +33,14 @@ def for_rows(rng: jax.Array, images: jax.Array, function: Row) -> jax.Array:
       function: applied to the images of one row of all groups, as float32.
     """
     rows = _as_rows(images)
-
-    def one(row: jax.Array, rows: jax.Array) -> jax.Array:
-        return _update(rows, row, function, jax.random.fold_in(rng, row))
-
-    return lax.fori_loop(0, rows.shape[1], one, rows).reshape(images.shape)
+    keys = jax.random.split(rng, rows.shape[1])
+    rows = lax.fori_loop(
+        0,
+        rows.shape[1],
+        lambda row, rows: _update(rows, row, function, keys[row]),
+        rows,
+    )
+    return rows.reshape(images.shape)
 
 
 def deal(rng: jax.Array, images: jax.Array, operations: Sequence[Row]) -> jax.Array:
@@ -69,13 +72,23 @@ def deal(rng: jax.Array, images: jax.Array, operations: Sequence[Row]) -> jax.Ar
 
 def drawn(rng: jax.Array, images: jax.Array, operations: Sequence[Row]) -> jax.Array:
     """Each row of a group draws its operation. Arguments as of deal."""
+    rows = _as_rows(images)
+    count = rows.shape[1]
+    # Drawn at once: in the loop they would take longer than a cheap operation.
+    chosen = jax.random.randint(
+        jax.random.fold_in(rng, count), (count,), 0, len(operations)
+    )
+    keys = jax.random.split(rng, count)
 
-    def row(key: jax.Array, images: jax.Array) -> jax.Array:
-        which, key = jax.random.split(key)
-        index = jax.random.randint(which, (), 0, len(operations))
-        return lax.switch(index, operations, key, images)
+    def one(row: jax.Array, rows: jax.Array) -> jax.Array:
+        return _update(
+            rows,
+            row,
+            lambda key, images: lax.switch(chosen[row], operations, key, images),
+            keys[row],
+        )
 
-    return for_rows(rng, images, row)
+    return lax.fori_loop(0, count, one, rows).reshape(images.shape)
 
 
 def dealt(

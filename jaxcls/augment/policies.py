@@ -8,7 +8,7 @@ its strength or sign.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,10 @@ SIGNED = frozenset(
     "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness".split()
 )
 """Operations whose magnitude goes either way, each with probability 1/2."""
+
+
+_LEVELS = jnp.uint8
+"""In which images wait for their next operation, but on TPUs."""
 
 
 def rand_augment_space(
@@ -118,13 +122,21 @@ def _rounds(
 ) -> jax.Array:
     """Deals operations to images [batch, ...] of grey levels a number of times."""
 
-    def one(index: jax.Array, levels: jax.Array) -> jax.Array:
-        return deal(jax.random.fold_in(rng, index), levels, operations)
+    def rounds(rng: jax.Array, images: jax.Array, dtype: Any) -> jax.Array:
+        def one(index: jax.Array, levels: jax.Array) -> jax.Array:
+            return deal(jax.random.fold_in(rng, index), levels, operations)
 
-    # A loop, so that the operations are compiled once. In bfloat16, which holds whole values
-    # 0..255, and takes half as long to copy.
-    levels = lax.fori_loop(0, count, one, images.astype(jnp.bfloat16))
-    return levels.astype(images.dtype)
+        # A loop, so that the operations are compiled once.
+        return lax.fori_loop(0, count, one, images.astype(dtype)).astype(images.dtype)
+
+    # Kept in a dtype that holds whole values 0..255 and is quick to copy: on TPUs bfloat16,
+    # which CPUs would convert slowly.
+    return lax.platform_dependent(
+        rng,
+        images,
+        tpu=functools.partial(rounds, dtype=jnp.bfloat16),
+        default=functools.partial(rounds, dtype=_LEVELS),
+    )
 
 
 @dataclasses.dataclass(kw_only=True)

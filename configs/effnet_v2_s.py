@@ -2,7 +2,7 @@
 
     python -m jaxcls.train --config configs/effnet_v2_s.py
 
-About 3 and a half minutes on 2 busy CPU cores; test top-1 88.06 % raw, 87.78 % EMA (jax 0.10.2,
+About 8 minutes on 2 busy CPU cores; test top-1 88.06 % raw, 87.78 % EMA (jax 0.10.2,
 2026-11-22).
 
 Network: Tan & Le 2021 (https://arxiv.org/abs/2104.00298), stride 1 in the stem and the first

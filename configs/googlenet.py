@@ -2,7 +2,7 @@
 
     python -m jaxcls.train --config configs/googlenet.py
 
-About 5 minutes on 2 busy CPU cores; test top-1 98.33 % raw, 98.61 % EMA (jax 0.10.2,
+About 2 minutes on 2 busy CPU cores; test top-1 99.17 % raw, 98.89 % EMA (jax 0.10.2,
 2026-11-22).
 
 Network: Szegedy et al. 2014 (https://arxiv.org/abs/1409.4842), with batch norm. The training is

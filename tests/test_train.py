@@ -20,6 +20,7 @@ from jaxcls.data import ArraySource, Digits
 from jaxcls.data.order import record_ids
 from jaxcls.data.sources import Split
 from jaxcls.duration import Duration, steps
+from jaxcls.errors import UserError
 from jaxcls.evaluate import evaluate_checkpoint
 from jaxcls.train import train
 from jaxcls.training import checkpoint, loop
@@ -224,6 +225,11 @@ def test_evaluate_gives_what_training_logged(trained: tuple[Config, Path]) -> No
     logged = commands.metrics(workdir)[-1]
     logged.pop("epoch")
     assert evaluate_checkpoint(workdir) == logged
+    mirrored = evaluate_checkpoint(workdir, views="flip")
+    assert mirrored["eval/loss"] != logged["eval/loss"]
+    assert evaluate_checkpoint(workdir, views="one") == logged
+    with pytest.raises(UserError, match=r"unknown views 'flop'.*Did you mean 'flip'"):
+        evaluate_checkpoint(workdir, views="flop")
 
 
 def test_signal_in_mid_evaluation(

@@ -13,7 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop, Transform
+from jaxcls.augment import (
+    FlipViews,
+    HorizontalFlip,
+    Normalize,
+    RandomCrop,
+    Transform,
+    Views,
+)
 from jaxcls.duration import RunLength, steps
 from jaxcls.models import create_model
 from jaxcls.optim import SGD, AdamW, Optimizer, WarmupCosine
@@ -233,7 +240,8 @@ def test_steps_of_a_linear_classifier_are_numpys() -> None:
     )
 
 
-def test_eval_step_is_numpys_and_leaves_padding_out() -> None:
+@pytest.mark.parametrize("views", [None, FlipViews()])
+def test_eval_step_is_numpys_and_leaves_padding_out(views: Views | None) -> None:
     random = np.random.default_rng(0)
     (batch,) = linear_batches(1)
     kernel, bias = np.float32(random.normal(size=(9, 3))), np.float32([0.1, 0.2, -0.3])
@@ -243,11 +251,13 @@ def test_eval_step_is_numpys_and_leaves_padding_out() -> None:
         {**batch, "mask": mask},
         model=Linear(),
         transforms=(NORMALIZE,),
-        views=None,
+        views=views,
         num_classes=3,
     )
-    x = ((batch["image"] / 255 - 0.5) / 0.25).reshape(8, 9)
-    probabilities = softmax(x @ np.float64(kernel) + bias)[mask]
+    x = (batch["image"] / 255 - 0.5) / 0.25
+    if views is not None:  # of a linear network, the mean over both is that of the mean
+        x = (x + x[:, :, ::-1]) / 2
+    probabilities = softmax(x.reshape(8, 9) @ np.float64(kernel) + bias)[mask]
     labels = batch["label"][mask]
     assert compute(found, "eval") == pytest.approx(
         {

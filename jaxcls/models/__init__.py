@@ -144,11 +144,14 @@ class Model:
         if self.name in MODELS:
             known = model_options(self.name)
             settable = [f.name for f in dataclasses.fields(self) if f.name in known]
-            for option in set(options) - {"name", *known}:
-                raise UserError(
-                    f"model '{self.name}' has no option '{option}'. Its options: "
-                    f"{', '.join(settable)}."
-                )
+            for (
+                option
+            ) in options:  # the first in the order of the fields, always the same
+                if option not in ("name", *known):
+                    raise UserError(
+                        f"model '{self.name}' has no option '{option}'. Its options: "
+                        f"{', '.join(settable)}."
+                    )
         return create_model(num_classes=num_classes, **options)
 
     def validate(self) -> None:

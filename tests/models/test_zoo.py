@@ -188,7 +188,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
         plain = name == "bias" and not layer.endswith(("bn", "norm"))
         return leaf + 1 if plain else leaf
 
-    variables["params"] = jax.tree_util.tree_map_with_path(lifted, variables["params"])
+    params = jax.tree_util.tree_map_with_path(lifted, variables["params"])
+    variables = {**variables, "params": params}  # the others' are shared by tests
 
     @jax.jit
     @jax.grad

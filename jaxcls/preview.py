@@ -59,7 +59,7 @@ def preview(config: Config, *, count: int = 16, seed: int = 0) -> Image.Image:
         ("all of augment, again", config.augment),
         ("eval_transform", config.eval_transform),
     ):
-        key = jax.random.fold_in(rng, len(rows) + len(before))
+        key = jax.random.fold_in(rng, len(rows))
         rows.append((name, *_apply(transforms, key, images, targets)))
     return _draw(rows, targets, names)
 

@@ -9,6 +9,7 @@ with a number in 0..1 for MixUp and a map of ones and zeros for CutMix; that the
 normalised before or after does not matter.
 """
 
+import abc
 import dataclasses
 import math
 from typing import ClassVar, Literal, get_args
@@ -71,11 +72,11 @@ class _Mixing(Transform):
     p: float = 1.0
     mode: Mode = "batch"
 
+    @abc.abstractmethod
     def _kept(
         self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
     ) -> _Kept:
         """Draws how much images of height x width keep of themselves, [*shape, ...]."""
-        raise NotImplementedError
 
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array

@@ -14,10 +14,15 @@ import pytest
 from jaxcls import config as config_lib
 from jaxcls.augment import (
     CenterCrop,
+    FlipViews,
+    Growing,
     HorizontalFlip,
+    MixUpOrCutMix,
     Normalize,
+    RandAugment,
     RandomCrop,
     Resize,
+    Scheduled,
     Transform,
     Views,
 )
@@ -25,7 +30,7 @@ from jaxcls.config import Checkpoint, Config, Evaluation, Log, Plan
 from jaxcls.data import Dataset, Digits
 from jaxcls.duration import Duration, RunLength, epochs, examples, fraction, steps
 from jaxcls.errors import UserError
-from jaxcls.flags import meaning
+from jaxcls.flags import meaning, override
 from jaxcls.models import Model
 from jaxcls.optim import SGD, AdamW, Optimizer, Schedule, WarmupCosine
 from jaxcls.training.loss import SoftmaxCrossEntropy
@@ -682,3 +687,22 @@ def test_options_are_the_leaves_by_path() -> None:
     paths = [path for path, _ in config_lib.nodes(config)]
     assert paths[0] == "" and len(paths) == len(set(paths))
     assert {"data", "augment[2]", "evaluation"} <= set(paths)
+
+
+def test_transforms_within_transforms_are_stored_and_overridden() -> None:
+    config = recipe("resnet18")
+    config.eval_views = FlipViews()
+    config.augment = (
+        Scheduled(transform=RandAugment(), stop=0.9),
+        Growing(transform=RandAugment(), first=1.0, last=3.0),
+        *config.augment,
+        MixUpOrCutMix(cutmix_minmax=(0.2, 0.4)),
+    )
+    config_lib.validate(config)
+    saved = json.loads(json.dumps(config_lib.to_dict(config)))
+    assert config_lib.from_dict(saved) == config
+    override(config, "augment[0].transform.magnitude", "5")
+    assert config.augment[0] == Scheduled(transform=RandAugment(magnitude=5), stop=0.9)
+    override(config, "augment[0].transform.magnitude", "50")
+    with pytest.raises(UserError, match=r"magnitude must lie in 0\.\.30, not 50"):
+        config_lib.validate(config)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcls.augment.boxes import Boxes
 from jaxcls.augment.geometry import check_choice, check_interval
 from jaxcls.augment.pipeline import Transform
 from jaxcls.augment.resample import Interpolation, kernel, nearest
@@ -70,23 +71,6 @@ class RandomResizedCrop(Transform):
                 "RandomResizedCrop.scale must not be above 1, the whole image, not "
                 f"{self.scale[1]}."
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Boxes:
-    """A box in each image, in whole pixels; each attribute is int32 [batch].
-
-    Attributes:
-      top: rows above the box.
-      left: columns before the box.
-      height: 1 or more.
-      width: 1 or more.
-    """
-
-    top: jax.Array
-    left: jax.Array
-    height: jax.Array
-    width: jax.Array
 
 
 def random_boxes(

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.erase import Boxes, below
+from jaxcls.augment.boxes import Boxes, below
 from jaxcls.augment.groups import group_rows
 from jaxcls.augment.pipeline import Transform, check_range
 from jaxcls.errors import UserError

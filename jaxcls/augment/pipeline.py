@@ -38,11 +38,6 @@ class Moment:
         """Epochs completed, int32 scalar."""
         return self.step // self.steps_per_epoch
 
-    @property
-    def progress(self) -> jax.Array:
-        """Fraction of the run that is over, float32 scalar, 0 at the first step, below 1."""
-        return self.step / self.total_steps
-
 
 @dataclasses.dataclass(kw_only=True)
 class Transform(abc.ABC):

@@ -153,11 +153,13 @@ def test_waiting_for_data_is_measured_and_explained(
         config.log.every = steps(10)
         train(config, tmp_path / str(seconds))
         said = "The devices wait for data" in capsys.readouterr().out
-        lines = train_lines(tmp_path / str(seconds))[1:]
-        waits[seconds] = statistics.median(line["data_wait"] for line in lines)
-        assert said == (waits[seconds] > 0.1)
+        lines = train_lines(tmp_path / str(seconds))
+        waited = [line["data_wait"] for line in lines]
+        waits[seconds] = statistics.median(waited)
+        in_threes = zip(waited, waited[1:], waited[2:], strict=False)
+        assert said == any(min(three) > 0.1 for three in in_threes)
         # Ten batches of 48 take 1 s here, and the evaluation between them another.
-        assert min(line["img_per_s"] for line in lines) > 300
+        assert min(line["img_per_s"] for line in lines[1:]) > 300
     assert waits[0.0] < 0.1
     assert waits[0.1] > 0.5
 

@@ -113,7 +113,7 @@ class Loop:
         )
         # At the last line of metrics: steps made, seconds of training, and of waiting.
         self._last_line = (self.step, 0.0, 0.0)
-        self._advised = False
+        self._waiting_lines = 0
 
     def run(self, batches: DevicePrefetch) -> bool:
         """Trains on `batches`, the first of which belongs to the state's next step.
@@ -241,10 +241,13 @@ class Loop:
         self._advise(values["data_wait"])
 
     def _advise(self, data_wait: float) -> None:
-        """Says once, in a sentence, that the input is the bottleneck."""
-        if data_wait <= 0.1 or self._advised:
+        """Says once, in a sentence, that the input is the bottleneck: when three lines in a row
+        show it, because a busy machine may hold up any one."""
+        if self._waiting_lines == 3:
             return
-        self._advised = True
+        self._waiting_lines = self._waiting_lines + 1 if data_wait > 0.1 else 0
+        if self._waiting_lines < 3:
+            return
         data = self.config.data
         self.progress.say(
             f"The devices wait for data {data_wait:.0%} of the time: raise data.workers (now "

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from jaxcls.augment import HorizontalFlip, MixUp, Normalize, Resize
+from jaxcls.config import validate
 from jaxcls.preview import CELL, GAP, LINE, main, preview, words
+from jaxcls.training.program import input_shape
 from tests import commands
 
 RECIPE = str(commands.ROOT / "configs" / "lenet5.py")
@@ -37,6 +39,17 @@ def test_the_rows_show_what_the_transforms_do() -> None:
     flipped = row(LINE + side + LINE + 2 * GAP + LINE)
     for shown, original in zip(flipped, originals, strict=True):
         np.testing.assert_array_equal(shown, original[:, ::-1])
+
+
+def test_the_recipe_of_the_readme_s_picture_is_valid() -> None:
+    config = commands.load_config(commands.ROOT / "docs" / "augmentation.py")
+    validate(config)
+    image = config.data.source("train")[0]["image"]
+    trained, evaluated = (
+        input_shape(transforms, image.shape)
+        for transforms in (config.augment, config.eval_transform)
+    )
+    assert trained == evaluated == (1, 112, 112, 3)
 
 
 def test_soft_labels_in_words() -> None:

@@ -1,5 +1,6 @@
 """What the benchmark measures is what it says."""
 
+import threading
 import time
 
 import jax
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 
 from jaxcls import augment
-from jaxcls.benchmark import every_branch, lesson, main, medians, photographs
+from jaxcls.benchmark import (
+    every_branch,
+    lesson,
+    main,
+    medians,
+    photographs,
+    with_new_keys,
+)
 
 
 def test_every_branch_applies_as_many_operations_as_asked_for() -> None:
@@ -25,7 +33,31 @@ def test_every_branch_applies_as_many_operations_as_asked_for() -> None:
 def test_the_first_turn_is_not_counted() -> None:
     waits = iter([0.2, 0.01, 0.01, 0.01])
     found = medians({"call": lambda: time.sleep(next(waits))}, turns=3)
-    assert 0.01 <= found["call"] < 0.15
+    assert 0.01 <= found["call"].clock < 0.15
+
+
+def test_the_work_of_all_threads_is_counted_and_waiting_is_not() -> None:
+    def work() -> None:
+        start = time.thread_time()
+        while time.thread_time() - start < 0.05:
+            pass
+
+    def work_in_two() -> None:
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    calls = {"work": work_in_two, "wait": lambda: time.sleep(0.05)}
+    found = medians(calls, turns=3)
+    assert 0.1 <= found["work"].busy < 0.15
+    assert found["wait"].busy < 0.03 and found["wait"].clock >= 0.05
+
+
+def test_policies_are_measured_with_another_key_each_time() -> None:
+    call = with_new_keys(lambda key, images: jax.random.uniform(key), np.zeros(1))
+    assert len({float(call()) for _ in range(10)}) == 10
 
 
 def test_the_lessons_pipeline_takes_its_images() -> None:

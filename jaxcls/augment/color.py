@@ -2,9 +2,10 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 from jaxcls.augment import tones
 from jaxcls.augment.pipeline import Transform, check_range, sometimes
 from jaxcls.errors import UserError
+
+_LEVELS = jnp.uint8
+"""In which images wait for their next change, but on TPUs."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -130,11 +134,27 @@ class ColorJitter(_Recolor):
         order = jax.random.permutation(
             jax.random.fold_in(rng, len(changes)), len(changes)
         )
-        return jax.lax.fori_loop(
-            0,
-            len(changes),
-            lambda turn, images: jax.lax.switch(order[turn], changes, images),
+
+        def in_turn(images: jax.Array, dtype: Any) -> jax.Array:
+            # Converted within a branch, where that is one loop with the change.
+            branches = [
+                lambda levels, change=change: change(
+                    levels.astype(images.dtype)
+                ).astype(dtype)
+                for change in changes
+            ]
+            return jax.lax.fori_loop(
+                0,
+                len(changes),
+                lambda turn, levels: jax.lax.switch(order[turn], branches, levels),
+                images.astype(dtype),
+            ).astype(images.dtype)
+
+        # uint8 is quicker to copy from turn to turn; TPUs would convert it slowly.
+        return jax.lax.platform_dependent(
             images,
+            tpu=functools.partial(in_turn, dtype=images.dtype),
+            default=functools.partial(in_turn, dtype=_LEVELS),
         )
 
     def validate(self) -> None:

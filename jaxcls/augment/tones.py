@@ -105,10 +105,29 @@ def autocontrast(images: jax.Array) -> jax.Array:
     A channel of one grey level stays as it is. The greatest level often becomes 254, not
     255, as in Pillow.
     """
-    low = images.min((1, 2), keepdims=True)
-    high = images.max((1, 2), keepdims=True)
+    batch, height, width, channels = images.shape
+
+    def lines(images: jax.Array) -> jax.Array:
+        flat = images.reshape(batch, height, width * channels)
+        # Columns first: whole lines at a time.
+        low, high = (
+            jnp.tile(most(most(flat, 1).reshape(batch, width, channels), 1), (1, width))
+            for most in (jnp.min, jnp.max)
+        )
+        return _stretch(flat, low[:, None], high[:, None]).reshape(images.shape)
+
+    def pixels(images: jax.Array) -> jax.Array:
+        low, high = (most(images, (1, 2), keepdims=True) for most in (jnp.min, jnp.max))
+        return _stretch(images, low, high)
+
+    # As in _smooth.
+    return jax.lax.platform_dependent(images, cpu=lines, default=pixels)
+
+
+def _stretch(levels: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Returns levels from low to high, all broadcast against each other, as levels 0..255."""
     width = jnp.maximum(high - low, 1)
-    above = 255 * (images - low)
+    above = 255 * (levels - low)
     # The half keeps any rounding of the quotient, a whole number or at least 1 / 255 away
     # from one, on its side.
     stretched = jnp.floor((above + 0.5) / width)
@@ -116,7 +135,7 @@ def autocontrast(images: jax.Array) -> jax.Array:
     kinds, words = _stretches_rounded_down()
     place = low.astype(jnp.int32) * _LEVELS + high.astype(jnp.int32)
     down = whole & _bit(jnp.asarray(words)[jnp.asarray(kinds)[place]], stretched)
-    return jnp.where(high > low, stretched - down, images)
+    return jnp.where(high > low, stretched - down, levels)
 
 
 def equalize(images: jax.Array) -> jax.Array:
@@ -128,9 +147,12 @@ def equalize(images: jax.Array) -> jax.Array:
     # All the pixels but those of the greatest level, in 255 steps. A channel with less than
     # a pixel to a step, or with one level, stays as it is.
     step = jnp.where(counts > 0, before, 0).max(-1, keepdims=True) // 255
-    table = (step // 2 + before) // jnp.maximum(step, 1)
+    table = jax.lax.div(step // 2 + before, jnp.maximum(step, 1))
     table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(_LEVELS))
-    return _look_up(table.astype(images.dtype), levels).reshape(images.shape)
+    # It rises by itself. But XLA would divide anew for each pixel that it looks up, and does
+    # not if this stands between.
+    table = jax.lax.cummax(table.astype(images.dtype), axis=2)
+    return _look_up(table, levels).reshape(images.shape)
 
 
 def gamma(images: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -159,8 +181,11 @@ def hue(images: jax.Array, factor: jax.Array) -> jax.Array:
     if images.shape[-1] == 1:
         return images
     angle, colourfulness, value = _hue_saturation_value(images)
-    turn = jnp.trunc(factor * 255).reshape(-1, 1, 1)
-    return _red_green_blue(jnp.mod(angle + turn, 256), colourfulness, value)
+    angle += jnp.trunc(factor * 255).reshape(-1, 1, 1)
+    # Quicker than a remainder, and the angle is at most one turn off.
+    angle = jnp.where(angle < 0, angle + 256, angle)
+    angle = jnp.where(angle > 255, angle - 256, angle)
+    return _red_green_blue(angle, colourfulness, value)
 
 
 def gaussian_blur(images: jax.Array, kernel_size: int, sigma: jax.Array) -> jax.Array:
@@ -227,19 +252,36 @@ def _luma(images: jax.Array) -> jax.Array:
 def _smooth(images: jax.Array) -> jax.Array:
     """Returns Pillow's ImageFilter.SMOOTH: 3x3 pixels, the middle one five times. Pixels of
     the border stay as they are."""
-    _, height, width, _ = images.shape
+    batch, height, width, channels = images.shape
     if min(height, width) < 3:
         return images
+
+    def lines(images: jax.Array) -> jax.Array:
+        flat = images.reshape(batch, height, width * channels, 1)
+        return _smooth_inside(flat, channels).reshape(images.shape)
+
+    # On a CPU long lines fill the vector registers; a TPU would turn the memory around.
+    return jax.lax.platform_dependent(
+        images, cpu=lines, default=functools.partial(_smooth_inside, step=1)
+    )
+
+
+def _smooth_inside(images: jax.Array, step: int) -> jax.Array:
+    """_smooth, of images [batch, height, columns, channels] where `step` columns lie between
+    neighbours."""
+    _, height, columns, _ = images.shape
     # Padded first, and once: sums of slices of the result are then made in one quick loop.
-    border = (0, 0), (1, 1), (1, 1), (0, 0)
+    border = (0, 0), (1, 1), (step, step), (0, 0)
     padded = jax.lax.optimization_barrier(jnp.pad(images, border))
     around = sum(
-        padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)
+        padded[:, row : row + height, column : column + columns]
+        for row in range(3)
+        for column in (0, step, 2 * step)
     )
     # 13 is odd: no sum comes closer than 1 / 26 to the middle between two levels.
     smoothed = jnp.floor((around + 4 * images) / 13 + 0.5)
-    is_inner = np.pad(np.ones((1, height - 2, width - 2, 1), bool), border)
-    return jnp.where(is_inner, smoothed, images)
+    inner = np.ones((1, height - 2, columns - 2 * step, 1), bool)
+    return jnp.where(np.pad(inner, border), smoothed, images)
 
 
 def _convolve(images: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
@@ -270,8 +312,8 @@ def _hue_saturation_value(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns Pillow's mode HSV of three-channel images: each [batch, height, width]."""
     red, green, blue = (images[..., channel] for channel in range(3))
-    value = images.max(-1)
-    chroma = value - images.min(-1)
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     # The hue in sixths of a turn is sector + offset / chroma.
     sector = jnp.where(value == green, 2, 4)
     offset = jnp.where(value == green, blue - red, red - green)
@@ -296,13 +338,18 @@ def _red_green_blue(
     A channel takes away from the value what its colour is away from the hue: nothing within a
     sixth of a turn, all the saturation from two sixths on, in 255ths.
     """
-    place = (6 * angle)[..., None] - jnp.array([0.0, 510.0, 1020.0])
-    place = jnp.mod(place, 1530)
+    angle, saturation, value = (
+        plane[..., None] for plane in (angle, saturation, value)
+    )
+    place = 6 * angle - jnp.array([0.0, 510.0, 1020.0])
+    place = jnp.where(place < 0, place + 1530, place)
     distance = jnp.clip(jnp.minimum(place - 255, 1275 - place), 0, 255)
-    # Below 2^24: exact in float32. The quotient would not be, on every platform.
-    above = value[..., None] * (65025 - saturation[..., None] * distance)
-    doubled = 2 * above.astype(jnp.int32)
-    return jax.lax.div(doubled + 65025, 2 * 65025).astype(value.dtype)
+    above = value * (65025 - saturation * distance)
+    # Below 2^24: exact in float32, and so is the rest, which shows what the quotient, rounded
+    # somehow, should have been.
+    level = jnp.floor(above * (1 / 65025) + 0.5)
+    rest = above - 65025 * level
+    return level + (rest > 32512) - (rest < -32512)
 
 
 def _bit(words: jax.Array, position: jax.Array) -> jax.Array:
@@ -382,12 +429,13 @@ def _histogram(levels: jax.Array) -> jax.Array:
 def _histogram_by_scatter(levels: jax.Array) -> jax.Array:
     """_histogram, where memory may be written anywhere at no great cost: on a CPU dozens of
     times as fast as by products."""
+    channels = levels.shape[-1]
 
-    def count(channel: jax.Array) -> jax.Array:
-        counts = jnp.zeros(_LEVELS, jnp.int32)
-        return counts.at[channel].add(1, mode="promise_in_bounds")
+    def count(entries: jax.Array) -> jax.Array:
+        counts = jnp.zeros(channels * _LEVELS, jnp.int32)
+        return counts.at[entries].add(1, mode="promise_in_bounds")
 
-    return jax.vmap(jax.vmap(count, in_axes=-1))(levels)
+    return jax.vmap(count)(_entries(levels)).reshape(-1, channels, _LEVELS)
 
 
 def _histogram_by_products(levels: jax.Array) -> jax.Array:
@@ -429,10 +477,18 @@ def _look_up_by_gather(table: jax.Array, levels: jax.Array) -> jax.Array:
     """_look_up, where memory may be read anywhere at no great cost: on a CPU hundreds of
     times as fast as by products."""
 
-    def pick(row: jax.Array, channel: jax.Array) -> jax.Array:
-        return row.at[channel].get(mode="promise_in_bounds")
+    def pick(table: jax.Array, entries: jax.Array) -> jax.Array:
+        return table.at[entries].get(mode="promise_in_bounds")
 
-    return jax.vmap(jax.vmap(pick, in_axes=(0, -1), out_axes=-1))(table, levels)
+    found = jax.vmap(pick)(table.reshape(len(table), -1), _entries(levels))
+    return found.reshape(levels.shape)
+
+
+def _entries(levels: jax.Array) -> jax.Array:
+    """Returns where levels [batch, pixels, channels] stand in a table of channels * 256,
+    [batch, pixels * channels]: in the order of the memory, which is twice as fast."""
+    starts = _LEVELS * jnp.arange(levels.shape[-1])
+    return (levels + starts).reshape(len(levels), -1)
 
 
 def _look_up_by_products(table: jax.Array, levels: jax.Array) -> jax.Array:

@@ -1,18 +1,23 @@
-"""Turning images by whole pixels ("nearest") with matrix products alone, for TPUs.
+"""Turning images by whole pixels ("nearest") without taking single pixels, for TPUs.
 
-A TPU takes single pixels one after the other, but multiplies matrices hundreds of times as fast.
-Each pixel of the result comes from one row and one column of the original, so that two products
-with zeros and ones could fetch it, first the column and then the row, if no two pixels of a
-column of the result came from one row of the original. With a turn of at most 45 degrees at
-most two do, neighbours, one in an even row of the result and one in an odd; and larger turns
-begin with quarter turns. Whole grey levels 0..255 are exact in bfloat16, so the result is that of
-a copy.
+Pixel (x, y) of the result lies in one row and one column of the original, that are whole parts of
+
+    row    = (down.start + down.right * x + down.down * y) / 2^16
+    column = (across.start + across.right * x + across.down * y) / 2^16
+
+A turn of at most 45 degrees is made in two steps, first pixels to their columns and then to
+their rows; larger ones begin with quarter turns. Each step is a shear, which rolls every line by
+a number of its own, and then the same for all lines of an image, so that a product with zeros and
+ones does it. The whole parts are those of a sum, and those of its parts may add up to a little
+less: the products fetch all pixels in question, and selects choose among them.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxcls.augment.words import by_words, roll
 
 _ONE = 1 << 16
 
@@ -49,59 +54,115 @@ def turn(
     Returns:
       float32 of the same shape; any values where a place lies outside of the image.
     """
-    batch, height, width, channels = images.shape
-    size = max(height, width)
-    canvas, across, down = _within_45_degrees(images, degrees, across, down)
-    x = jnp.arange(width)
 
-    # For row r of the original and column x of the result: the first row y of the result that
-    # comes from r, and which column the even and the odd one of y and y + 1 need.
-    r = jnp.arange(-1, size + 1)[:, None]
+    def move(words: jax.Array) -> jax.Array:
+        _, height, width = words.shape
+        canvas, *places = _within_45_degrees(words, degrees, across, down)
+        return _to_rows(_to_columns(canvas, width, *places), height, places[1])
+
+    return by_words(move, images)
+
+
+def _to_columns(
+    canvas: jax.Array, width: int, across: Places, down: Places
+) -> jax.Array:
+    """Moves the pixels of each row of the original to their columns in the result.
+
+    At most two rows of the result, neighbours, show the same row in the same column: an even
+    one and an odd one.
+
+    Args:
+      canvas: int32 [batch, size, size].
+      width: of the result.
+      across: columns of the original.
+      down: rows of the original.
+
+    Returns:
+      int32 [batch, 2, size, width]: what row r of the original shows in column x of the even
+      and of the odd row of the result that it is seen in.
+    """
+    size = canvas.shape[1]
+    x, r = jnp.arange(width), jnp.arange(size)[:, None]
     right, step, start = (part.reshape(-1, 1, 1) for part in down)
     first = -((start + right * x - r * _ONE) // step)  # rounded up
     even = first + (first & 1)
     odd = first + 1 - (first & 1)
-    column = across.at(x, even)
-    aside = across.at(x, odd) - column  # -1, 0 or 1
 
-    # The column and its neighbours, as further channels: they cost a product nothing.
-    padded = jnp.pad(canvas, ((0, 0), (1, 1), (2, 2), (0, 0)))
-    beside = jnp.concatenate([padded[:, :, j : size + 2 + j] for j in range(3)], -1)
-    chosen = jax.nn.one_hot(column + 1, size + 2, dtype=canvas.dtype)
-    found = jnp.einsum("brxk,brkc->brxc", chosen, beside)
-    before, here, after = jnp.split(found, 3, axis=-1)
-    aside = aside[..., None]
-    odds = jnp.where(aside == 0, here, jnp.where(aside < 0, before, after))
+    # With `exact`, the place in the result where a row begins, as a function of r and x, the
+    # column is
+    #   across.start + across.right * x + across.down * (exact + e)
+    #   = [a function of r] + [a function of x] + across.down * (e - 1),  0 <= e < 2.
+    # Of two whole parts and a number in -0.71..0.71, that makes -1, 0, 1 or 2 more.
+    columns, rows = (
+        Places(*(part[:, None].astype(jnp.float32) for part in places))
+        for places in (across, down)
+    )
+    slope = columns.down / rows.down
+    begin = columns.start + columns.down - slope * rows.start
+    stretch = columns.right - slope * rows.right
+    lean = jnp.floor(slope * jnp.arange(size)).astype(jnp.int32)
+    about = jnp.floor((begin + stretch * x) / _ONE).astype(jnp.int32)
+    candidates = _taken(
+        "bjxk,brk->jbrx",
+        (about[:, None] + jnp.arange(-1, 3)[:, None]) % size,
+        roll(canvas, lean, axis=2),
+    )
+    expected = lean[:, :, None] + about[:, None]
 
-    # Rows y and y + 1 of the result, y even, come from rows r and r or r + 1.
-    pairs = 2 * jnp.arange(-(-height // 2))[:, None]
-    row, row_below = down.at(x, pairs), down.at(x, pairs + 1)
-    following = jnp.pad(odds[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    chosen = jax.nn.one_hot(row + 1, size + 2, dtype=canvas.dtype)
-    rows = jnp.concatenate([here, odds, following], -1)
-    found = jnp.einsum("byxr,brxc->byxc", chosen, rows)
-    evens, same, next_ = jnp.split(found, 3, axis=-1)
-    odds = jnp.where((row == row_below)[..., None], same, next_)
-    turned = jnp.stack([evens, odds], 2).reshape(batch, -1, width, channels)
-    return turned[:, :height].astype(images.dtype)
+    def shown(y: jax.Array) -> jax.Array:
+        more = across.at(x, y) - expected
+        chosen = jnp.where(more == 1, candidates[2], candidates[3])
+        chosen = jnp.where(more == 0, candidates[1], chosen)
+        return jnp.where(more == -1, candidates[0], chosen)
+
+    return jnp.stack([shown(even), shown(odd)], axis=1)
+
+
+def _to_rows(lines: jax.Array, height: int, down: Places) -> jax.Array:
+    """Moves what _to_columns returns to its rows in the result, int32 [batch, height, width]."""
+    batch, _, size, width = lines.shape
+    x, y = jnp.arange(width), jnp.arange(height)
+    right, step, start = (part[:, None] for part in down)
+    # The row is `lean + about`, or 1 more.
+    lean, about = right * x >> 16, start + step * y >> 16
+    both = jnp.broadcast_to(lean[:, None], (batch, 2, width))
+    lines = roll(lines, both, axis=2).reshape(batch, 2 * size, width)
+    here, below = _taken(
+        "bjyk,bkx->jbyx",
+        (about[:, None] + jnp.arange(2)[:, None]) % size + y % 2 * size,
+        lines,
+    )
+    expected = lean[:, None] + about[:, :, None]
+    return jnp.where(down.at(x, y[:, None]) == expected, here, below)
+
+
+def _taken(equation: str, places: jax.Array, words: jax.Array) -> list[jax.Array]:
+    """Returns the words at places along the axis "k" of an equation of einsum, as a list along
+    its axis "j"; exact, because one term alone of each sum is not 0."""
+    size = words.shape[equation.split("->")[0].split(",")[1].index("k")]
+    found = jnp.einsum(
+        equation,
+        jax.nn.one_hot(places, size),
+        words.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return list(found.astype(jnp.int32))
 
 
 def _within_45_degrees(
-    images: jax.Array, degrees: jax.Array, across: Places, down: Places
+    words: jax.Array, degrees: jax.Array, across: Places, down: Places
 ) -> tuple[jax.Array, Places, Places]:
     """Gives each image the quarter turns that leave at most 45 degrees.
 
     Returns:
-      bfloat16 [batch, size, size, channels] with size = max(height, width), and the places on
-      it.
+      int32 [batch, size, size] with size = max(height, width), and the places on it.
     """
-    _, height, width, _ = images.shape
+    _, height, width = words.shape
     size = max(height, width)
-    beyond = ((0, 0), (0, size - height), (0, size - width), (0, 0))
-    canvas = jnp.pad(images, beyond).astype(jnp.bfloat16)
+    canvas = jnp.pad(words, ((0, 0), (0, size - height), (0, size - width)))
     flipped = canvas.swapaxes(1, 2)
     quarters = jnp.round(degrees / 90).astype(jnp.int32) % 4
-    at = quarters.reshape(-1, 1, 1, 1)
+    at = quarters.reshape(-1, 1, 1)
     canvas = jnp.select(
         [at == 0, at == 1, at == 2],
         [canvas, flipped[:, ::-1], canvas[:, ::-1, ::-1]],

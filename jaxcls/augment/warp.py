@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxcls.augment.resample import Interpolation
 from jaxcls.augment.turn import Places, turn
+from jaxcls.augment.words import by_words, roll
 
 FillMode = Literal["constant", "nearest", "reflect"]
 
@@ -171,10 +172,11 @@ def shear_x(
     fraction = bits * 2.0**-31
     shift = jnp.round(factor[:, None] * (places + 0.5) - fraction).astype(jnp.int32)
     taps = _TAPS[interpolation]
-    first, last = taps[0], taps[-1]
-    padded = jnp.pad(images, ((0, 0), (0, 0), (-first, last), (0, 0)), "edge")
+    # Places in the left half of the first pixel are between it and the border repeated.
+    before, after = 1 - taps[0], taps[-1]
+    padded = jnp.pad(images, ((0, 0), (0, 0), (before, after), (0, 0)), "edge")
     padded = _shift(padded, shift)
-    pixels = [padded[:, :, tap - first : tap - first + width] for tap in taps]
+    pixels = [padded[:, :, before + tap : before + tap + width] for tap in taps]
     levels = _levels(_KERNELS[interpolation](pixels, fraction[:, :, None, None]))
     return _filled(levels, shift + (bits >> 30), fill)
 
@@ -432,10 +434,10 @@ def _filled(images: jax.Array, shift: jax.Array, fill: float) -> jax.Array:
 
 
 def _shift(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns images whose pixel x is x + shift of the same row; the borders are repeated.
+    """Returns images whose pixel x is x + shift of the same row, and any where there is none.
 
     Args:
-      images: [batch, height, width, channels].
+      images: [batch, height, width, channels], whole values 0..255.
       shift: int32 [batch, height].
     """
     # A gather of single pixels is far slower than the selects on TPUs, and faster elsewhere.
@@ -473,16 +475,4 @@ def _slide_by_products(images: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def _shift_by_selects(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """A barrel shifter: for each bit of the shift, moves all rows where it is set. In bfloat16,
-    which holds whole values 0..255, because this waits for memory."""
-    width = images.shape[2]
-    levels = images.astype(jnp.bfloat16)
-    shift = jnp.clip(shift, -width, width)[:, :, None, None]
-    distance = jnp.abs(shift)
-    for bit in range(width.bit_length()):
-        step = 1 << bit
-        border = ((0, 0), (0, 0), (step, step), (0, 0))
-        padded = jnp.pad(levels, border, "edge")
-        moved = jnp.where(shift < 0, padded[:, :, :width], padded[:, :, 2 * step :])
-        levels = jnp.where((distance >> bit) & 1 == 1, moved, levels)
-    return levels.astype(images.dtype)
+    return by_words(lambda words: roll(words, shift, axis=2), images)

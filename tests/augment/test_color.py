@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxcls.augment import Normalize, Transform, tones
+from jaxcls.augment import Normalize, Transform, color, tones
 from jaxcls.augment.color import (
     ColorJitter,
     GaussianBlur,
@@ -193,6 +193,7 @@ def drawn(
         return images + amounts[-1].reshape(-1, 1, 1, 1)
 
     monkeypatch.setattr(tones, name, amounts_as_images)
+    monkeypatch.setattr(color, "_LEVELS", jnp.float32)  # amounts are no grey levels
     return run(transform, images).reshape(batch)
 
 
@@ -239,6 +240,7 @@ def test_color_jitter_draws_each_order_equally_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Each change leaves a digit behind.
+    monkeypatch.setattr(color, "_LEVELS", jnp.float32)  # beyond 255
     names = "brightness", "contrast", "saturation", "hue"
     for digit, name in enumerate(names, 1):
         monkeypatch.setattr(

@@ -1,5 +1,6 @@
 """Grey levels, against Pillow and torchvision's formulas, bit for bit."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jaxcls.augment import tones
 from jaxcls.errors import UserError
@@ -214,6 +215,25 @@ def test_equalize_counts_and_looks_up_alike_on_every_platform() -> None:
         looked_up = look_up(jnp.float32(table), jnp.asarray(levels, jnp.int32))
         assert looked_up.dtype == jnp.float32
         np.testing.assert_array_equal(looked_up, found)
+
+
+def test_pixels_and_lines_are_smoothed_and_stretched_alike() -> None:
+    images = example_images(3)
+    smooth = each(lambda image: image.filter(ImageFilter.SMOOTH), images)
+    stretched = each(ImageOps.autocontrast, images)
+    # As on CPUs, three columns to a pixel, and as elsewhere.
+    for shape, step in ((3 * WIDTH, 1), 3), ((WIDTH, 3), 1):
+        levels = images.reshape(len(images), HEIGHT, *shape)
+        found = run(functools.partial(tones._smooth_inside, step=step), levels)
+        np.testing.assert_array_equal(found.reshape(images.shape), smooth)
+        low, high = (
+            np.broadcast_to(most(images, axis=(1, 2), keepdims=True), images.shape)
+            .reshape(levels.shape)[:, :1]
+            .astype(np.float32)
+            for most in (np.min, np.max)
+        )
+        found = run(tones._stretch, levels, low, high)
+        np.testing.assert_array_equal(found.reshape(images.shape), stretched)
 
 
 def some_colours() -> np.ndarray:

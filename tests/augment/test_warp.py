@@ -266,10 +266,31 @@ def test_both_ways_to_shift_rows_are_the_same(width: int) -> None:
     shift = np.arange(-20, 21)[None] * np.array([[1], [-1], [10**6]])
     images = np.random.default_rng(0).integers(0, 256, (3, 41, width, 2))
     images = images.astype(np.float32)
-    rows = np.clip(shift[:, :, None] + np.arange(width), 0, width - 1)
-    expected = np.take_along_axis(images, rows[..., None], axis=2)
+    rows = shift[:, :, None] + np.arange(width)
+    inside = (rows >= 0) & (rows < width)
+    expected = np.take_along_axis(images, (rows % width)[..., None], axis=2)
+    assert inside[:2].any(axis=2).sum() == 2 * (2 * width - 1)
     for way in (warp._shift_by_gather, warp._shift_by_selects):
-        np.testing.assert_array_equal(run(way, images, shift), expected)
+        shifted = run(way, images, shift)
+        np.testing.assert_array_equal(shifted[inside], expected[inside])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("height", "width"), [(20, 31), (31, 20), (5, 1)])
+def test_a_shear_by_selects_is_that_by_gather(
+    height: int, width: int, kind: Interpolation
+) -> None:
+    """At the borders too, of which the selects know nothing."""
+    factors = np.concatenate([np.linspace(-2, 2, 81), magnitudes("shear_x", 0, 0)])
+    factors = factors.astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (len(factors), height, width, 3))
+    images = images.astype(np.float32)
+    for move in (warp.shear_x, warp.shear_y):
+        expected = move(images, factors, kind, 7.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(warp, "_shift_by_gather", warp._shift_by_selects)
+            found = move(images, factors, kind, 7.0)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_both_ways_to_pick_pixels_are_the_same() -> None:
@@ -344,7 +365,9 @@ def test_moves_are_what_torchvisions_policies_do(
     assert error.max() <= (0 if kind == "nearest" else 1)
 
 
-@pytest.mark.parametrize(("height", "width"), [(17, 12), (12, 17), (9, 31), (1, 5)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(17, 12), (12, 17), (9, 31), (1, 5), (64, 64)]
+)
 def test_a_turn_by_products_is_that_by_gather(height: int, width: int) -> None:
     """At every quarter and the angles between, where other pixels come twice."""
     random = np.random.default_rng(0)

@@ -1,4 +1,5 @@
-"""Measures the augmentation: `python -m jaxcls.benchmark augment`.
+"""Measures the augmentation: `python -m jaxcls.benchmark augment`; the input pipeline:
+`python -m jaxcls.benchmark input` (jaxcls/benchmark_input.py).
 
 Prints one table: what RandAugment costs beside the straightforward way to write it and beside its
 own operations, the lesson's CIFAR pipeline beside torchvision's on PIL images (where torchvision
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import augment, parallel
+from jaxcls import augment, benchmark_input, parallel
 from jaxcls.augment import (
     ColorJitter,
     HorizontalFlip,
@@ -275,7 +276,10 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m jaxcls.benchmark",
         description="Measures jaxcls on this machine.",
     )
-    parser.add_argument("what", choices=["augment"], help="what to measure")
+    parser.add_argument("what", choices=["augment", "input"], help="what to measure")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.what == "input":
+        return benchmark_input.main(rest)
     parser.parse_args(argv)
     parallel.keep_freed_memory()
     device = jax.devices()[0]

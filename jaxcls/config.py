@@ -18,6 +18,7 @@ import typeguard
 
 from jaxcls.augment import Normalize, Transform, Views
 from jaxcls.data import Dataset
+from jaxcls.data.canvas import HostRandomResizedCrop
 from jaxcls.data.order import steps_per_epoch
 from jaxcls.duration import Duration, RunLength, epochs, steps
 from jaxcls.errors import UserError, did_you_mean
@@ -29,6 +30,12 @@ MAY_CHANGE_ON_RESUME = (
     "data.workers",
     "data.threads",
     "data.prefetch",
+    "data.placement",
+    "data.cache_mb",
+    # These decide whether a bad image ends the run, not what is learned from the others.
+    "data.on_bad_image",
+    "data.max_bad_share",
+    "steps_per_call",
     "devices",
     "evaluation",
     "checkpoint",
@@ -101,6 +108,12 @@ class Config:
       ema_decay: share of the old average that the moving average of the weights keeps at each
         step, 0..1; None keeps no average.
       max_bad_steps: this many non-finite steps in a row end the run.
+      steps_per_call: steps that the devices make in one call of the host, at most: more than
+        one takes away what calling costs, where a step takes a few milliseconds. A call ends
+        where a line of metrics, an evaluation or a checkpoint is due, and the steps that do
+        not fill one are made singly: let it divide log.every, evaluation.every and
+        checkpoint.every. Signals are answered between calls. Leave it at 1 on a CPU, where
+        XLA makes convolutions within a loop several times slower.
       seed: of the initial weights, the order of the data, augmentation and dropout.
       devices: accelerators to use; None takes all.
       evaluation: when and how the test split is evaluated.
@@ -121,6 +134,7 @@ class Config:
     clip_norm: float | None = None
     ema_decay: float | None = None
     max_bad_steps: int = 10
+    steps_per_call: int = 1
     seed: int = 0
     devices: int | None = None
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
@@ -174,6 +188,15 @@ def validate(config: Config) -> None:
         if hasattr(node, "validate"):
             node.validate()
     _check_ranges(config)
+    if config.data.placement == "device":
+        for path, node in nodes(config.data, "data"):
+            if isinstance(node, HostRandomResizedCrop):
+                raise UserError(
+                    f"data.placement is 'device', but {path} is HostRandomResizedCrop: the "
+                    "images would keep the one crop they are loaded with. Crop on the "
+                    "devices (CenterSquare as canvas, RandomResizedCrop in augment), or set "
+                    "data.placement to 'host'."
+                )
     for name, transforms in (
         ("augment", config.augment),
         ("eval_transform", config.eval_transform),
@@ -256,6 +279,7 @@ def _check_ranges(config: Config) -> None:
         "batch_size": config.batch_size,
         "evaluation.batch_size": config.evaluation.batch_size,
         "max_bad_steps": config.max_bad_steps,
+        "steps_per_call": config.steps_per_call,
         "checkpoint.keep": config.checkpoint.keep,
         "devices": 1 if config.devices is None else config.devices,
     }
@@ -269,6 +293,11 @@ def _check_ranges(config: Config) -> None:
         raise UserError(
             f"model.bn_group {group} does not divide batch_size {config.batch_size}: choose a "
             "divisor, or None for statistics of the whole batch."
+        )
+    if config.batch_size % config.data.sampling.repeats:
+        raise UserError(
+            f"data.sampling.repeats {config.data.sampling.repeats} does not divide batch_size "
+            f"{config.batch_size}: each record of a batch comes so many times."
         )
     if config.clip_norm is not None and not 0 < config.clip_norm < float("inf"):
         raise UserError(
@@ -298,12 +327,14 @@ class Plan:
       evaluate_every: steps between evaluations, 1 or more.
       save_every: steps between checkpoints, 1 or more.
       log_every: steps between lines of training metrics, 1 or more.
+      steps_per_call: steps that fill a call, 1 or more.
     """
 
     run: RunLength
     evaluate_every: int
     save_every: int
     log_every: int
+    steps_per_call: int = 1
 
     @property
     def total_steps(self) -> int:
@@ -313,6 +344,27 @@ class Plan:
     def is_due(self, every: int, step: int) -> bool:
         """Whether something that happens every `every` steps and at the end is due."""
         return step == self.total_steps or (step > 0 and step % every == 0)
+
+    def call_lengths(self, step: int) -> list[int]:
+        """Returns the lengths that calls() may give, longest first."""
+        every = (self.evaluate_every, self.save_every, self.log_every)
+        ends = [step, self.total_steps, *(n for n in every if n < self.total_steps)]
+        divides = all(end % self.steps_per_call == 0 for end in ends)
+        return [self.steps_per_call] if divides else [self.steps_per_call, 1]
+
+    def calls(self, step: int) -> Iterator[int]:
+        """Yields the lengths of the calls from `step` to the end of the run: steps_per_call,
+        or 1 where something is due before so many steps are made.
+
+        What comes after a step does not depend on how it was reached, so that a run which is
+        continued makes the same calls.
+        """
+        while step < self.total_steps:
+            every = (self.evaluate_every, self.save_every, self.log_every)
+            due = min(self.total_steps, *(step - step % n + n for n in every))
+            length = self.steps_per_call if due - step >= self.steps_per_call else 1
+            yield length
+            step += length
 
 
 def plan(config: Config, num_train: int) -> Plan:
@@ -353,7 +405,14 @@ def plan(config: Config, num_train: int) -> Plan:
                 f"{name} of {duration} is less than one step ({run.steps_per_epoch} steps "
                 "are an epoch)."
             )
-    return Plan(run, *every.values())
+    per_call = min(config.steps_per_call, total, *every.values())
+    return Plan(
+        run,
+        every["evaluation.every"],
+        every["checkpoint.every"],
+        every["log.every"],
+        per_call,
+    )
 
 
 def to_dict(value: Any) -> Any:

@@ -16,6 +16,7 @@ from jaxcls import config as config_lib
 from jaxcls import parallel
 from jaxcls.augment import AirbenchViews, FlipViews, Views
 from jaxcls.config import Config
+from jaxcls.data.derived import with_class_names
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.report.progress import eval_line
 from jaxcls.training import checkpoint
@@ -68,12 +69,7 @@ def evaluate_checkpoint(
             file=sys.stderr,
         )
     class_names = tuple(run["class_names"])
-    if tuple(source.class_names) != class_names:
-        raise UserError(
-            f"{source!r} has other classes than the checkpoint {folder} was trained on: "
-            f"{', '.join(source.class_names[:5])}, ... instead of "
-            f"{', '.join(class_names[:5])}, ..."
-        )
+    source = with_class_names(source, class_names)
     model = config.model.create(len(class_names))
     shapes = weight_shapes(config, model, tuple(run["image_shape"]), mesh)
     weights = checkpoint.restore_weights(folder, shapes)

@@ -16,21 +16,25 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxcls import __version__, flags, parallel
 from jaxcls import config as config_lib
 from jaxcls.config import Config, Plan
-from jaxcls.data.loader import Loader, TrainBatches, load_rows
+from jaxcls.data.bad_images import BadImages
+from jaxcls.data.derived import max_bad_share, open_split, with_class_names
+from jaxcls.data.loader import Batch, EvalBatches, Loader, TrainBatches, load_rows
+from jaxcls.data.sampling import labels_of
 from jaxcls.data.sources import Source, Split
 from jaxcls.errors import UserError
 from jaxcls.report import tables
-from jaxcls.report.progress import Progress, eval_line
+from jaxcls.report.progress import Progress, eval_line, say
 from jaxcls.report.writers import MetricWriter, read_metrics
-from jaxcls.training import checkpoint
+from jaxcls.training import checkpoint, placement
 from jaxcls.training.checkpoint import Checkpoints
 from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.loop import Diverged, Loop
-from jaxcls.training.prefetch import DevicePrefetch
+from jaxcls.training.prefetch import DevicePrefetch, in_calls
 from jaxcls.training.program import Program
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
@@ -74,7 +78,9 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
     """
     config_lib.validate(config)
     workdir = Path(workdir).absolute()
-    train_source, test_source = _source(config, "train"), _source(config, "test")
+    train_source = _source(config, "train")
+    class_names = tuple(train_source.class_names)
+    test_source = with_class_names(_source(config, "test"), class_names)
     plan = config_lib.plan(config, len(train_source))
     run_info = _run_info(config, train_source, test_source)
     with StopSignal() as stop, _locked(workdir, fresh):
@@ -85,6 +91,8 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
             if saved["step"] == plan.total_steps:
                 if result := _already_complete(workdir, plan.total_steps):
                     return result
+        # What is saved with the run keeps the words, by which it is compared.
+        config = _with_class_weights(config, train_source)
         run = _Run(config, plan, workdir, train_source, test_source, run_info)
         return run.train(newest, stop)
 
@@ -97,7 +105,7 @@ def _source(config: Config, split: Split) -> Source:
     """
     kind = type(config.data).__name__
     try:
-        source = config.data.source(split)
+        source = open_split(config.data, split)
         size, names = len(source), list(source.class_names)
     except UserError:
         raise
@@ -116,6 +124,24 @@ def _source(config: Config, split: Split) -> Source:
     return source
 
 
+def _with_class_weights(config: Config, train_source: Source) -> Config:
+    """Returns a config whose loss has a number for each class, if it has weights at all.
+
+    Raises:
+      UserError: if they are not one for each class.
+    """
+    weights, num_classes = config.loss.class_weights, len(train_source.class_names)
+    if weights == "auto":
+        loss = config.loss.weighted(labels_of(train_source), num_classes)
+        return dataclasses.replace(config, loss=loss)
+    if weights is not None and len(weights) != num_classes:
+        raise UserError(
+            f"loss.class_weights has {len(weights)} numbers for the {num_classes} classes of "
+            f"{train_source!r}."
+        )
+    return config
+
+
 def _run_info(
     config: Config, train_source: Source, test_source: Source
 ) -> dict[str, Any]:
@@ -124,19 +150,9 @@ def _run_info(
     Raises:
       UserError: if the two splits do not go together.
     """
-    names, test_names = train_source.class_names, test_source.class_names
-    if test_names != names:
-        unknown = sorted(set(test_names) - set(names))
-        raise UserError(
-            f"{test_source!r} has other classes than {train_source!r}: "
-            + (
-                f"{', '.join(unknown[:5])} unknown in training."
-                if unknown
-                else "fewer."
-            )
-        )
     shape, test_shape = (
-        source[0]["image"].shape for source in (train_source, test_source)
+        load_rows(source, np.array([0]))["image"].shape[1:]
+        for source in (train_source, test_source)
     )
     if shape != test_shape:
         raise UserError(
@@ -146,7 +162,7 @@ def _run_info(
     return {
         "jaxcls_version": __version__,
         "config": config_lib.to_dict(config),
-        "class_names": list(names),
+        "class_names": list(train_source.class_names),
         "image_shape": list(shape),
         "train_source": repr(train_source),
         "test_source": repr(test_source),
@@ -240,6 +256,8 @@ def _check_same_run(
     for name in ("train_source", "test_source"):
         if saved[name] != run_info[name]:
             changed.append(f"{name}: {saved[name]} -> {run_info[name]}")
+    if saved["class_names"] != run_info["class_names"]:
+        changed.append("class names: those of the training split have changed")
     if changed:
         raise UserError(
             f"{workdir} holds a run of another config, at step {saved['step']}:\n    "
@@ -294,12 +312,13 @@ class _Run:
         program = self._program()
         mesh = program.mesh
         # Traced here, before anything is written: shapes that do not fit fail now.
-        traced = {
-            "train step": program.trace_train_step(),
-            "eval step": program.trace_eval_step(),
-        }
-        params = program.state_shapes().params
         step = 0 if newest is None else int(newest.name)
+        on_devices = config.data.placement == "device"
+        num_records = len(self.train_source) if on_devices else None
+        lengths = plan.call_lengths(step)
+        traced_train = {n: program.trace_train_step(n, num_records) for n in lengths}
+        traced_eval = program.trace_eval_step()
+        params = program.state_shapes().params
         # Leaving the stack closes what was opened, the last first, however the run ends.
         with contextlib.ExitStack() as stack:
             print(tables.parameters(params, config.optimizer.weight_decay))
@@ -323,30 +342,50 @@ class _Run:
                 state = self._initial(program)
             else:
                 state = self._restore(checkpoints, step, program)
-            steps = {name: program.compile() for name, program in traced.items()}
-            seconds = {name: compiled.seconds for name, compiled in steps.items()}
+            train_steps = {n: traced.compile() for n, traced in traced_train.items()}
+            eval_step = traced_eval.compile()
+            seconds = {
+                "train step" if n == 1 else f"{n} train steps": compiled.seconds
+                for n, compiled in train_steps.items()
+            }
+            seconds["eval step"] = eval_step.seconds
             print(tables.compiled(seconds), flush=True)
-            loader = stack.enter_context(self._train_loader(step))
-            evaluator = Evaluator(
-                steps["eval step"].call, self.test_source, config, mesh
+            calls = {n: compiled.call for n, compiled in train_steps.items()}
+            bad_images = BadImages(
+                self.train_source,
+                "train",
+                max_share=max_bad_share(config.data),
+                say=say,
             )
+            batches: Iterator[Batch]
+            if on_devices:
+                records = self._place(mesh, bad_images)
+                calls = {n: _with_records(call, records) for n, call in calls.items()}
+                batches = self._train_ids(step)
+            else:
+                loader = stack.enter_context(self._train_loader(step))
+                batches = bad_images.watched(loader)
+            evaluator = Evaluator(eval_step.call, self.test_source, config, mesh)
             progress = Progress(step=step, total_steps=plan.total_steps)
             stack.callback(progress.close)
             loop = Loop(
                 config=config,
                 plan=plan,
                 mesh=mesh,
-                train_step=steps["train step"].call,
+                train_steps=calls,
                 state=state,
                 evaluator=stack.enter_context(evaluator),
                 checkpoints=checkpoints,
                 run_info=self.run_info,
                 writer=writer,
                 progress=progress,
+                bad_images=bad_images,
                 should_stop=stop,
             )
             del state  # its buffers are donated to the first step
-            prefetch = DevicePrefetch(loader, mesh, config.data.prefetch)
+            prefetch = DevicePrefetch(
+                in_calls(batches, plan.calls(step)), program.put, config.data.prefetch
+            )
             complete = loop.run(stack.enter_context(prefetch))
             checkpoints.wait()
             progress.close()
@@ -365,12 +404,16 @@ class _Run:
                 f"this is one of {jax.process_count()} processes that train together, which "
                 "jaxcls cannot do yet: use one process for all devices of one machine."
             )
+        mesh = parallel.make_mesh(self.config.devices)
+        image_shape = tuple(self.run_info["image_shape"])
+        if self.config.data.placement == "device":
+            placement.check_memory(mesh, len(self.train_source), image_shape)
         return Program(
             self.config,
             self.plan,
-            mesh=parallel.make_mesh(self.config.devices),
+            mesh=mesh,
             num_classes=len(self.run_info["class_names"]),
-            image_shape=tuple(self.run_info["image_shape"]),
+            image_shape=image_shape,
         )
 
     def _initial(self, program: Program) -> TrainState:
@@ -393,17 +436,36 @@ class _Run:
         )
         return state
 
-    def _train_loader(self, step: int) -> Loader:
-        data = self.config.data
-        batches = TrainBatches(
+    def _train_batches(self) -> TrainBatches:
+        return TrainBatches(
             self.train_source,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             num_steps=self.plan.total_steps,
+            sampling=self.config.data.sampling,
         )
+
+    def _train_loader(self, step: int) -> Loader:
+        return self._loader(self._train_batches(), step)
+
+    def _train_ids(self, step: int) -> Iterator[Batch]:
+        """Yields the records of the steps from `step` on: {"id": int32 [rows]}."""
+        batches = self._train_batches()
+        for later in range(step, self.plan.total_steps):
+            yield {"id": batches.ids(later).astype(np.int32)}
+
+    def _place(self, mesh: Mesh, bad_images: BadImages) -> dict[str, jax.Array]:
+        """Loads the training images onto the devices, in their own order."""
+        every_image = EvalBatches(self.train_source, batch_size=256)
+        with self._loader(every_image) as loader:
+            batches = bad_images.watched(loader)
+            return placement.place(batches, len(self.train_source), mesh)
+
+    def _loader(self, batches: TrainBatches | EvalBatches, start: int = 0) -> Loader:
+        data = self.config.data
         return Loader(
             batches,
-            start=step,
+            start=start,
             workers=data.workers,
             threads=data.threads,
             prefetch=data.prefetch,
@@ -428,6 +490,11 @@ class _Run:
             ),
             flush=True,
         )
+
+
+def _with_records(step: Any, records: dict[str, jax.Array]) -> Any:
+    """Returns a train step of (state, batch) that finds its images in `records`."""
+    return lambda state, batch: step(state, batch, records)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -582,10 +582,10 @@ def test_a_config_that_cannot_be_rebuilt_is_named(
 
 
 RESUMABLE = {
-    *("data.workers", "data.threads", "data.prefetch"),
+    *("data.workers", "data.threads", "data.prefetch", "data.placement"),
     *("evaluation.every", "evaluation.batch_size"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.best"),
-    *("devices", "log.every", "log.tensorboard"),
+    *("devices", "steps_per_call", "log.every", "log.tensorboard"),
 }
 
 

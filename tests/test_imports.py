@@ -24,3 +24,18 @@ def test_importing_everything_starts_no_backend_and_no_tensorflow() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_cache_is_found_without_jax() -> None:
+    """The processes that load data look into it."""
+    script = (
+        "import sys\n"
+        "import jaxcls.download, jaxcls.data.archives\n"
+        "jaxcls.download.cache_folder()\n"
+        "heavy = {'jax', 'flax', 'safetensors', 'torch', 'tensorflow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

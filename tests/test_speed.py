@@ -65,7 +65,7 @@ def bare_images_per_second(config: config_lib.Config, num_steps: int) -> float:
     step = program.trace_train_step().compile().call
     rows = config.batch_size
     order = TrainBatches(source, seed=0, batch_size=rows, num_steps=num_steps)
-    batches = [parallel.put_batch(mesh, order[index % 8]) for index in range(8)]
+    batches = [program.put(order[index % 8]) for index in range(8)]
     state, _ = step(program.init(), batches[0])
     jax.block_until_ready(state)
     started = time.perf_counter()

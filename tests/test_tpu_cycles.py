@@ -12,7 +12,8 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={()->f32[8]}
 }
 
 %condition (p: f32[8]) -> pred[] {
-  ROOT %less = pred[] fusion(), backend_config={"estimated_cycles":"1000000"}
+  %end = s32[] constant(7)
+  ROOT %less = pred[] compare(%counter, %end), direction=LT
 }
 
 %cheap (p: f32[8]) -> f32[8] {
@@ -25,7 +26,7 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={()->f32[8]}
 
 ENTRY %main () -> f32[8] {
   %start = f32[8] fusion(), backend_config={"estimated_cycles":"1"}
-  %loop = f32[8] while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  %loop = f32[8] while(%start), condition=%condition, body=%body
   %choice = f32[8] conditional(%loop), branch_computations={%cheap, %dear}
   %few = f32[4,8]{1,0} gather(%choice, %loop), offset_dims={1}
   ROOT %many = bf16[16,224,224,3]{3,2,1,0} gather(%choice, %loop), offset_dims={1}

@@ -2,7 +2,14 @@
 
     batches = TrainBatches(source, seed=0, batch_size=128, num_steps=1000)
     with Loader(batches, start=500, workers=2) as loader:
-        batch = next(loader)  # {"image": uint8 [128, ...], "label": int32 [128], "mask": ...}
+        batch = next(loader)  # {"image": uint8 [128, ...], "label": int32 [128], ...}
+
+A batch has four arrays, one row each for what this host loads:
+
+    "image"  uint8 [rows, height, width, channels]
+    "label"  int32 [rows]
+    "mask"   bool [rows], False where there is no image: padding, or one that cannot be read
+    "id"     int64 [rows], the record; -1 for padding. It stays on the host.
 
 Only NumPy is used here: a worker process never initialises a JAX backend.
 """
@@ -18,7 +25,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import grain
@@ -26,21 +33,25 @@ import numpy as np
 from absl import flags
 
 from jaxcls.data import order
-from jaxcls.data.sources import Record, Source
+from jaxcls.data.sampling import Draws, Sampling
+from jaxcls.data.sources import Source, stacked, takes_words
 from jaxcls.errors import UserError
 
 Batch: TypeAlias = dict[str, np.ndarray]
 
 
-def load_rows(source: Source, ids: np.ndarray) -> Batch:
+def load_rows(
+    source: Source, ids: np.ndarray, words: np.ndarray | None = None
+) -> Batch:
     """Returns the records `ids` [n] as one batch, after checking them.
 
     Args:
       source: the records.
       ids: which ones, int [n], n >= 1.
+      words: a random word for each, uint64 [n], for sources that draw something.
 
     Returns:
-      "image" uint8 [n, height, width, channels] and "label" int32 [n].
+      "image", "label", "mask" and "id", see above.
 
     Raises:
       RuntimeError: naming the source and what is wrong with which record. It is a built-in
@@ -49,13 +60,14 @@ def load_rows(source: Source, ids: np.ndarray) -> Batch:
     gather = getattr(source, "gather", None)
     some = f"records {', '.join(map(str, ids[:3]))}, ..."
     if gather is not None:
-        batch = _call(source, some, functools.partial(gather, ids))
+        drawn = {"words": words} if takes_words(source) else {}
+        batch = _call(source, some, functools.partial(gather, ids, **drawn))
     else:
         records = [
             _call(source, f"record {i}", functools.partial(source.__getitem__, int(i)))
             for i in ids
         ]
-        batch = _call(source, some, functools.partial(_stacked, records))
+        batch = _call(source, some, functools.partial(stacked, records))
     try:
         images, labels = np.asarray(batch["image"]), np.asarray(batch["label"])
     except (TypeError, KeyError, IndexError):
@@ -73,20 +85,23 @@ def load_rows(source: Source, ids: np.ndarray) -> Batch:
             f"{source!r} gives labels of {labels.dtype} {labels.shape} for records "
             f"{ids[0]}, ...; expected integers ({n},)."
         )
+    mask = np.asarray(batch.get("mask", np.ones(n, bool)))
+    if mask.dtype != bool or mask.shape != (n,):
+        raise RuntimeError(
+            f"{source!r} gives a mask of {mask.dtype} {mask.shape} for {n} records; expected "
+            f"bool ({n},)."
+        )
     wrong = ids[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
         raise RuntimeError(
             f"record {wrong[0]} of {source!r} has a label that is no index into its "
             f"{num_classes} class names."
         )
-    return {"image": images, "label": labels.astype(np.int32)}
-
-
-def _stacked(records: Sequence[Record]) -> Batch:
-    """Makes one batch of records, whose images must have one shape."""
     return {
-        "image": np.stack([record["image"] for record in records]),
-        "label": np.array([record["label"] for record in records]),
+        "image": images,
+        "label": labels.astype(np.int32),
+        "mask": mask,
+        "id": np.asarray(ids, np.int64),
     }
 
 
@@ -108,8 +123,8 @@ def padded_rows(batch_size: int, multiple: int) -> int:
 class TrainBatches:
     """The training set as a sequence of batches: element k holds this host's rows of step k.
 
-    Element k: "image" uint8 [rows, height, width, channels], "label" int32 [rows] and "mask"
-    bool [rows], all True. Row r of a step is the same record whatever the number of hosts.
+    Row r of a step is the same record, and has the same random word, whatever the number of
+    hosts.
     """
 
     def __init__(
@@ -119,14 +134,24 @@ class TrainBatches:
         seed: int,
         batch_size: int,
         num_steps: int,
+        sampling: Sampling | None = None,
         host: int = 0,
         num_hosts: int = 1,
     ):
         """Makes the sequence for host `host` of `num_hosts`.
 
+        Args:
+          source: the training set; sampling.limit has been applied to it.
+          seed: the run's seed.
+          batch_size: images in a step over all hosts.
+          num_steps: length of the sequence.
+          sampling: how records are drawn; None takes each once an epoch.
+          host: this host, 0 <= host < num_hosts.
+          num_hosts: hosts that train together.
+
         Raises:
           ValueError: if the batch is larger than the training set or does not divide into
-            equal parts for the hosts.
+            equal parts for the hosts, or for the copies of a record.
         """
         if batch_size > len(source):
             raise ValueError(
@@ -141,23 +166,29 @@ class TrainBatches:
         self.seed = seed
         self.batch_size = batch_size
         self.num_steps = num_steps
+        self._draws = Draws(
+            source, sampling or Sampling(), seed=seed, batch_size=batch_size
+        )
         rows = batch_size // num_hosts
         self.host_rows = slice(host * rows, (host + 1) * rows)
 
     def __len__(self) -> int:
         return self.num_steps
 
+    def ids(self, step: int) -> np.ndarray:
+        """Returns the records of this host's rows of step `step`: int64 [rows]."""
+        return self._draws.ids(step)[self.host_rows]
+
     def __getitem__(self, step: int) -> Batch:
-        ids = order.record_ids(self.seed, step, self.batch_size, len(self.source))
-        batch = load_rows(self.source, ids[self.host_rows])
-        return {**batch, "mask": np.ones(len(batch["label"]), bool)}
+        words = order.row_words(self.seed, step, self.batch_size)[self.host_rows]
+        return load_rows(self.source, self.ids(step), words)
 
 
 class EvalBatches:
     """A split in its own order, every record in exactly one batch.
 
-    Element k: as of TrainBatches, with `rows` rows on this host; where the records run out,
-    rows are filled with zeros and masked False, so that all batches have one shape.
+    All batches have `rows` rows on this host: where the records run out, they are filled with
+    zeros and masked False.
     """
 
     def __init__(
@@ -195,12 +226,14 @@ class EvalBatches:
         num_padded = self.rows - len(ids)
         # A host whose rows are all padding still needs the shape of an image.
         batch = load_rows(self.source, ids if len(ids) else np.array([first]))
-        batch = {name: values[: len(ids)] for name, values in batch.items()}
-        mask = np.ones(len(ids), bool)
-        return {
-            name: np.pad(values, [(0, num_padded)] + [(0, 0)] * (values.ndim - 1))
-            for name, values in {**batch, "mask": mask}.items()
+        padded = {
+            name: np.pad(
+                values[: len(ids)], [(0, num_padded)] + [(0, 0)] * (values.ndim - 1)
+            )
+            for name, values in batch.items()
         }
+        padded["id"][len(ids) :] = -1
+        return padded
 
 
 # Batches come from worker processes through pipes, not in grain's shared memory: freeing

@@ -5,8 +5,40 @@ goes on from any step without replaying the ones before, on any number of hosts 
 """
 
 import functools
+import math
+from typing import Any
 
 import numpy as np
+
+LARGEST_ARRAY = 2**22
+"""Records up to which the order of an epoch is an array: 32 MB and half a second for each, in
+every process that loads. Orders of larger sets are computed where they are looked at."""
+
+# What random words are for: each use has a range of the counter of its own, so that no two
+# uses share words, whatever their keys.
+ORDER, WORDS, STRATUM, OFFSET, ROWS, LIMIT, CIPHER = range(7)
+
+
+def philox(seed: int, index: int, use: int, stratum: int = 0) -> np.random.Philox:
+    """Returns the counter-based generator Philox (Salmon et al. 2011, "Parallel random
+    numbers: as easy as 1, 2, 3"), whose raw words NumPy promises for ever.
+
+    Args:
+      seed: 0 <= seed < 2**64; with `index` the key.
+      index: what the words belong to, an epoch or a step.
+      use: ORDER and so on.
+      stratum: a part of the records, where each has words of its own.
+    """
+    return np.random.Philox(
+        key=np.array([seed, index], np.uint64),
+        counter=np.array([0, 0, stratum, use], np.uint64),
+    )
+
+
+def permutation(bits: np.random.Philox, size: int) -> np.ndarray:
+    """Returns a uniform permutation, int64 [size]: it sorts one 64-bit word for each place.
+    NumPy does not promise what its own shuffles make of the words."""
+    return np.argsort(bits.random_raw(size), kind="stable")
 
 
 # The steps of an epoch share its order; batches are made ahead, so that epochs overlap.
@@ -14,20 +46,14 @@ import numpy as np
 def epoch_permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
     """Returns the order of all records in one epoch: a uniform permutation, int64 [n].
 
-    Sorts one 64-bit word a record, drawn by the counter-based generator Philox (Salmon et
-    al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the key (seed, epoch).
-    NumPy promises the raw words for ever, but not what its shuffles make of them.
-
     Args:
       seed: 0 <= seed < 2**64.
       epoch: 0 for the first pass.
       num_records: n, the size of the training set.
     """
-    key = np.array([seed, epoch], np.uint64)
-    words = np.random.Philox(key=key).random_raw(num_records)
-    permutation = np.argsort(words, kind="stable")
-    permutation.setflags(write=False)
-    return permutation
+    order = permutation(philox(seed, epoch, ORDER), num_records)
+    order.setflags(write=False)
+    return order
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
@@ -43,8 +69,62 @@ def record_ids(seed: int, step: int, batch_size: int, num_records: int) -> np.nd
       seed: the run's seed.
       step: 0 for the first step of the run.
       batch_size: images in a step over all hosts; at most num_records.
-      num_records: the size of the training set.
+      num_records: the size of the training set. Up to LARGEST_ARRAY the order of an epoch is
+        exactly uniform; beyond that it is one of the permutations of `enciphered`.
     """
     epoch, batch = divmod(step, steps_per_epoch(num_records, batch_size))
-    order = epoch_permutation(seed, epoch, num_records)
-    return order[batch * batch_size : (batch + 1) * batch_size]
+    places = slice(batch * batch_size, (batch + 1) * batch_size)
+    if num_records <= LARGEST_ARRAY:
+        return epoch_permutation(seed, epoch, num_records)[places]
+    return enciphered(seed, epoch, num_records, np.arange(places.start, places.stop))
+
+
+def enciphered(
+    seed: int, epoch: int, num_records: int, places: np.ndarray
+) -> np.ndarray:
+    """Returns what a keyed permutation of 0..n-1 has at some places, without an array of n.
+
+    The places are numbers of a rectangle at least as large as n, left + rows * right. A
+    generalised Feistel network (Black and Rogaway 2002, "Ciphers with arbitrary finite
+    domains") adds in turns a keyed hash of one half to the other, which can be undone and so
+    permutes the rectangle. Numbers beyond n go round again until they lie below: that
+    permutes 0..n-1.
+
+    Args:
+      seed: 0 <= seed < 2**64; with `epoch` the key.
+      epoch: 0 for the first pass.
+      num_records: n, 1 <= n < 2**62.
+      places: any integers [m], 0 <= place < n.
+
+    Returns:
+      int64 [m], different numbers 0..n-1 for different places.
+    """
+    keys = philox(seed, epoch, CIPHER).random_raw(8)
+    height = math.isqrt(num_records - 1) + 1
+    rows, columns = np.uint64(height), np.uint64(-(-num_records // height))
+    numbers: Any = np.asarray(places).astype(np.uint64)
+    outside = np.ones(numbers.shape, bool)
+    while outside.any():
+        left, right = numbers[outside] % rows, numbers[outside] // rows
+        for left_key, right_key in keys.reshape(-1, 2):
+            left = (left + _hash(right, left_key) % rows) % rows
+            right = (right + _hash(left, right_key) % columns) % columns
+        numbers[outside] = left + rows * right
+        outside = numbers >= num_records
+    return numbers.astype(np.int64)
+
+
+def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Returns a word for each value, uint64: the last steps of SplitMix64 (Steele et al. 2014,
+    "Fast splittable pseudorandom number generators")."""
+    words = values + key
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def row_words(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Returns a random word for each row of a global step, for what is drawn on the host:
+    uint64 [batch_size], independent of the order."""
+    words: Any = philox(seed, step, WORDS).random_raw(batch_size)
+    return words

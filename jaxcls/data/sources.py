@@ -7,11 +7,14 @@ source.class_names   # ("0", ..., "9")
 
 import abc
 import dataclasses
+import inspect
+from collections.abc import Sequence
 from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.data.sampling import Sampling
+from jaxcls.errors import UserError
 
 Split = Literal["train", "test"]
 
@@ -31,8 +34,15 @@ class Source(Protocol):
     memory address, no path of the machine): it is stored with a run and compared when the
     run is continued. A source is sent to worker processes by pickling.
 
-    A source may also have `gather(indices) -> {"image": uint8 [n, height, width, channels],
-    "label": int [n]}`, which loads a whole batch of records at once; it is used if it is there.
+    A source may also have, and what is there is used:
+
+    * `gather(indices) -> {"image": uint8 [n, height, width, channels], "label": int [n]}`, which
+      loads a whole batch of records at once. With a second argument `words`, uint64 [n], it gets
+      a random word for each row in training and None otherwise. It may return "mask" bool
+      [n], False where an image cannot be read and the row is to count for nothing.
+    * `labels`, int [n]: the class of each record, known without reading any.
+    * `explain(index)`: why the image of a record cannot be read, and where it lies; None if it
+      can.
     """
 
     @property
@@ -45,6 +55,20 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def __repr__(self) -> str: ...
+
+
+def takes_words(source: Source) -> bool:
+    """Whether the gather of a source, if it has one, draws something for each row."""
+    gather = getattr(source, "gather", None)
+    return gather is not None and "words" in inspect.signature(gather).parameters
+
+
+def stacked(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Makes one batch of records, whose images must have one shape."""
+    return {
+        "image": np.stack([record["image"] for record in records]),
+        "label": np.array([record["label"] for record in records]),
+    }
 
 
 class ArraySource:
@@ -114,11 +138,17 @@ class Dataset(abc.ABC):
       threads: threads that load batches, in each process, each with a batch in the making,
         1..256; None takes one a core, 16 at most.
       prefetch: batches kept ready in each process, and on the devices, 1..1024.
+      placement: where the training images lie: "host" sends each batch to the devices;
+        "device" keeps all of them in the devices' memory, each device a part, and sends only
+        the indices of a step. The images and their order are the same.
+      sampling: how the training images are drawn.
     """
 
     workers: int = 0
     threads: int | None = None
     prefetch: int = 2
+    placement: Literal["host", "device"] = "host"
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     @abc.abstractmethod
     def source(self, split: Split) -> Source:
@@ -159,21 +189,3 @@ class Digits(Dataset):
         return ArraySource(
             f"digits-{split}", images[..., None], digits.target[chosen], names
         )
-
-
-DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
-"""The datasets that a recipe's argument can name."""
-
-
-def create_dataset(name: str) -> Dataset:
-    """Returns a dataset by name, with its default options.
-
-    Raises:
-      UserError: for a name that is not in DATASETS.
-    """
-    if name not in DATASETS:
-        raise UserError(
-            f"unknown dataset '{name}'.{did_you_mean(name, DATASETS)} Known datasets: "
-            f"{', '.join(DATASETS)}."
-        )
-    return DATASETS[name]()

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxcls.download import fetch
 from jaxcls.errors import UserError
 from jaxcls.models import create_model, is_weight_set, weights
-from jaxcls.models.download import fetch
 from jaxcls.models.state_dict import check_torch, read
 from jaxcls.models.torch_names import (
     Dialect,

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib.resources
 import os
+import urllib.parse
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -71,17 +72,40 @@ class WeightSet:
     @property
     def url(self) -> str:
         """Where the file is. The environment's HF_ENDPOINT names another hub, as it does for
-        Hugging Face's own tools."""
+        Hugging Face's own tools.
+
+        Raises:
+          UserError: if HF_ENDPOINT cannot be an address.
+        """
         if self.file:
             return f"{TORCHVISION}/{self.file}"
         hub = os.environ.get("HF_ENDPOINT") or HUB
-        return f"{hub.rstrip('/')}/{self.name}/resolve/main/model.safetensors"
+        url = f"{hub.rstrip('/')}/{self.name}/resolve/main/model.safetensors"
+        if not _is_address(url):
+            raise UserError(
+                f"{url} is no address to download from: HF_ENDPOINT must be like {HUB}, or "
+                "not set."
+            )
+        return url
 
     @property
     def sha256(self) -> str:
         """How the file's SHA-256 begins, in hexadecimal: torchvision writes it into the name.
         "" where it is not known (the hub says it when asked)."""
         return PurePosixPath(self.file).stem.rpartition("-")[2]
+
+    @property
+    def place(self) -> str:
+        """The file's path in the cache folder (jaxcls.download)."""
+        name = self.name.replace("/", "--").replace(":", "-")
+        return f"weights/{name}{PurePosixPath(self.file or 'model.safetensors').suffix}"
+
+    @property
+    def instead(self) -> str:
+        """What else to do where the file cannot be downloaded: what the name brings is an
+        option beside a path."""
+        needed = "".join(f", model.{k}={v!r}" for k, v in self.options.items())
+        return f"give the path of a file instead of the name{needed}"
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -141,6 +165,14 @@ def _of_network(name: str) -> list[str]:
 def _network(name: str) -> str:
     """Returns "resnet50" of "torchvision/resnet50:v2" and of "timm/resnet50.a1_in1k"."""
     return name.rpartition("/")[2].split(":")[0].split(".")[0]
+
+
+def _is_address(url: str) -> bool:
+    try:
+        scheme = urllib.parse.urlsplit(url).scheme
+    except ValueError:  # "http://["
+        return False
+    return scheme in ("http", "https") and url.isascii()
 
 
 def _resource(name: str) -> str:

@@ -28,10 +28,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
-        if self._bar is not None:
-            tqdm.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
+        say(text)
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`."""
@@ -48,6 +45,8 @@ class Progress:
         )
         if values["bad_steps"]:
             text += f"  {values['bad_steps']} steps not finite"
+        if "bad_images" in values:
+            text += f"  {values['bad_images']} bad images"
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {values['epoch']:.1f}  {text}")
         else:
@@ -60,6 +59,12 @@ class Progress:
         """Leaves the bar as it stands. Can be called twice."""
         if self._bar is not None:
             self._bar.close()
+
+
+def say(text: str) -> None:
+    """Prints a line, above the bar if there is one; in any thread."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def _duration(seconds: float) -> str:
@@ -75,6 +80,8 @@ def eval_line(values: dict[str, Any]) -> str:
         f"top-1 {values['eval/top1']:.2%}  top-5 {values['eval/top5']:.2%}  "
         f"loss {values['eval/loss']:.4f}"
     )
+    if "eval/bad_images" in values:
+        text += f"  ({values['eval/bad_images']} bad images left out)"
     if "eval/top1_ema" in values:
         text += (
             f"  |  EMA: top-1 {values['eval/top1_ema']:.2%}  "

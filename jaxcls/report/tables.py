@@ -77,8 +77,11 @@ def finished(
     top1 = f"top-1 {last['eval/top1']:.2%} raw"
     if "eval/top1_ema" in last:
         top1 += f", {last['eval/top1_ema']:.2%} EMA"
+    images = f"all {last['eval/examples']} test images"
+    if bad := last.get("eval/bad_images"):
+        images = f"{last['eval/examples']} test images; {bad} bad ones are left out"
     return (
-        f"complete: {top1}, on all {last['eval/examples']} test images\n"
+        f"complete: {top1}, on {images}\n"
         f"  last checkpoint: {last_checkpoint}\n"
         f"  best checkpoint: {best_checkpoint}\n"
         f"  evaluate the last: python -m jaxcls.evaluate --checkpoint {workdir}"

@@ -9,9 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcls.config import Config
+from jaxcls.data.bad_images import BadImages
+from jaxcls.data.derived import max_bad_share
 from jaxcls.data.loader import EvalBatches, Loader
 from jaxcls.data.sources import Source
 from jaxcls.parallel import put_batch
+from jaxcls.report.progress import say
 from jaxcls.training import metrics
 
 
@@ -53,6 +56,10 @@ class Evaluator:
             threads=config.data.threads,
             prefetch=config.data.prefetch,
         )
+        bad_images = BadImages(
+            source, "test", max_share=max_bad_share(config.data), say=say
+        )
+        self._batches = bad_images.watched(self._loader)
 
     def __enter__(self) -> "Evaluator":
         return self
@@ -73,14 +80,19 @@ class Evaluator:
 
         Returns:
           {"eval/loss", "eval/top1", "eval/top5", "eval/loss_ema", ..., "eval/examples"}, or
-          None if it was stopped. Accuracies are in 0..1.
+          None if it was stopped. Accuracies are in 0..1. Records whose image cannot be read
+          are left out and not counted; "eval/bad_images" says how many, if any.
         """
         sums: dict[str, list[metrics.EvalMetrics]] = {suffix: [] for suffix in weights}
+        num_records = num_images = 0
         in_flight: collections.deque[Any] = collections.deque()
         for _ in range(self._num_batches):
             if should_stop():
                 return None
-            batch = put_batch(self._mesh, next(self._loader))
+            loaded = next(self._batches)
+            num_records += int((loaded.pop("id") >= 0).sum())
+            num_images += int(loaded["mask"].sum())
+            batch = put_batch(self._mesh, loaded)
             for suffix, variables in weights.items():
                 sums[suffix].append(self._eval_step(variables, batch))
             # Two batches ahead of the devices keep them busy; more would only fill memory.
@@ -88,6 +100,7 @@ class Evaluator:
             if len(in_flight) > 2:
                 jax.block_until_ready(in_flight.popleft())
 
+        assert num_records == self._num_examples, (num_records, self._num_examples)
         results: dict[str, float] = {}
         for suffix, parts in sums.items():
             # Batches are added up in float64 on the host.
@@ -96,8 +109,10 @@ class Evaluator:
                 *jax.device_get(parts),
             )
             counted = int(total.top1.count)
-            assert counted == self._num_examples, (counted, self._num_examples)
+            assert counted == num_images, (counted, num_images)
             for name, value in metrics.compute(total, "eval").items():
                 results[name + suffix] = value
-        results["eval/examples"] = self._num_examples
+        results["eval/examples"] = num_images
+        if num_images < num_records:
+            results["eval/bad_images"] = num_records - num_images
         return results

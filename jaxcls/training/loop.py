@@ -1,7 +1,8 @@
 """The loop: batches in, a trained state out; what is due at each step, and nothing else.
 
-The host runs ahead of the devices by MAX_IN_FLIGHT steps and reads the numbers of a step only
-when that step is done anyway: it never waits for the step just dispatched.
+A call makes one step or several. The host runs ahead of the devices by MAX_IN_FLIGHT calls and
+reads the numbers of a call only when it is done anyway: it never waits for the one just
+dispatched.
 """
 
 import collections
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcls.config import Config, Plan
+from jaxcls.data.bad_images import BadImages
 from jaxcls.parallel import replicated
 from jaxcls.report.progress import Progress, eval_line
 from jaxcls.report.writers import MetricWriter
@@ -57,15 +59,17 @@ class Clock:
 
 @dataclasses.dataclass
 class InFlight:
-    """A step that was dispatched and may not be done.
+    """A call that was dispatched and may not be done.
 
     Attributes:
       step: steps made with it.
-      report: what train_step reports, ready when the step is done.
+      length: steps that it makes.
+      report: what train_step reports of its last step, ready when the call is done.
       interval: sums of the interval that ends with it, if a line of metrics is due.
     """
 
     step: int
+    length: int
     report: dict[str, jax.Array]
     interval: metrics.TrainMetrics | None
 
@@ -82,26 +86,28 @@ class Loop:
       config: the run's config.
       plan: its durations in steps.
       mesh: the devices.
-      train_step: the compiled train step.
-      state: the state; always that after the last step dispatched.
+      train_steps: the compiled programs: steps in a call -> program.
+      state: the state; always that after the last call dispatched.
       evaluator: evaluates the test split.
       checkpoints: where states are saved.
       run_info: what is saved beside them.
       writer: takes the lines of metrics, and knows the evaluations of the run so far.
       progress: shows them.
-      should_stop: asked after each step and within evaluations.
+      bad_images: the training images that could not be read so far.
+      should_stop: asked after each call and within evaluations.
     """
 
     config: Config
     plan: Plan
     mesh: Mesh
-    train_step: Any
+    train_steps: dict[int, Any]
     state: TrainState
     evaluator: Evaluator
     checkpoints: Checkpoints
     run_info: dict[str, Any]
     writer: MetricWriter
     progress: Progress
+    bad_images: BadImages
     should_stop: StopSignal
 
     def __post_init__(self) -> None:
@@ -116,7 +122,8 @@ class Loop:
         self._waiting_lines = 0
 
     def run(self, batches: DevicePrefetch) -> bool:
-        """Trains on `batches`, the first of which belongs to the state's next step.
+        """Trains on `batches`, each of one call, the first of which begins with the state's
+        next step.
 
         Returns:
           Whether the run is complete; False if a signal stopped it. Either way its last state
@@ -125,15 +132,19 @@ class Loop:
         Raises:
           Diverged: if max_bad_steps steps in a row were not finite.
         """
+        calls = self.plan.calls(self.step)
         # A signal may have cut short what was due at the step that was saved.
         self._do_what_is_due()
         while self.step < self.plan.total_steps and not self.should_stop():
             batch = batches.next(self._devices_idle, count=not self._clock.paused)
             if self._clock.paused:
                 self._clock.run()
-            self.state, report = self.train_step(self.state, batch)
-            self.step += 1
-            self._in_flight.append(InFlight(self.step, report, self._end_interval()))
+            length = next(calls)
+            self.state, report = self.train_steps[length](self.state, batch)
+            self.step += length
+            self._in_flight.append(
+                InFlight(self.step, length, report, self._end_interval())
+            )
             while len(self._in_flight) > MAX_IN_FLIGHT:
                 self._retire(batches)
             if self._evaluation_is_due() or self._save_is_due():
@@ -181,7 +192,7 @@ class Loop:
             self._clock.pause()
 
     def _retire(self, batches: DevicePrefetch) -> None:
-        """Waits for the oldest step in flight and writes the line of metrics it may end.
+        """Waits for the oldest call in flight and writes the line of metrics it may end.
 
         Raises:
           Diverged: if it is one too many that is not finite.
@@ -190,7 +201,8 @@ class Loop:
         jax.block_until_ready(done.report)
         self.progress.advance(done.step)
         # Now and then is enough: after max_bad_steps no step changes anything any more.
-        look = not self._in_flight or done.step % self.config.max_bad_steps == 0
+        since = done.step % self.config.max_bad_steps
+        look = not self._in_flight or since < done.length
         if done.interval is None and not look:
             return
         report = jax.device_get(done.report)
@@ -236,6 +248,8 @@ class Loop:
             "seconds_per_step": passed / steps,
             "data_wait": min((waited - last_waited) / passed, 1.0),
         }
+        if self.bad_images:
+            values["bad_images"] = len(self.bad_images)
         self.writer.write(values)
         self.progress.train_line(values)
         self._advise(values["data_wait"])

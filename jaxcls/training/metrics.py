@@ -1,6 +1,6 @@
 """What is measured: sums over images on the device, divided when they are read.
 
-Every image counts once, padding never (its mask is False).
+Every image counts once; rows without an image, whose mask is False, never do.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ class EvalMetrics(metrics.Collection):
 
 
 def train_metrics(
-    losses: jax.Array, logits: jax.Array, targets: jax.Array, finite: jax.Array
+    losses: jax.Array, logits: jax.Array, targets: jax.Array, mask: jax.Array
 ) -> TrainMetrics:
     """Returns the sums of one training step.
 
@@ -42,13 +42,14 @@ def train_metrics(
       losses: float32 [batch].
       logits: float32 [batch, classes].
       targets: float32 [batch, classes], after augmentation.
-      finite: bool scalar; the sums of a step that is not finite are zero.
+      mask: bool [batch], False for rows without an image, and for all of a step that is not
+        finite.
     """
     top1 = logits.argmax(-1) == targets.argmax(-1)
     return TrainMetrics.single_from_model_output(
         loss=losses,
         top1=top1.astype(jnp.float32),
-        mask=jnp.broadcast_to(finite, losses.shape),
+        mask=mask,
     )
 
 
@@ -62,7 +63,7 @@ def eval_metrics(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> EvalM
     Args:
       logits: float32 [batch, classes].
       labels: int32 [batch].
-      mask: bool [batch], False for padding.
+      mask: bool [batch], False for rows without an image.
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1])
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)

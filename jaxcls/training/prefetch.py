@@ -1,16 +1,33 @@
 """Batches on the devices before they are asked for, and an honest account of waiting."""
 
+import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxcls.parallel import put_batch
+
+def in_calls(
+    batches: Iterator[dict[str, np.ndarray]], lengths: Iterable[int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields what each call of the train step takes: the next batch as it is for a call of one
+    step, arrays [steps, rows, ...] for one of several.
+
+    Args:
+      batches: of the steps, arrays [rows, ...].
+      lengths: steps in each call, 1 or more.
+    """
+    for length in lengths:
+        group = list(itertools.islice(batches, length))
+        if length == 1:
+            yield from group
+        else:
+            names = group[0].keys()
+            yield {name: np.stack([batch[name] for batch in group]) for name in names}
 
 
 class DevicePrefetch:
@@ -19,12 +36,17 @@ class DevicePrefetch:
     Use it in a `with` statement: leaving it ends the thread.
     """
 
-    def __init__(self, loader: Iterator[dict[str, np.ndarray]], mesh: Mesh, depth: int):
+    def __init__(
+        self,
+        loader: Iterator[dict[str, np.ndarray]],
+        put: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
+        depth: int,
+    ):
         """Starts moving.
 
         Args:
           loader: gives this host's rows of each batch.
-          mesh: the devices.
+          put: starts moving one to the devices.
           depth: batches that wait on the devices, 1 or more; one more is on its way.
         """
         self.waited = 0.0
@@ -32,14 +54,18 @@ class DevicePrefetch:
         self._ready: queue.Queue[Any] = queue.Queue(depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(
-            target=self._fill, args=(loader, mesh), daemon=True
+            target=self._fill, args=(loader, put), daemon=True
         )
         self._thread.start()
 
-    def _fill(self, loader: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> None:
+    def _fill(
+        self,
+        loader: Iterator[dict[str, np.ndarray]],
+        put: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
+    ) -> None:
         try:
             for batch in loader:
-                if not self._put(put_batch(mesh, batch)):
+                if not self._put(put(batch)):
                     return
             self._put(StopIteration())
         except BaseException as error:  # handed to the reader

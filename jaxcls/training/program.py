@@ -1,4 +1,4 @@
-"""The two compiled programs of a run, and the shapes they take."""
+"""The compiled programs of a run, and the shapes they take."""
 
 import dataclasses
 import functools
@@ -9,8 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls import augment
 from jaxcls.augment import Transform, Views
@@ -19,6 +20,7 @@ from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
 from jaxcls.optim.chain import chain, learning_rate
 from jaxcls.parallel import batch_sharded, replicated
+from jaxcls.training import placement
 from jaxcls.training.state import TrainState, create_state
 from jaxcls.training.step import eval_step, train_step
 
@@ -72,6 +74,21 @@ def batch_shapes(mesh: Mesh, rows: int, image_shape: tuple[int, ...]) -> dict[st
         ),
         "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
         "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=sharding),
+    }
+
+
+def stacked(shapes: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Returns the shapes of `steps` batches as one: a new first axis, which every device
+    holds whole."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            (steps, *shape.shape),
+            shape.dtype,
+            sharding=NamedSharding(
+                shape.sharding.mesh, PartitionSpec(None, *shape.sharding.spec)
+            ),
+        )
+        for name, shape in shapes.items()
     }
 
 
@@ -166,24 +183,18 @@ class Program:
         self.optimizer: optax.GradientTransformation = chain(
             config.optimizer, config.schedule, config.clip_norm, plan.run
         )
-        self._train_step = jax.jit(
-            functools.partial(
-                train_step,
-                model=self.model,
-                transforms=config.augment,
-                loss=config.loss,
-                optimizer=self.optimizer,
-                learning_rate=learning_rate(
-                    config.optimizer, config.schedule, plan.run
-                ),
-                ema_decay=config.ema_decay,
-                num_classes=num_classes,
-                seed=config.seed,
-                max_bad_steps=config.max_bad_steps,
-                run=plan.run,
-            ),
-            out_shardings=replicated(mesh),
-            donate_argnums=0,
+        self._step = functools.partial(
+            train_step,
+            model=self.model,
+            transforms=config.augment,
+            loss=config.loss,
+            optimizer=self.optimizer,
+            learning_rate=learning_rate(config.optimizer, config.schedule, plan.run),
+            ema_decay=config.ema_decay,
+            num_classes=num_classes,
+            seed=config.seed,
+            max_bad_steps=config.max_bad_steps,
+            run=plan.run,
         )
         self._state_shapes: TrainState | None = None
         self._init = jax.jit(self._create_state, out_shardings=replicated(mesh))
@@ -208,14 +219,70 @@ class Program:
             self._state_shapes = on_all_devices(self.mesh, shapes)
         return self._state_shapes
 
-    def trace_train_step(self) -> Traced:
-        """Traces train_step(state, batch); the state is donated."""
-        rows = self.config.batch_size
-        return trace(
-            self._train_step,
-            self.state_shapes(),
-            batch_shapes(self.mesh, rows, self.image_shape),
+    def trace_train_step(
+        self, steps: int = 1, num_records: int | None = None
+    ) -> Traced:
+        """Traces train_step(state, batch[, records]); the state is donated.
+
+        Args:
+          steps: made in one call, 1 or more. With more than one the arrays of the batch are
+            [steps, rows, ...], and the report is that of the last.
+          num_records: the training images, if they lie on the devices: the batch then is
+            {"id": int32 [rows]} and the program takes the records besides.
+        """
+        function = self.train_step if steps == 1 else self.train_steps
+        jitted = jax.jit(
+            function, out_shardings=replicated(self.mesh), donate_argnums=0
         )
+        on_devices = num_records is not None
+        shapes = [self.state_shapes(), self._call_shapes(steps, on_devices)]
+        if num_records is not None:
+            shapes.append(
+                placement.record_shapes(self.mesh, num_records, self.image_shape)
+            )
+        return trace(jitted, *shapes)
+
+    def train_step(
+        self, state: TrainState, batch: dict[str, jax.Array], records: Any = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Makes one step. `batch` is {"id": int32 [rows]} if the images lie in `records`."""
+        if records is not None:
+            batch = placement.gather(self.mesh, records, batch["id"], self.image_shape)
+        return self._step(state, batch)
+
+    def train_steps(
+        self, state: TrainState, batches: dict[str, jax.Array], records: Any = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Makes one step a row of `batches`, [steps, rows, ...]; the report is of the last."""
+        state, reports = jax.lax.scan(
+            lambda state, batch: self.train_step(state, batch, records), state, batches
+        )
+        return state, jax.tree.map(lambda steps: steps[-1], reports)
+
+    def _call_shapes(self, steps: int, on_devices: bool) -> dict[str, Any]:
+        """Returns the shapes of the batch that a call of `steps` steps takes: indices if the
+        images lie on the devices."""
+        rows = self.config.batch_size
+        shapes = batch_shapes(self.mesh, rows, self.image_shape)
+        if on_devices:
+            whole = replicated(self.mesh)
+            shapes = {"id": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=whole)}
+        return shapes if steps == 1 else stacked(shapes, steps)
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Starts moving a batch, [rows, ...] or [steps, rows, ...], to the devices that need
+        it, leaving out what the train step does not take.
+
+        Args:
+          batch: "image", "label" and "mask", or "id" alone if the images lie on the devices.
+        """
+        on_devices = "label" not in batch
+        rows = batch["id" if on_devices else "label"]
+        shapes = self._call_shapes(1 if rows.ndim == 1 else len(rows), on_devices)
+        return {
+            name: jax.make_array_from_process_local_data(shape.sharding, batch[name])
+            for name, shape in shapes.items()
+        }
 
     def trace_eval_step(self) -> Traced:
         """Traces eval_step(variables, batch), for raw and averaged weights alike."""

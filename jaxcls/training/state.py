@@ -18,8 +18,8 @@ class TrainState:
     Attributes:
       step: steps made, bad ones included, int32. It alone places the run in the order of the
         data and in the stream of random numbers.
-      bad_steps: steps that were not finite and changed nothing, int32.
-      bad_in_a_row: of those, the ones since the last good step, int32.
+      bad_steps: steps that changed nothing: not finite, or without any image, int32.
+      bad_in_a_row: steps that were not finite since the last good one, int32.
       params: the parameters.
       batch_stats: running statistics of the batch norms; {} for a network without.
       opt_state: state of the optax chain.

@@ -46,12 +46,18 @@ def train_step(
 
     A step whose loss, gradients, statistics or update are not finite changes nothing but the
     counters of the state. After `max_bad_steps` of them in a row no step changes anything any
-    more, however late the host looks.
+    more, however late the host looks. A step without any image changes nothing either, and
+    counts among the bad steps but not among those in a row.
+
+    A masked row has no target, so its loss is zero, and an image that is mixed with it loses
+    that part of its target. The loss of the batch is the sum over the rows divided by the
+    number of those with an image. The black image of a masked row does take part in the
+    statistics of batch norms.
 
     Args:
       state: the state before the step.
       batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch], over all
-        devices; "mask" is not read, training has no padding.
+        devices, and "mask" bool [batch], False for rows without an image.
       model: the network. The losses of auxiliary heads, if it sows any "aux_logits", join the
         loss with its `aux_weight`; the metrics are of the main logits alone.
       transforms: augmentation, ending in normalised floats.
@@ -73,13 +79,17 @@ def train_step(
     rng = jax.random.fold_in(jax.random.key(seed), state.step + 1)
     assert run.total_steps is not None
     moment = Moment(state.step, run.steps_per_epoch, run.total_steps)
+    mask = batch["mask"]
+    targets_given = jax.nn.one_hot(batch["label"], num_classes) * mask[:, None]
+    # Means over rows become means over images: exactly 1 where every row has one.
+    rows_per_image = mask.size / jnp.maximum(mask.sum(), 1)
 
     def gradients(transforms: Sequence[Transform]) -> tuple[Any, ...]:
         images, targets = augment.apply(
             transforms,
             jax.random.fold_in(rng, AUGMENT),
             batch["image"],
-            jax.nn.one_hot(batch["label"], num_classes),
+            targets_given,
             moment,
         )
 
@@ -92,9 +102,10 @@ def train_step(
                 rngs={"dropout": jax.random.fold_in(rng, DROPOUT)},
             )
             losses = loss(logits, targets)
-            total = losses.mean()
+            total = losses.mean() * rows_per_image
             for aux_logits in jax.tree.leaves(updated.get("aux_logits", {})):
-                total += model.aux_weight * loss(aux_logits, targets).mean()
+                aux_losses = loss(aux_logits, targets)
+                total += model.aux_weight * aux_losses.mean() * rows_per_image
             batch_stats = updated.get("batch_stats", {})
             return total, (losses, logits, targets, batch_stats)
 
@@ -116,7 +127,8 @@ def train_step(
     finite = jnp.stack(
         [all_finite(tree) for tree in (losses, grads, batch_stats, updates)]
     ).all()
-    good = finite & (state.bad_in_a_row < max_bad_steps)
+    may_change = finite & (state.bad_in_a_row < max_bad_steps)
+    good = may_change & mask.any()
     changed = {
         "params": params,
         "batch_stats": batch_stats,
@@ -129,8 +141,12 @@ def train_step(
         state,
         step=state.step + 1,
         bad_steps=state.bad_steps + ~good,
-        bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
-        metrics=state.metrics.merge(train_metrics(losses, logits, targets, good)),
+        bad_in_a_row=jnp.where(
+            good, 0, jnp.where(may_change, state.bad_in_a_row, state.bad_in_a_row + 1)
+        ),
+        metrics=state.metrics.merge(
+            train_metrics(losses, logits, targets, good & mask)
+        ),
         **selected,
     )
     counters = ("step", "bad_steps", "bad_in_a_row")

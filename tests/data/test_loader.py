@@ -29,7 +29,7 @@ from jaxcls.data.loader import (
     available_cores,
     load_rows,
 )
-from jaxcls.data.order import record_ids
+from jaxcls.data.order import epoch_permutation, record_ids
 from jaxcls.errors import UserError
 
 SHM = Path("/dev/shm")
@@ -119,12 +119,14 @@ def test_rows_are_gathered_as_they_are_read() -> None:
 
     ids = np.array([8, 0, 3])
     fast, slow = load_rows(source, ids), load_rows(OneByOne(), ids)  # type: ignore[arg-type]
-    assert fast.keys() == slow.keys() == {"image", "label"}
+    assert fast.keys() == slow.keys() == {"image", "label", "mask", "id"}
     for name in fast:
         np.testing.assert_array_equal(fast[name], slow[name])
         assert fast[name].dtype == slow[name].dtype
     np.testing.assert_array_equal(fast["image"], images[ids])
     assert fast["label"].tolist() == [0, 0, 3]
+    assert fast["id"].tolist() == [8, 0, 3] and fast["id"].dtype == np.int64
+    assert fast["mask"].tolist() == [True] * 3
 
 
 class Odd:
@@ -300,6 +302,181 @@ def test_a_batch_that_does_not_fit_is_named() -> None:
         train_batches(num_hosts=3)
 
 
+# Records that cannot be read, and words
+
+
+class Drawing:
+    """Three-class records [1, 8, 1], of which every fifth is bad; an image is its word."""
+
+    class_names = ("a", "b", "c")
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        return f"drawing({self.n})"
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
+        raise NotImplementedError
+
+    def gather(
+        self, ids: np.ndarray, words: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        if words is None:
+            words = np.zeros(len(ids), np.uint64)
+        images = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 1, 8, 1)
+        return {"image": images, "label": ids % 3, "mask": ids % 5 != 0}
+
+
+def words_of(batch: Batch) -> list[int]:
+    """The words that Drawing was given."""
+    return (
+        np.ascontiguousarray(batch["image"])
+        .reshape(-1, 8)
+        .view(np.uint64)[:, 0]
+        .tolist()
+    )
+
+
+def test_every_row_of_every_step_has_a_word_of_its_own() -> None:
+    def words(step: int, host: int = 0, num_hosts: int = 1, seed: int = 5) -> list[int]:
+        batches = TrainBatches(
+            Drawing(300),  # type: ignore[arg-type]
+            **{"seed": seed, "batch_size": 8, "num_steps": 20},
+            **{"host": host, "num_hosts": num_hosts},
+        )
+        return words_of(batches[step])
+
+    for step in (0, 7):
+        parts = [words(step, host, 4) for host in range(4)]
+        assert [word for part in parts for word in part] == words(step)
+    several = [words(0), words(1), words(19), words(0, seed=6), words(1, seed=6)]
+    assert len({word for part in several for word in part}) == 5 * 8
+    # Epoch 1 and step 1 have one key, yet no word in common.
+    order_words = np.random.Philox(key=np.array([5, 1], np.uint64)).random_raw(300)
+    assert not set(words(1)) & set(order_words.tolist())
+    # Every bit is as often one as zero.
+    bits = np.array([words(step) for step in range(200)], np.uint64).view(np.uint8)
+    ones = np.unpackbits(bits.reshape(-1, 8), axis=1).mean(0)
+    assert np.abs(ones - 0.5).max() < 5 * 0.5 / np.sqrt(1600)
+
+
+def test_evaluation_draws_nothing() -> None:
+    batch = EvalBatches(Drawing(7), batch_size=7)[0]  # type: ignore[arg-type]
+    assert words_of(batch) == [0] * 7
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_masks_come_from_the_source(workers: int) -> None:
+    batches = EvalBatches(Drawing(12), batch_size=8)  # type: ignore[arg-type]
+    with Loader(batches, workers=workers) as loader:
+        first, last = loader
+    assert first["mask"].tolist() == [i % 5 != 0 for i in range(8)]
+    assert last["id"].tolist() == [8, 9, 10, 11, -1, -1, -1, -1]
+    assert last["mask"].tolist() == [True, True, False, True, *[False] * 4]
+
+
+@pytest.mark.parametrize("mask", [np.ones(4, bool), np.ones(5, int), [None] * 5])
+def test_a_wrong_mask_is_named(mask: object) -> None:
+    class Wrong(Odd):
+        def gather(self, ids: np.ndarray) -> dict[str, object]:
+            images = np.zeros((5, 2, 2, 1), np.uint8)
+            return {"image": images, "label": np.zeros(5, int), "mask": mask}
+
+    with pytest.raises(RuntimeError, match=r"odd\(10\) gives a mask of .*bool \(5,\)"):
+        load_rows(Wrong(GOOD_IMAGE, 0), np.arange(5))  # type: ignore[arg-type]
+
+
+# The order, whatever the machine
+
+
+def check_order(num_hosts: int, workers: int, start: int) -> None:
+    """Checks the records of 21 steps on every host, from step `start` on."""
+    hosts: list[list[list[int]]] = []
+    for host in range(num_hosts):
+        batches = train_batches(num_steps=start + 21, host=host, num_hosts=num_hosts)
+        with Loader(batches, start=start, workers=workers) as loader:
+            hosts.append([batch["id"].tolist() for batch in loader])
+            assert len(hosts[-1]) == 21
+    for offset, parts in enumerate(zip(*hosts, strict=True)):
+        ids = [i for part in parts for i in part]
+        assert ids == expected_ids(start + offset)
+
+
+@pytest.mark.parametrize(
+    ("num_hosts", "workers", "start"),
+    [(1, 0, 0), (2, 0, 30), (4, 0, 1000), (1, 3, 30), (2, 1, 1000)],
+)
+def test_the_order_does_not_depend_on_the_machine(
+    num_hosts: int, workers: int, start: int
+) -> None:
+    check_order(num_hosts, workers, start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 30, 1000])
+@pytest.mark.parametrize("workers", [1, 3, 5])
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_the_order_on_all_kinds_of_machines(
+    num_hosts: int, workers: int, start: int
+) -> None:
+    check_order(num_hosts, workers, start)
+
+
+def test_every_record_comes_exactly_once_in_an_epoch() -> None:
+    # 296 of 300: the last 4 of an epoch's order make no batch.
+    orders = []
+    for epoch in range(2):
+        seen: list[int] = []
+        with Loader(
+            train_batches(num_steps=37 * (epoch + 1)), start=37 * epoch
+        ) as loader:
+            for batch in loader:
+                seen += batch["id"].tolist()
+        assert len(seen) == len(set(seen)) == 296
+        orders.append(seen)
+    assert orders[0] != orders[1]
+
+
+def test_hosts_see_all_classes_of_a_sorted_source() -> None:
+    labels = np.repeat(np.arange(10), 500)
+    images = np.zeros((5000, 1, 1, 1), np.uint8)
+    source = ArraySource("sorted", images, labels, tuple("abcdefghij"))
+    for host in range(4):
+        batches = TrainBatches(
+            source, seed=0, batch_size=40, num_steps=125, host=host, num_hosts=4
+        )
+        with Loader(batches) as loader:
+            seen = np.concatenate([batch["label"] for batch in loader])
+        expected = len(seen) / 10
+        # 10 classes, drawn without replacement: chi-square beyond 27.9 once in 1,000.
+        chi_square = (
+            (np.bincount(seen, minlength=10) - expected) ** 2 / expected
+        ).sum()
+        assert chi_square < 27.9
+
+
+def test_a_resumed_run_has_its_first_batch_as_soon_as_a_new_one() -> None:
+    images = np.zeros((200_000, 1, 1, 1), np.uint8)
+    source = ArraySource("many", images, np.zeros(len(images), int), ("a",))
+    batches = TrainBatches(source, seed=0, batch_size=128, num_steps=20_000)
+
+    def seconds(start: int) -> float:
+        epoch_permutation.cache_clear()
+        began = time.perf_counter()
+        with Loader(batches, start=start, threads=1) as loader:
+            next(loader)
+            return time.perf_counter() - began
+
+    seconds(0)
+    pairs = [(seconds(0), seconds(10_000)) for _ in range(15)]
+    ratio = np.median([late / early for early, late in pairs])
+    assert ratio < 1.2
+
+
 # Evaluation
 
 
@@ -341,6 +518,7 @@ def test_evaluation_counts_every_record_once(
         assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
         assert not batch["image"][~batch["mask"]].any()
         assert not batch["label"][~batch["mask"]].any()
+        assert batch["id"].tolist() == [*ids, *[-1] * (rows - len(ids))]
 
 
 # Threads

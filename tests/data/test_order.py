@@ -6,7 +6,13 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxcls.data.order import epoch_permutation, record_ids, steps_per_epoch
+from jaxcls.data.order import (
+    LARGEST_ARRAY,
+    enciphered,
+    epoch_permutation,
+    record_ids,
+    steps_per_epoch,
+)
 
 CHANGED = (
     "The order of the data has changed: runs can no longer be continued exactly from older "
@@ -19,6 +25,8 @@ GOLDEN_0_0 = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 GOLDEN_1_0 = [3, 5, 2, 9, 7, 0, 8, 6, 1, 4]
 GOLDEN_0_1 = [5, 3, 7, 8, 2, 4, 1, 0, 6, 9]
 GOLDEN_IDS = [46, 30, 40, 42]
+GOLDEN_CIPHER = [8, 4, 2, 7, 6, 5, 1, 3, 0, 9]
+GOLDEN_LARGE_CIPHER = [803538756277, 586051551602, 277640208655]
 
 
 def test_golden_orders() -> None:
@@ -150,3 +158,62 @@ def test_steps_need_no_history() -> None:
     # Far on in a long run.
     far = record_ids(4, 10**9, 6, 20).tolist()
     assert len(set(far)) == 6 and set(far) <= set(range(20))
+
+
+# Sets too large for an array
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 17, 1000, 1437, 65537])
+def test_a_cipher_permutes(n: int) -> None:
+    for epoch in range(3):
+        order = enciphered(7, epoch, n, np.arange(n))
+        assert order.dtype == np.int64
+        assert sorted(order.tolist()) == list(range(n))
+        # Each place by itself.
+        some = np.array([n - 1, 0, n // 2])
+        assert enciphered(7, epoch, n, some).tolist() == order[some].tolist()
+
+
+def test_golden_cipher() -> None:
+    assert enciphered(0, 0, 10, np.arange(10)).tolist() == GOLDEN_CIPHER, CHANGED
+    large = enciphered(3, 1, 2**40 + 1, np.array([0, 1, 2**40])).tolist()
+    assert large == GOLDEN_LARGE_CIPHER, CHANGED
+
+
+def test_ciphers_are_close_to_uniform() -> None:
+    n, epochs = 24, 4800
+    orders = np.stack([enciphered(1, e, n, np.arange(n)) for e in range(epochs)])
+    counts = np.stack(
+        [np.bincount(orders[:, place], minlength=n) for place in range(n)]
+    )
+    expected = epochs / n
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    # 23 x 23 degrees of freedom: mean 529, standard deviation 32.5.
+    assert abs(chi_square - 529) < 4 * 32.5
+
+
+def test_a_large_order_looks_shuffled() -> None:
+    n = 3_000_017
+    order = enciphered(5, 2, n, np.arange(n))
+    assert (np.bincount(order, minlength=n) == 1).all()
+    # Where the records of each hundredth go to, in hundredths.
+    table = np.histogram2d(np.arange(n), order, bins=100, range=[(0, n), (0, n)])[0]
+    expected = n / 1e4
+    chi_square = ((table - expected) ** 2 / expected).sum()
+    assert abs(chi_square - 99**2) < 4 * np.sqrt(2 * 99**2)
+    for lag in (1, 2, 1733):  # about the side of the rectangle
+        correlation = np.corrcoef(order[:-lag], order[lag:])[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(n)
+    for other in (enciphered(5, 3, n, np.arange(n)), enciphered(6, 2, n, np.arange(n))):
+        assert abs(np.corrcoef(order, other)[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_only_sets_too_large_for_an_array_are_enciphered() -> None:
+    n = LARGEST_ARRAY
+    ids = record_ids(2, 3, 8, n)
+    assert ids.tolist() == epoch_permutation(2, 0, n)[24:32].tolist()
+    n += 1
+    step = n // 8 + 5  # of epoch 1
+    assert record_ids(2, step, 8, n).tolist() == (
+        enciphered(2, 1, n, np.arange(40, 48)).tolist()
+    )

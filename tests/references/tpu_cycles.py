@@ -91,8 +91,7 @@ def train_step_hlo(mesh: Mesh, transforms: tuple[Transform, ...]) -> str:
 def estimated_cycles(hlo: str) -> int:
     """Adds up the cycles that XLA for TPUs writes into an optimised program.
 
-    The body of a loop counts as often as it runs (once if that is not known), of a choice the mean
-    of its branches.
+    The body of a loop counts as often as it runs, of a choice the mean of its branches.
     """
     bodies: dict[str, list[str]] = {}
     entry = ""
@@ -113,10 +112,12 @@ def estimated_cycles(hlo: str) -> int:
 
     def of_instruction(line: str) -> float:
         if " while(" in line:
-            times = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            body = re.search(r"body=%?([\w.\-]+)", line)
-            assert body
-            return of_computation(body[1]) * (int(times[1]) if times else 1)
+            parts = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
+            # The counter is compared with how often the loop runs.
+            (times,) = re.findall(
+                r" constant\((\d+)\)", "\n".join(bodies[parts["condition"]])
+            )
+            return int(times) * of_computation(parts["body"])
         if " conditional(" in line:
             listed = re.search(r"branch_computations=\{([^}]*)\}", line)
             names = (

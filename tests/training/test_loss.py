@@ -37,6 +37,51 @@ def test_loss_of_soft_targets(smoothing: float) -> None:
     np.testing.assert_allclose(found, cross_entropy(logits, smoothed), rtol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_a_target_that_is_partly_missing_counts_in_part(smoothing: float) -> None:
+    logits, targets = soft_batch()
+    share = np.float32(np.linspace(0, 1, 20))[:, None]
+    loss = jax.jit(SoftmaxCrossEntropy(label_smoothing=smoothing).__call__)
+    found = loss(logits, share * targets)
+    np.testing.assert_allclose(found, share[:, 0] * loss(logits, targets), rtol=1e-5)
+    assert found[0] == 0
+
+
+def test_class_weights_are_factors_of_the_targets() -> None:
+    logits, targets = soft_batch()
+    weights = (0.0, 1.0, 2.5, 0.1, 1.0, 3.0)
+    loss = SoftmaxCrossEntropy(label_smoothing=0.1, class_weights=weights)
+    smoothed = 0.9 * targets + 0.1 / 6
+    np.testing.assert_allclose(
+        jax.jit(loss.__call__)(logits, targets),
+        cross_entropy(logits, smoothed * weights),
+        rtol=1e-5,
+    )
+
+
+def test_automatic_weights_even_out_the_classes() -> None:
+    labels = np.repeat([0, 1, 3], [10, 30, 60])
+    loss = SoftmaxCrossEntropy(label_smoothing=0.1, class_weights="auto")
+    found = loss.weighted(labels, 5)
+    weights = np.array(found.class_weights)
+    assert found.label_smoothing == 0.1 and loss.class_weights == "auto"
+    assert weights[labels].mean() == pytest.approx(1)
+    # Each class that there is has the same part of the sum; the others have none.
+    parts = weights * [10, 30, 0, 60, 0]
+    np.testing.assert_allclose(parts, [100 / 3, 100 / 3, 0, 100 / 3, 0])
+    found.validate()
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, -0.1), (1.0, np.nan), (1.0, np.inf), (0.0, 0.0), ()]
+)
+def test_impossible_class_weights_are_named(weights: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match=r"loss\.class_weights must be 0 or more"):
+        SoftmaxCrossEntropy(class_weights=weights).validate()
+    SoftmaxCrossEntropy(class_weights=(0.0, 1.0)).validate()
+    SoftmaxCrossEntropy(class_weights="auto").validate()
+
+
 def test_the_gradient_is_probability_minus_target() -> None:
     logits, targets = soft_batch()
     loss = SoftmaxCrossEntropy(label_smoothing=0.2)

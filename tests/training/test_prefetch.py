@@ -1,5 +1,6 @@
 """Batches on the devices ahead of time: order, errors, and what counts as waiting."""
 
+import functools
 import time
 from collections.abc import Iterator
 
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 
 from jaxcls import parallel
-from jaxcls.training.prefetch import DevicePrefetch
+from jaxcls.training.prefetch import DevicePrefetch, in_calls
 
 Batch = dict[str, np.ndarray]
+
+
+def put_on(devices: int) -> functools.partial:
+    return functools.partial(parallel.put_batch, parallel.make_mesh(devices))
 
 
 def batches(count: int, seconds: float = 0.0) -> Iterator[Batch]:
@@ -19,8 +24,7 @@ def batches(count: int, seconds: float = 0.0) -> Iterator[Batch]:
 
 
 def test_batches_come_in_order_on_all_devices_and_end() -> None:
-    mesh = parallel.make_mesh(8)
-    with DevicePrefetch(batches(5), mesh, depth=2) as prefetch:
+    with DevicePrefetch(batches(5), put_on(8), depth=2) as prefetch:
         seen = [prefetch.next(lambda: True)["image"] for _ in range(5)]
         with pytest.raises(StopIteration):
             prefetch.next(lambda: True)
@@ -33,7 +37,7 @@ def test_an_error_of_the_loader_reaches_the_reader() -> None:
         yield from batches(1)
         raise RuntimeError("record 17 cannot be read")
 
-    with DevicePrefetch(broken(), parallel.make_mesh(1), depth=1) as prefetch:
+    with DevicePrefetch(broken(), put_on(1), depth=1) as prefetch:
         prefetch.next(lambda: True)
         with pytest.raises(RuntimeError, match="record 17"):
             prefetch.next(lambda: True)
@@ -42,13 +46,24 @@ def test_an_error_of_the_loader_reaches_the_reader() -> None:
 def test_waiting_counts_only_while_the_devices_are_idle() -> None:
     for idle, low, high in ((True, 0.15, 1.0), (False, 0.0, 0.0)):
         slow = batches(2, seconds=0.1)
-        with DevicePrefetch(slow, parallel.make_mesh(1), depth=1) as prefetch:
+        with DevicePrefetch(slow, put_on(1), depth=1) as prefetch:
             for _ in range(2):
                 prefetch.next(lambda idle=idle: idle)
             assert low <= prefetch.waited <= high
 
 
 def test_leaving_early_ends_the_thread() -> None:
-    with DevicePrefetch(batches(100), parallel.make_mesh(1), depth=1) as prefetch:
+    with DevicePrefetch(batches(100), put_on(1), depth=1) as prefetch:
         prefetch.next(lambda: True)
     assert not prefetch._thread.is_alive()
+
+
+def test_calls_take_their_batches_in_order() -> None:
+    numbers = iter(
+        {"image": np.full((8, 2), n), "label": np.arange(8) + n} for n in range(6)
+    )
+    one, three, last = in_calls(numbers, [1, 3, 1])
+    assert one["image"].shape == last["image"].shape == (8, 2)
+    assert three["image"].shape == (3, 8, 2) and three["label"].shape == (3, 8)
+    assert (one["image"][0, 0], last["image"][0, 0]) == (0, 4)
+    assert list(three["image"][:, 0, 0]) == list(three["label"][:, 0]) == [1, 2, 3]

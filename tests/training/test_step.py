@@ -321,6 +321,7 @@ def test_a_bfloat16_network_has_a_float32_state() -> None:
         {
             "image": jax.ShapeDtypeStruct((4, 32, 32, 1), jnp.uint8),
             "label": jax.ShapeDtypeStruct((4,), jnp.int32),
+            "mask": jax.ShapeDtypeStruct((4,), jnp.bool_),
         },
     )
     found = {leaf.dtype for leaf in jax.tree.leaves(after)}
@@ -370,6 +371,98 @@ def test_without_an_average_there_is_none() -> None:
     assert found.initial.ema is None
     assert state.ema is None
     assert bits(state, "params") != bits(found.initial, "params")
+
+
+# --------------------------------------------------------------------- rows without an image
+
+
+class BlendWithNext(Transform):
+    """Mixes each image half and half with that of the next row."""
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def half(rows: jax.Array) -> jax.Array:
+            return (rows + jnp.roll(rows, -1, axis=0)) / 2
+
+        return half(images), half(targets)
+
+
+def plain(*transforms: Transform, loss: SoftmaxCrossEntropy) -> Setup:
+    return setup(
+        Linear(),
+        SGD(learning_rate=0.2, weight_decay=0.05, momentum=0.9),
+        transforms=(*transforms, NORMALIZE),
+        loss=loss,
+        image_shape=(3, 3, 1),
+        ema_decay=0.25,
+        num_classes=3,
+    )
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0)])
+def test_a_masked_row_is_as_if_it_were_not_there(
+    weights: tuple[float, ...] | None,
+) -> None:
+    loss = SoftmaxCrossEntropy(label_smoothing=0.3, class_weights=weights)
+    found = plain(loss=loss)
+    masked = whole = found.initial
+    for number, batch in enumerate(linear_batches(3)):
+        mask = np.arange(8) % 3 != number
+        fewer = {name: values[mask] for name, values in batch.items()}
+        masked, _ = found.step(masked, {**batch, "mask": mask}, seed=0)
+        whole, _ = found.step(whole, fewer, seed=0)
+        for one, other in zip(
+            jax.tree.leaves(masked), jax.tree.leaves(whole), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert masked.metrics.top1.count == 5 + 5 + 6
+    assert counters(masked) == (3, 0, 0)
+
+
+def test_a_mixed_image_loses_only_the_masked_part() -> None:
+    found = plain(BlendWithNext(), loss=SoftmaxCrossEntropy(label_smoothing=0.3))
+    (batch,) = linear_batches(1)
+    mask = np.array([True, False, False, True, True, True, False, True])
+    state, _ = found.step(found.initial, {**batch, "mask": mask}, seed=0)
+
+    targets = np.eye(3)[batch["label"]] * mask[:, None]
+    targets = (targets + np.roll(targets, -1, axis=0)) / 2
+    smoothed = 0.7 * targets + 0.3 / 3 * targets.sum(-1, keepdims=True)
+    pixels = (batch["image"] + np.roll(np.float64(batch["image"]), -1, axis=0)) / 2
+    x = ((pixels / 255 - 0.5) / 0.25).reshape(8, 9)
+    weights = {
+        name: np.float64(leaf) for name, leaf in found.initial.params["Dense_0"].items()
+    }
+    probabilities = softmax(x @ weights["kernel"] + weights["bias"])
+    # Rows 1 and 2 are masked, both: nothing of the blend in row 1 is left.
+    losses = -(smoothed * np.log(probabilities)).sum(-1)
+    assert losses[1] == 0 and (losses[[0, 2, 6]] > 0).all()
+    slope = (probabilities * targets.sum(-1, keepdims=True) - smoothed) / mask.sum()
+    # One step of Nesterov's momentum from rest, at the warm-up's first rate.
+    step = 1.9 * x.T @ slope + 0.05 * weights["kernel"]
+    expected = weights["kernel"] - 0.2 * 0.1 * step
+    np.testing.assert_allclose(
+        state.params["Dense_0"]["kernel"], expected, rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        compute(state.metrics, "train")["train/loss"], losses[mask].mean(), rtol=1e-5
+    )
+
+
+def test_a_batch_without_images_changes_nothing(
+    resnet: Setup, trained: TrainState
+) -> None:
+    nothing = {**make_batch(), "mask": np.zeros(16, bool)}
+    state, report = resnet.step(trained, nothing, seed=0)
+    assert bits(state) == bits(trained)
+    assert sums(state) == sums(trained)
+    # It is no sign of divergence, nor of its end.
+    assert counters(state) == (4, 1, 0)
+    assert np.isfinite(report["learning_rate"])
+    state, _ = resnet.step(state, make_batch(POISON_IMAGES), seed=0)
+    state, _ = resnet.step(state, nothing, seed=0)
+    assert counters(state) == (6, 3, 1)
 
 
 # ------------------------------------------------------------------------------ bad steps

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxcls import download
+from jaxcls.data.archives import Archive
+from jaxcls.download import Published, cache_folder, cached_path, fetch
 from jaxcls.errors import UserError
-from jaxcls.models import download, weights
-from jaxcls.models.download import cache_folder, cached_path, fetch
+from jaxcls.models import weights
 from jaxcls.models.weights import WEIGHTS, WeightSet, find
 
 CONTENT = safetensors.numpy.save(
@@ -136,18 +138,24 @@ def torchvision_set(digest: str = SHA256) -> WeightSet:
     )
 
 
+def archive(server: Server, digest: str = SHA256) -> Archive:
+    """An archive of a dataset, whose whole hash is known."""
+    return Archive("pets", f"{server.address}/pets.tar.gz", digest)
+
+
 HUB_SET = find("timm/resnet50.a1_in1k")
 BOTH = [HUB_SET, torchvision_set()]
 
 
 def leftovers() -> list[str]:
     """What lies in the cache besides complete files with their hashes."""
-    names = {path.name for path in (cache_folder() / "weights").glob("*")}
+    files = (path for path in cache_folder().rglob("*") if path.is_file())
+    names = {path.name for path in files}
     whole = {name for name in names if f"{name}.sha256" in names}
     return sorted(names - whole - {f"{name}.sha256" for name in whole})
 
 
-def failure(wanted: WeightSet) -> str:
+def failure(wanted: Published) -> str:
     """The sentence with which fetch fails; nothing must be left in the cache."""
     with pytest.raises(UserError) as error:
         fetch(wanted)
@@ -167,6 +175,57 @@ def test_downloads_once(server: Server, wanted: WeightSet) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_an_archive_of_a_dataset(server: Server) -> None:
+    """It keeps its name, and nobody is asked for its hash."""
+    path = fetch(archive(server))
+    assert path == cache_folder() / "datasets" / "pets" / "pets.tar.gz"
+    assert path.read_bytes() == CONTENT
+    assert server.requests == ["GET /pets.tar.gz"]
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError) as error:
+        fetch(archive(server))
+    wrong = hashlib.sha256(CONTENT[:-1]).hexdigest()
+    said = (
+        f"{path} is damaged or not the published pets.tar.gz: its SHA-256 is {wrong}, expected "
+        f"{SHA256}. Remove it and pets.tar.gz.sha256, and it is downloaded again."
+    )
+    assert str(error.value) == said
+    path.with_name("pets.tar.gz.sha256").unlink()
+    with pytest.raises(UserError) as error:
+        fetch(archive(server))
+    assert str(error.value) == said, "the hash is known without the note"
+
+
+def test_a_known_hash_counts_more_than_the_note(server: Server) -> None:
+    """Neither a note of other content nor a nonsense one is believed, and it is mended."""
+    path = fetch(archive(server))
+    note = path.with_name("pets.tar.gz.sha256")
+    right = note.read_text()
+    path.write_bytes(b"another")
+    note.write_text(f"{hashlib.sha256(b'another').hexdigest()}  pets.tar.gz\n")
+    with pytest.raises(UserError, match=f"damaged.*expected {SHA256}"):
+        fetch(archive(server))
+    path.write_bytes(CONTENT)
+    note.write_text("nonsense")
+    assert fetch(archive(server)) == path
+    assert note.read_text() == right
+
+
+def test_an_archive_that_cannot_be_had(server: Server) -> None:
+    url, path = archive(server).url, cached_path(archive(server))
+    assert failure(archive(server, OTHER)) == (
+        f"what came from {url} is not the published pets.tar.gz: its SHA-256 is {SHA256}, "
+        f"expected {OTHER}. It was thrown away; perhaps a proxy answered in the server's "
+        f"place. Try again, or put the right file at {path}."
+    )
+    server.status = 404
+    assert failure(archive(server)) == (
+        f"cannot download pets.tar.gz from {url} (HTTP 404 Not Found). Try again; or download "
+        f"that address on another machine and put the file at {path}; or give its path as "
+        "data.path."
+    )
 
 
 def test_the_hash_is_read_before_the_content(server: Server) -> None:
@@ -311,7 +370,7 @@ def test_killed(server: Server) -> None:
     go_on = threading.Event()
     server.midway = lambda: wait(go_on)
     code = """
-        from jaxcls.models.download import fetch
+        from jaxcls.download import fetch
         from jaxcls.models.weights import find
         fetch(find("timm/resnet50.a1_in1k"))
     """
@@ -470,3 +529,8 @@ def test_no_two_sets_share_a_file() -> None:
     names = [cached_path(wanted).name for wanted in WEIGHTS.values()]
     assert len({name.lower() for name in names}) == len(names)
     assert not any(set(name) & set('/\\:*?"<>| ') for name in names)
+
+
+def test_where_weights_lie() -> None:
+    assert torchvision_set().place == "weights/torchvision--resnet50-v2.pth"
+    assert HUB_SET.place == "weights/timm--resnet50.a1_in1k.safetensors"

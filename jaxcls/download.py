@@ -1,13 +1,17 @@
-"""Published weights from the network, whole or not at all, and kept in a cache.
+"""Published files from the network, whole or not at all, and kept in a cache.
 
-    path = fetch(find("torchvision/resnet50:v2"))
+    path = fetch(find("torchvision/resnet50:v2"))  # weights: jaxcls.models.weights
+    path = fetch(Cifar10.archive)  # of a dataset: jaxcls.data.archives
 
     $JAXCLS_CACHE, else $XDG_CACHE_HOME/jaxcls, else ~/.cache/jaxcls
       weights/torchvision--resnet50-v2.pth           what was published, byte for byte
              /torchvision--resnet50-v2.pth.sha256    its hash, as `sha256sum -c` reads it
+      datasets/cifar10/cifar-10-binary.tar.gz
+                      /cifar-10-binary.tar.gz.sha256
 
 Python's own urllib fetches them: torchvision's loader would need PyTorch, the hub's client is a
-dozen packages, and neither checks the whole hash of a file each time that it is used.
+dozen packages, and neither checks the whole hash of a file each time that it is used. Nor does
+anything here import JAX: the processes that load data need the cache too.
 """
 
 import contextlib
@@ -18,27 +22,49 @@ import re
 import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-import safetensors
 from tqdm import tqdm
 
 import jaxcls
 from jaxcls.errors import UserError
-from jaxcls.models.weights import HUB, WeightSet
 
 TIMEOUT = 30
 """Seconds without a byte after which a server is given up."""
 CHUNK = 1 << 20  # bytes
 
 
-def fetch(weights: WeightSet) -> Path:
-    """Returns the path of a set's file on this machine; downloads it if it is not there.
+class Published(Protocol):
+    """A file that can be downloaded."""
+
+    @property
+    def name(self) -> str:
+        """What messages and the bar call it: its own name, or that of what it holds."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, http or https."""
+
+    @property
+    def sha256(self) -> str:
+        """How its SHA-256 begins, or all 64 digits of it, in hexadecimal. "" where it is not
+        known: it is a safetensors file then, on a server that answers as Hugging Face's."""
+
+    @property
+    def place(self) -> str:
+        """Its path in the cache folder, "weights/torchvision--resnet50-v2.pth"."""
+
+    @property
+    def instead(self) -> str:
+        """What a person can do who has the file elsewhere, "give its path as data.path"."""
+
+
+def fetch(wanted: Published) -> Path:
+    """Returns the path of a file on this machine; downloads it if it is not there.
 
     The file is checked each time, the network is used only if it is missing. Any number of
     processes may do this at once, and be killed at any moment.
@@ -47,25 +73,23 @@ def fetch(weights: WeightSet) -> Path:
       UserError: if it cannot be downloaded or written, is not what was published, or is
         damaged. Each says where to put a file that was downloaded by hand.
     """
-    path = cached_path(weights)
+    path = cached_path(wanted)
     with _reading(path):
         cached = path.exists()
     if cached:
-        _check(path, weights)
+        _check(path, wanted)
     else:
-        _download(weights, path)
+        _download(wanted, path)
     return path
 
 
-def cached_path(weights: WeightSet) -> Path:
-    """Returns where the file of a set is, or will be, on this machine."""
-    name = weights.name.replace("/", "--").replace(":", "-")
-    suffix = Path(weights.file or "model.safetensors").suffix
-    return cache_folder() / "weights" / f"{name}{suffix}"
+def cached_path(wanted: Published) -> Path:
+    """Returns where a file is, or will be, on this machine."""
+    return cache_folder() / wanted.place
 
 
 def cache_folder() -> Path:
-    """Returns the folder of what can be downloaded again."""
+    """Returns the folder of what can be downloaded or made again."""
     if folder := os.environ.get("JAXCLS_CACHE"):
         return _absolute(folder)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -81,11 +105,12 @@ def _absolute(folder: str) -> Path:
         ) from error
 
 
-def _check(path: Path, weights: WeightSet) -> None:
+def _check(path: Path, wanted: Published) -> None:
     """Compares a file in the cache with its hash.
 
     A file that was put there by hand has no hash beside it: it is compared with what of the
-    hash is known, and remembered.
+    hash is known, and remembered. Where the whole hash is known, what lies beside the file
+    does not count.
 
     Raises:
       UserError: if they differ.
@@ -94,17 +119,26 @@ def _check(path: Path, weights: WeightSet) -> None:
     with _reading(path):
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        expected = note.read_text("utf-8").split()[:1] if note.exists() else None
-    if not found.startswith(weights.sha256) or expected not in (None, [found]):
-        known = expected[0] if expected else f"{weights.sha256}..."
+        remembered = note.read_text("utf-8").split()[:1] if note.exists() else None
+    whole = len(wanted.sha256) == 64
+    expected = [wanted.sha256] if whole else remembered
+    if not found.startswith(wanted.sha256) or expected not in (None, [found]):
+        known = expected[0] if expected else f"{wanted.sha256}..."
+        own = f"; if you have put this file there yourself, remove {note.name} alone"
+        more = "" if whole else own
         raise UserError(
-            f"{path} is damaged or not the file of {weights.name}: its SHA-256 is {found}, "
-            f"expected {known}. Remove it and {note.name}, and it is downloaded again; if "
-            f"you have put this file there yourself, remove {note.name} alone."
+            f"{path} is damaged or not {_described(wanted)}: its SHA-256 is {found}, expected "
+            f"{known}. Remove it and {note.name}, and it is downloaded again{more}."
         )
-    if expected is None:
+    if remembered != [found]:
         with contextlib.suppress(OSError):  # a cache that others share may be read-only
             _write_note(path, found)
+
+
+def _described(wanted: Published) -> str:
+    """Returns "the file of timm/resnet50.a1_in1k", "the published cifar-10-binary.tar.gz"."""
+    own_name = wanted.name == wanted.place.rpartition("/")[2]
+    return f"the {'published' if own_name else 'file of'} {wanted.name}"
 
 
 def _note(path: Path) -> Path:
@@ -117,21 +151,21 @@ def _write_note(path: Path, digest: str) -> None:
         file.write(f"{digest}  {path.name}\n".encode())
 
 
-def _download(weights: WeightSet, path: Path) -> None:
-    """Downloads the file of a set to `path`.
+def _download(wanted: Published, path: Path) -> None:
+    """Downloads a file to `path`.
 
     Raises:
       UserError: if it cannot be had or kept, or is not what the server announced.
     """
-    url = _checked_url(weights)
+    url = wanted.url
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
         digest = hashlib.sha256()
-        with _network(weights, path):
-            expected = weights.sha256 or _announced_hash(url)
+        with _network(wanted, path):
+            expected = wanted.sha256 or _announced_hash(url)
         with _replacing(path) as file:
-            with contextlib.closing(_content(weights, path)) as chunks:
+            with contextlib.closing(_content(wanted, path)) as chunks:
                 for chunk in chunks:
                     file.write(chunk)
                     digest.update(chunk)
@@ -140,9 +174,9 @@ def _download(weights: WeightSet, path: Path) -> None:
             fault = _fault(found, expected, file.name)
             if fault:
                 raise UserError(
-                    f"what came from {url} is not the file of {weights.name}: {fault}. It "
-                    "was thrown away; perhaps a proxy answered in the server's place. Try "
-                    f"again, or put the right file at {path}."
+                    f"what came from {url} is not {_described(wanted)}: {fault}. It was "
+                    "thrown away; perhaps a proxy answered in the server's place. Try again, "
+                    f"or put the right file at {path}."
                 )
             _write_note(path, found)  # first: what has its name has its hash beside it
 
@@ -158,6 +192,8 @@ def _fault(found: str, expected: str, name: str) -> str:
     if not found.startswith(expected):
         return f"its SHA-256 is {found}, expected {expected.ljust(64, '.')}"
     if not expected:
+        import safetensors  # here alone: what has a hash is any file
+
         try:
             with safetensors.safe_open(
                 name, framework="np"
@@ -168,43 +204,24 @@ def _fault(found: str, expected: str, name: str) -> str:
     return ""
 
 
-def _checked_url(weights: WeightSet) -> str:
-    """Returns the URL of a set, which a setting of the environment goes into.
-
-    Raises:
-      UserError: if that cannot be a URL.
-    """
-    url = weights.url
-    try:
-        good = urllib.parse.urlsplit(url).scheme in ("http", "https") and url.isascii()
-    except ValueError:
-        good = False
-    if not good:
-        raise UserError(
-            f"{url} is no address to download from: HF_ENDPOINT must be like "
-            f"{HUB}, or not set."
-        )
-    return url
-
-
-def _content(weights: WeightSet, path: Path) -> Generator[bytes, None, None]:
-    """Yields the content of a set's file, with a bar on a terminal.
+def _content(wanted: Published, path: Path) -> Generator[bytes, None, None]:
+    """Yields the content of a file, with a bar on a terminal.
 
     What goes wrong where the chunks are used is not mistaken for a fault of the network.
 
     Raises:
       UserError: if it cannot be had, or ends before the announced length.
     """
-    request = urllib.request.Request(weights.url, headers=_headers())
+    request = urllib.request.Request(wanted.url, headers=_headers())
     with (
-        _network(weights, path),
+        _network(wanted, path),
         urllib.request.urlopen(request, timeout=TIMEOUT) as response,
     ):
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
         received = 0
         with tqdm(
-            desc=weights.name,
+            desc=wanted.name,
             total=total,
             unit="B",
             unit_scale=True,
@@ -279,16 +296,15 @@ def _remove_abandoned(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _network(weights: WeightSet, path: Path) -> Iterator[None]:
+def _network(wanted: Published, path: Path) -> Iterator[None]:
     """Turns what urllib raises into one sentence with the way round the network."""
     try:
         yield
     except (OSError, http.client.HTTPException, UnicodeError) as error:
-        needed = "".join(f", model.{k}={v!r}" for k, v in weights.options.items())
         raise UserError(
-            f"cannot download {weights.name} from {weights.url} ({_reason(error)}). Try "
-            "again; or download that address on another machine and put the file at "
-            f"{path}; or give the path of a file instead of the name{needed}."
+            f"cannot download {wanted.name} from {wanted.url} ({_reason(error)}). Try again; "
+            f"or download that address on another machine and put the file at {path}; or "
+            f"{wanted.instead}."
         ) from error
 
 

@@ -1,0 +1,92 @@
+"""A watch over the images of a run that cannot be read and are left out.
+
+The processes that load have only masked the rows (jaxcls/data/loader.py): here, in the trainer,
+each such image is said once, counted, and too many of them end the run.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from jaxcls.data.derived import explain
+from jaxcls.data.loader import Batch
+from jaxcls.data.sources import Source, Split
+from jaxcls.errors import UserError
+
+NAMED = 5
+"""Images that the message names when there are too many."""
+
+
+class BadImages:
+    """The bad images of one split that have been met since the process began."""
+
+    def __init__(
+        self,
+        source: Source,
+        split: Split,
+        *,
+        max_share: float,
+        say: Callable[[str], None] = print,
+    ):
+        """Begins with none.
+
+        Args:
+          source: the split.
+          split: its name, for messages.
+          max_share: of the split that may be bad, 0..1.
+          say: takes a line for each.
+        """
+        self._source = source
+        self._split = split
+        self._max_share = max_share
+        self._say = say
+        self._reasons: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yields the batches of a Loader unchanged, looking at each.
+
+        Raises:
+          UserError: if there are too many bad images.
+        """
+        for batch in batches:
+            self.look_at(batch)
+            yield batch
+
+    def look_at(self, batch: Batch) -> None:
+        """Counts and says the images of a batch that have not been met before.
+
+        Args:
+          batch: "id" and "mask", as a Loader gives them.
+
+        Raises:
+          UserError: if there are too many now.
+        """
+        bad = batch["id"][~batch["mask"] & (batch["id"] >= 0)]
+        for index in map(int, np.unique(bad)):
+            if index in self._reasons:
+                continue
+            # It may have become readable since: the row was left out all the same.
+            reason = explain(self._source, index) or (
+                f"record {index} of {self._source!r}: it could not be read at first."
+            )
+            self._reasons[index] = reason
+            self._say(f"left out, a bad image of the {self._split} split: {reason}")
+            self._check()
+
+    def _check(self) -> None:
+        count, size = len(self._reasons), len(self._source)
+        if count <= self._max_share * size:
+            return
+        reasons = list(self._reasons.values())
+        more = [f"and {count - NAMED} more"] if count > NAMED else []
+        raise UserError(
+            f"{count} of the {size} images of the {self._split} split are bad so far "
+            f"({count / size:.2%}), more than data.max_bad_share allows "
+            f"({self._max_share:.2%}):\n    "
+            + "\n    ".join([*reasons[:NAMED], *more])
+            + "\n  Mend or remove them (python -m jaxcls.prepare check finds all), or raise "
+            "data.max_bad_share."
+        )

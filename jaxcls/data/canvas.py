@@ -1,0 +1,315 @@
+"""How images of all sizes become squares of one size, on the host.
+
+    canvas = HostRandomResizedCrop(size=224)
+    canvas.place(data, channels=3, word=word)               # uint8 [224, 224, 3], for training
+    canvas.evaluation().place(data, channels=3, word=0)     # the middle, for validation
+
+What is random is a pure function of `word`, of which there is one for each (seed, step, row).
+"""
+
+import abc
+import dataclasses
+import math
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from jaxcls.data import decode
+from jaxcls.errors import UserError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+"""Pillow's filters of these names, which are wide enough for all old pixels to count
+(antialiased), except for "nearest"."""
+
+_TRIES = 10
+"""How often torchvision draws a box before it takes the middle of the image."""
+
+_LARGEST_DETOUR = 16
+"""An image so long that resizing all of it would make more pixels than so many squares is not
+resized beyond the square: a file of 1 x 20,000 pixels would become one of 256 x 5 million."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Canvas(abc.ABC):
+    """How an image is laid onto a square."""
+
+    size: int
+
+    @abc.abstractmethod
+    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+        """Decodes an image and lays it onto the square.
+
+        Args:
+          data: the bytes of its file.
+          channels: 3 (RGB) or 1 (grey).
+          word: 0 <= word < 2**64, on which alone depends what is random.
+
+        Returns:
+          uint8 [size, size, channels]; it may be read-only.
+
+        Raises:
+          BadImage: if the bytes are no image that can be decoded.
+        """
+
+    @abc.abstractmethod
+    def evaluation(self) -> "Canvas":
+        """Returns the canvas for validation images: of the same shape, and nothing random."""
+
+    def shape(self, channels: int) -> tuple[int, int, int]:
+        """Returns the shape of what `place` gives: (height, width, channels)."""
+        return self.size, self.size, channels
+
+    def validate(self) -> None:
+        """Raises UserError for values out of range."""
+        _check(self, "size", 1 <= self.size <= 8192, "lie in 1..8192")
+        for field in dataclasses.fields(self):
+            if field.name == "interpolation":
+                known = get_args(Interpolation)
+                chosen = getattr(self, field.name)
+                _check(self, field.name, chosen in known, f"be one of {known}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class CenterSquare(Canvas):
+    """The middle of the image: its short side is resized, then a square is cut out.
+
+    Equal to torchvision's Resize and CenterCrop of a Pillow image, pixel for pixel, and so the
+    same for training and validation. (Only images whose sides are to each other as 16 to 1 or
+    more are cut before they are resized.)
+
+    Attributes:
+      size: pixels of a side of the square, 1..8192.
+      crop: side of the square by the short side that the image is resized to, above 0 and at
+        most 1: size 224 and crop 0.875 cut the middle 224 out of 256.
+      interpolation: "nearest", "bilinear" or "bicubic", antialiased as Pillow's.
+    """
+
+    size: int = 256
+    crop: float = 1.0
+    interpolation: Interpolation = "bilinear"
+
+    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+        del word
+        image = _image(decode.decode(data, channels=channels))
+        short, long = sorted(image.size)
+        new_short = round(self.size / self.crop)
+        new_long = new_short * long // short
+        tall = image.height > image.width
+        width, height = (new_short, new_long) if tall else (new_long, new_short)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        square = (left, top, left + self.size, top + self.size)
+        resample = _filter(self.interpolation)
+        if new_short * new_long <= _LARGEST_DETOUR * new_short**2:
+            placed = image.resize((width, height), resample).crop(square)
+        else:
+            # The part of the image that the square shows, in its own pixels.
+            across, down = image.width / width, image.height / height
+            part = (
+                square[0] * across,
+                square[1] * down,
+                min(square[2] * across, image.width),
+                min(square[3] * down, image.height),
+            )
+            placed = image.resize((self.size, self.size), resample, box=part)
+        return _pixels(placed)
+
+    def evaluation(self) -> "CenterSquare":
+        return self
+
+    def validate(self) -> None:
+        super().validate()
+        _check_crop(self, self.crop)
+
+
+@dataclasses.dataclass(kw_only=True)
+class HostRandomResizedCrop(Canvas):
+    """A box of random area and shape, cut out of the full image and resized to the square
+    (torchvision's RandomResizedCrop; Szegedy et al., "Going Deeper with Convolutions", 2014).
+
+    For large photographs: the crop comes from the image as it was taken, not from a square that
+    is already small. A JPEG file is decoded at 1/2 of its size or less where the box then still has
+    as many pixels as the square, and only down to the box's last row. At its full size, the crop is equal to torchvision's of
+    a Pillow image in the same box.
+
+    Attributes:
+      size: pixels of a side of the square, 1..8192.
+      scale: the box's area as a fraction of the image's, above 0 and at most 1, uniform between
+        the two.
+      ratio: the box's width by its height, above 0, its logarithm uniform between the two.
+      interpolation: "nearest", "bilinear" or "bicubic", antialiased as Pillow's.
+      crop: for validation images: the middle, as CenterSquare's.
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    crop: float = 0.875
+
+    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+        height, width = decode.size(data)
+        box = random_box(word, height, width, self.scale, self.ratio)
+        # The least short side at which the box has `size` pixels in both ways, also after the
+        # sides of the decoded image are rounded up.
+        enough = -(-min(height, width) * self.size // min(box.height, box.width)) + 1
+        pixels = decode.decode(
+            data, channels=channels, min_side=enough, rows=box.top + box.height
+        )
+        down, across = pixels.shape[0] / height, pixels.shape[1] / width
+        top, bottom = box.top * down, (box.top + box.height) * down
+        left, right = box.left * across, (box.left + box.width) * across
+        # In a smaller image, the box may end within a pixel.
+        first_row, first_column = int(top), int(left)
+        cut = pixels[first_row : math.ceil(bottom), first_column : math.ceil(right)]
+        part = (
+            left - first_column,
+            top - first_row,
+            min(right - first_column, cut.shape[1]),
+            min(bottom - first_row, cut.shape[0]),
+        )
+        side = (self.size, self.size)
+        return _pixels(_image(cut).resize(side, _filter(self.interpolation), box=part))
+
+    def evaluation(self) -> CenterSquare:
+        return CenterSquare(
+            size=self.size, crop=self.crop, interpolation=self.interpolation
+        )
+
+    def validate(self) -> None:
+        super().validate()
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            _check(
+                self,
+                name,
+                0 < low <= high < math.inf,
+                "go from a number above 0 to one that is not smaller",
+            )
+        _check(self, "scale", self.scale[1] <= 1, "not be above 1, the whole image")
+        _check_crop(self, self.crop)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Letterbox(Canvas):
+    """The whole image in its own shape: its long side is resized, and the rest of the square,
+    one half on each side of the image, is filled.
+
+    Nothing is cut off: a crop, if there is to be one, is made on the device.
+
+    Attributes:
+      size: pixels of a side of the square, 1..8192.
+      fill: the grey level of the rest, 0..255.
+      interpolation: "nearest", "bilinear" or "bicubic", antialiased as Pillow's.
+    """
+
+    size: int = 256
+    fill: int = 0
+    interpolation: Interpolation = "bilinear"
+
+    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+        del word
+        image = _image(decode.decode(data, channels=channels))
+        long = max(image.size)
+        width = max(round(image.width * self.size / long), 1)
+        height = max(round(image.height * self.size / long), 1)
+        resized = _pixels(image.resize((width, height), _filter(self.interpolation)))
+        placed = np.full(self.shape(channels), self.fill, np.uint8)
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        placed[top : top + height, left : left + width] = resized
+        return placed
+
+    def evaluation(self) -> "Letterbox":
+        return self
+
+    def validate(self) -> None:
+        super().validate()
+        _check(self, "fill", 0 <= self.fill <= 255, "lie in 0..255")
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A part of an image, in whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_box(
+    word: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """Draws a box as torchvision's RandomResizedCrop does: ten tries, of which the first that
+    fits is taken. If none fits, the box is the middle of the image, cut to the nearest ratio
+    that is allowed.
+
+    Args:
+      word: 0 <= word < 2**64, the key of the counter-based generator Philox, whose raw words
+        NumPy promises for ever.
+      height: of the image.
+      width: of the image.
+      scale: the least and greatest area, as a fraction of the image's.
+      ratio: the least and greatest width by height.
+    """
+    key = np.array([word, 0], np.uint64)
+    raw = np.random.Philox(key=key).random_raw(2 * _TRIES + 2)
+    uniform = ((raw >> np.uint64(11)) * 2.0**-53).tolist()  # in 0 <= u < 1
+    down, across = uniform[-2:]
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for draw in range(_TRIES):
+        of_area, of_aspect = uniform[2 * draw : 2 * draw + 2]
+        area = height * width * (scale[0] + of_area * (scale[1] - scale[0]))
+        aspect = math.exp(log_low + of_aspect * (log_high - log_low))
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return Box(
+                top=int(down * (height - box_height + 1)),
+                left=int(across * (width - box_width + 1)),
+                height=box_height,
+                width=box_width,
+            )
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = max(round(width / ratio[0]), 1)
+    elif width / height > ratio[1]:
+        box_width = max(round(height * ratio[1]), 1)
+    return Box(
+        top=(height - box_height) // 2,
+        left=(width - box_width) // 2,
+        height=box_height,
+        width=box_width,
+    )
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    """Returns a Pillow image of uint8 [height, width, 1 or 3]."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Returns uint8 [height, width, channels] of an image in mode "L" or "RGB"; read-only."""
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _filter(interpolation: Interpolation) -> Image.Resampling:
+    return Image.Resampling[interpolation.upper()]
+
+
+def _check_crop(canvas: Canvas, crop: float) -> None:
+    """Raises UserError unless the square fits into what it is cut out of."""
+    _check(canvas, "crop", 0 < crop <= 1, "be above 0 and at most 1")
+
+
+def _check(canvas: Canvas, name: str, holds: bool, must: str) -> None:
+    """Raises UserError, naming the option and its value, unless `holds`."""
+    if not holds:
+        raise UserError(
+            f"{type(canvas).__name__}.{name} must {must}, not {getattr(canvas, name)!r}."
+        )

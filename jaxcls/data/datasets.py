@@ -1,0 +1,43 @@
+"""The datasets that a recipe's argument can name: `--config configs/resnet18.py:folder`."""
+
+from jaxcls.data.archives import Cifar10, Cifar100, FashionMnist, Mnist
+from jaxcls.data.folder import ImageFolder
+from jaxcls.data.huggingface import HuggingFace
+from jaxcls.data.imagenet import ImageNet
+from jaxcls.data.manifest import Manifest
+from jaxcls.data.records import Records
+from jaxcls.data.sources import Dataset, Digits
+from jaxcls.data.synthetic import Synthetic
+from jaxcls.data.tfds import Tfds
+from jaxcls.data.webtar import WebTar
+from jaxcls.errors import UserError, did_you_mean
+
+DATASETS: dict[str, type[Dataset]] = {
+    "digits": Digits,
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "mnist": Mnist,
+    "fashion_mnist": FashionMnist,
+    "imagenet": ImageNet,
+    "folder": ImageFolder,
+    "records": Records,
+    "manifest": Manifest,
+    "webtar": WebTar,
+    "tfds": Tfds,
+    "huggingface": HuggingFace,
+    "synthetic": Synthetic,
+}
+
+
+def create_dataset(name: str) -> Dataset:
+    """Returns a dataset by name, with its default options.
+
+    Raises:
+      UserError: for a name that is not in DATASETS.
+    """
+    if name not in DATASETS:
+        raise UserError(
+            f"unknown dataset '{name}'.{did_you_mean(name, DATASETS)} Known datasets: "
+            f"{', '.join(DATASETS)}."
+        )
+    return DATASETS[name]()

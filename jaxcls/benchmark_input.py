@@ -1,7 +1,7 @@
 """Measures the input pipeline: `python -m jaxcls.benchmark input [--images DIR]`.
 
-All in one run, in turns; medians. Each turn begins with a new loader and is measured from its
-first batch on, so that starting processes does not count. Prints
+All in one run, in turns; medians. The loaders stay open from turn to turn, and what they had
+ready at the beginning of one is not counted: neither is the start of processes. Prints
 
 * photographs, decoded and cropped at random to 224 pixels: bare, through the loader, and by
   torchvision and Pillow through PyTorch's DataLoader, where they are installed: to uint8, as
@@ -12,7 +12,9 @@ first batch on, so that starting processes does not count. Prints
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import itertools
@@ -21,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,10 @@ from jaxcls.data.synthetic import Synthetic
 from jaxcls.errors import UserError
 from jaxcls.prepare import write_records
 
-TURNS = 7
+TURNS = 5
 BATCH = 10
-"""Small, so that the batches that are under way when the clock starts are few."""
+READY = 10
+"""Batches that are not counted: a loader may have so many ready when its turn begins."""
 
 
 class Files:
@@ -104,13 +107,17 @@ def make_photographs(folder: Path, number: int = 100) -> list[Path]:
     return paths
 
 
-def speed(batches: Iterable[Any], images_a_batch: int) -> float:
-    """Returns images a second, from the first batch to the last."""
-    iterator = iter(batches)
-    next(iterator)
+def speed(batches: Iterator[Any], images_a_batch: int, count: int) -> float:
+    """Returns images a second over `count` batches, after READY that are not counted."""
+    _take(batches, READY)
     start = time.perf_counter()
-    number = sum(1 for _ in iterator)
-    return number * images_a_batch / (time.perf_counter() - start)
+    _take(batches, count)
+    return count * images_a_batch / (time.perf_counter() - start)
+
+
+def _take(batches: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        next(batches)
 
 
 def in_turns(
@@ -131,28 +138,21 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def loaded(
-    source: Source, batch: int, steps: int, workers: int, threads: int
-) -> Callable[[], float]:
-    """Returns a measure of the loader: batches of `source`, in processes or threads."""
-    batches = TrainBatches(source, seed=0, batch_size=batch, num_steps=steps)
-
-    def measure() -> float:
-        with Loader(batches, workers=workers, threads=threads) as loader:
-            return speed(loader, batch)
-
-    return measure
+def loaded(source: Source, batch: int, workers: int, threads: int) -> Loader:
+    """Returns a loader of batches of `source` without end."""
+    batches = TrainBatches(source, seed=0, batch_size=batch, num_steps=10**9)
+    return Loader(batches, workers=workers, threads=threads)
 
 
-def bare(source: DecodedSource, steps: int) -> Callable[[], float]:
-    """Returns a measure of what must be done at least: read, decode, crop; nothing between."""
-
-    def images() -> Iterator[np.ndarray]:
-        for index in range(steps * BATCH):
-            data = source.encoded.read(index % len(source))
-            yield source.canvas.place(data, source.channels, index)
-
-    return lambda: speed(images(), 1)
+def bare(source: DecodedSource) -> Iterator[list[np.ndarray]]:
+    """Yields batches with what must be done at least: read, decode, crop; nothing between."""
+    for first in itertools.count(step=BATCH):
+        yield [
+            source.canvas.place(
+                source.encoded.read(index % len(source)), source.channels, index
+            )
+            for index in range(first, first + BATCH)
+        ]
 
 
 @dataclasses.dataclass
@@ -170,14 +170,14 @@ class TorchImages:
             return self.transform(Image.open(file).convert("RGB")), 0
 
 
-def torch_loaded(
-    paths: Sequence[Path], steps: int, workers: int, floats: bool
-) -> Callable[[], float]:
-    """Returns a measure of PyTorch's DataLoader with torchvision's transforms on Pillow images:
-    to uint8, or flipped, to float32 and normalised."""
+def torch_loaded(paths: Sequence[Path], workers: int, floats: bool) -> Iterator[Any]:
+    """Returns batches of PyTorch's DataLoader without end, with torchvision's transforms on
+    Pillow images: to uint8, or flipped, to float32 and normalised."""
     import torch
     from torchvision import transforms
 
+    # As it has it in worker processes: the arrays are so small that more only wait.
+    torch.set_num_threads(1)
     crop = transforms.RandomResizedCrop(224)
     transform = transforms.Compose([crop, transforms.PILToTensor()])
     if floats:
@@ -189,35 +189,46 @@ def torch_loaded(
                 transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
             ]
         )
-    repeated = list(itertools.islice(itertools.cycle(paths), steps * BATCH))
-    dataset: Any = TorchImages(repeated, transform)
-
-    def measure() -> float:
-        loader = torch.utils.data.DataLoader(
-            dataset, batch_size=BATCH, shuffle=True, num_workers=workers
+    dataset: Any = TorchImages(paths, transform)
+    sampler = torch.utils.data.RandomSampler(
+        dataset, replacement=True, num_samples=10**9
+    )
+    return iter(
+        torch.utils.data.DataLoader(
+            dataset, batch_size=BATCH, sampler=sampler, num_workers=workers
         )
-        return speed(loader, BATCH)
-
-    return measure
+    )
 
 
-def compare_photographs(paths: Sequence[Path], steps: int = 50) -> None:
+def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
     """Prints how fast photographs are decoded and cropped."""
     source = DecodedSource(Files(paths), HostRandomResizedCrop(size=224), 3)
-    measures = {
-        "bare, 1 thread": bare(source, steps),
-        "loader, 1 thread": loaded(source, BATCH, steps, 0, 1),
-        "loader, 2 threads": loaded(source, BATCH, steps, 0, 2),
-        "loader, 2 workers": loaded(source, BATCH, steps, 2, 1),
-    }
     peers = importlib.util.find_spec("torchvision") is not None
-    if peers:
-        for kind, floats in (("uint8", False), ("float32", True)):
-            for place, workers in (("in process", 0), ("2 workers", 2)):
-                measure = torch_loaded(paths, steps, workers, floats)
-                measures[f"torchvision {kind}, {place}"] = measure
-    print(f"\n{len(paths)} photographs, RandomResizedCrop(224), batches of {BATCH}")
-    found = in_turns(measures)
+    with contextlib.ExitStack() as stack:
+        batches: dict[str, Iterator[Any]] = {"bare, 1 thread": bare(source)}
+        for place, workers, threads in (
+            ("1 thread", 0, 1),
+            ("2 threads", 0, 2),
+            ("2 workers", 2, 1),
+        ):
+            loader = loaded(source, BATCH, workers, threads)
+            batches[f"loader, {place}"] = stack.enter_context(loader)
+        if peers:
+            for kind, floats in (("uint8", False), ("float32", True)):
+                for place, workers in (("in process", 0), ("2 workers", 2)):
+                    batches[f"torchvision {kind}, {place}"] = torch_loaded(
+                        paths, workers, floats
+                    )
+        print(
+            f"\n{len(paths)} photographs, RandomResizedCrop(224), batches of {BATCH}",
+            flush=True,
+        )
+        found = in_turns(
+            {
+                name: functools.partial(speed, each, BATCH, count)
+                for name, each in batches.items()
+            }
+        )
     _print_medians(found)
     overhead = ratio(found["bare, 1 thread"], found["loader, 1 thread"]) - 1
     print(f"  -> the loader takes {overhead:.1%} more time than decoding alone")
@@ -232,11 +243,11 @@ def compare_photographs(paths: Sequence[Path], steps: int = 50) -> None:
     ):
         times = [
             ratio(found[ours], found[f"torchvision {kind}, {theirs}"])
-            for kind in ("uint8", "float32")
+            for kind in ("float32", "uint8")
         ]
         print(
-            f"  -> {ours}: {times[0]:.2f} times as fast as torchvision uint8, {theirs}; "
-            f"{times[1]:.2f} times as float32"
+            f"  -> {ours}: {times[0]:.2f} times as fast as torchvision float32, {theirs}; "
+            f"{times[1]:.2f} times as uint8"
         )
 
 
@@ -250,25 +261,29 @@ def compare_records(folder: Path, size: int, images: int, batch: int) -> None:
     made = Synthetic(images=images, size=size, classes=2)
     write_records(made, folder, size=size, format="raw")
     source = Records(path=str(folder)).source("train")
-    steps = 8 * len(source) // batch
-    measures = {
-        f"loader, {threads} threads": loaded(source, batch, steps, 0, threads)
-        for threads in (1, 2)
-    }
-    print(f"\nraw records of {size} x {size} x 3, batches of {batch}")
-    _print_medians(in_turns(measures))
+    print(f"\nraw records of {size} x {size} x 3, batches of {batch}", flush=True)
+    _print_medians(_by_threads(source, batch))
 
 
-def compare_arrays(number: int = 50_000, batch: int = 512, steps: int = 400) -> None:
+def compare_arrays(number: int = 50_000, batch: int = 512) -> None:
     """Prints how fast small images come out of memory."""
     images = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), np.uint8)
     source = ArraySource("random", images, np.zeros(number, np.int32), ("one",))
-    measures = {
-        f"loader, {threads} threads": loaded(source, batch, steps, 0, threads)
-        for threads in (1, 2)
-    }
-    print(f"\n{number:,} images of 32 x 32 x 3 in memory, batches of {batch}")
-    _print_medians(in_turns(measures))
+    print(
+        f"\n{number:,} images of 32 x 32 x 3 in memory, batches of {batch}", flush=True
+    )
+    _print_medians(_by_threads(source, batch))
+
+
+def _by_threads(source: Source, batch: int, count: int = 50) -> dict[str, list[float]]:
+    """Returns the speeds of loaders with one thread and with two."""
+    with loaded(source, batch, 0, 1) as one, loaded(source, batch, 0, 2) as two:
+        return in_turns(
+            {
+                "loader, 1 thread": lambda: speed(one, batch, count),
+                "loader, 2 threads": lambda: speed(two, batch, count),
+            }
+        )
 
 
 def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:

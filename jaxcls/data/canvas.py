@@ -128,9 +128,9 @@ class HostRandomResizedCrop(Canvas):
     (torchvision's RandomResizedCrop; Szegedy et al., "Going Deeper with Convolutions", 2014).
 
     For large photographs: the crop comes from the image as it was taken, not from a square that
-    is already small. A JPEG file is decoded at 1/2 of its size or less where the box then still has
-    as many pixels as the square, and only down to the box's last row. At its full size, the crop is equal to torchvision's of
-    a Pillow image in the same box.
+    is already small. A JPEG file is decoded at 1/2 of its size or less where the box then still
+    has as many pixels as the square, and only down to the box's last row. At its full size, the
+    crop is equal to torchvision's of a Pillow image in the same box.
 
     Attributes:
       size: pixels of a side of the square, 1..8192.

@@ -1,4 +1,4 @@
-"""Whole batches indexed by step, and grain to run them in threads or processes.
+"""Whole batches indexed by step, loaded ahead in threads (grain's) or worker processes.
 
     batches = TrainBatches(source, seed=0, batch_size=128, num_steps=1000)
     with Loader(batches, start=500, workers=2) as loader:
@@ -14,30 +14,18 @@ A batch has four arrays, one row each for what this host loads:
 Only NumPy is used here: a worker process never initialises a JAX backend.
 """
 
-import collections
-import contextlib
 import functools
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.resource_tracker
 import os
-import signal
-import sys
-import threading
-import types
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 
 from jaxcls.data import order
 from jaxcls.data.sampling import Draws, Sampling
 from jaxcls.data.sources import Source, stacked, takes_words
+from jaxcls.data.workers import Batch, Workers
 from jaxcls.errors import UserError
-
-Batch: TypeAlias = dict[str, np.ndarray]
 
 
 def load_rows(
@@ -54,8 +42,8 @@ def load_rows(
       "image", "label", "mask" and "id", see above.
 
     Raises:
-      RuntimeError: naming the source and what is wrong with which record. It is a built-in
-        type because grain cannot bring others out of a worker process.
+      RuntimeError: naming the source and what is wrong with which record. One that the source
+        raises itself passes as it is: a sentence that names the file.
     """
     gather = getattr(source, "gather", None)
     some = f"records {', '.join(map(str, ids[:3]))}, ..."
@@ -110,6 +98,8 @@ def _call(source: Source, what: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:
+        if type(error) is RuntimeError:  # no subclass, such as RecursionError
+            raise
         raise RuntimeError(
             f"{what} of {source!r} cannot be read: {type(error).__name__}: {error}"
         ) from None
@@ -236,12 +226,6 @@ class EvalBatches:
         return padded
 
 
-# Batches come from worker processes through pipes, not in grain's shared memory: freeing
-# that races with the garbage collector when an iterator is closed, which left blocks behind
-# and, with grain 0.2.18 on Python 3.11, now and then ended in a segmentation fault.
-_THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-
-
 class Loader:
     """Runs a sequence of batches ahead of its reader, in threads or worker processes.
 
@@ -272,32 +256,18 @@ class Loader:
         """
         if threads is None:
             threads = min(16, max(1, available_cores() // max(workers, 1)))
-        dataset = grain.MapDataset.source(batches)[start:]
-        if repeat:
-            dataset = dataset.repeat()
-        read_options = grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
-        )
-        stream = dataset.to_iter_dataset(read_options)
-        self._first: collections.deque[Batch] = collections.deque()
         self._iterator: Iterator[Batch]
-        if workers == 0 or not len(dataset):
-            self._iterator = iter(stream)
-            return
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl flags; a library has none
-        stream = grain.experimental.WithOptionsIterDataset(stream, _THROUGH_PIPES)
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=workers, per_worker_buffer_size=prefetch
-            ),
-            worker_init_fn=_prepare_worker,
-        )
-        with _signals_blocked(), _main_module_hidden():
-            self._iterator = iter(stream)
-            # Workers take turns, so this many batches have started every one of them.
-            first = [next(self) for _ in range(min(workers, len(dataset)))]
-        self._first.extend(first)
+        if workers == 0 or start >= len(batches):
+            self._iterator = _in_threads(batches, start, repeat, threads, prefetch)
+        else:
+            self._iterator = Workers(
+                batches,
+                start=start,
+                repeat=repeat,
+                workers=workers,
+                threads=threads,
+                prefetch=prefetch,
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -309,22 +279,22 @@ class Loader:
           StopIteration: after the last one.
           UserError: if the data cannot be read; the loader is closed then.
         """
-        if self._first:
-            return self._first.popleft()
         try:
             return next(self._iterator)
         except StopIteration:
             raise
-        except Exception as error:
-            self.close()  # grain would go on behind the batch that failed
-            if not isinstance(error, RuntimeError):
-                raise
-            if "terminated unexpectedly" in str(error):
-                raise UserError(
-                    "a process that loads data was killed, perhaps for want of memory: run "
-                    "the same command again, with fewer data.workers or a smaller prefetch."
-                ) from error
+        except EOFError as error:
+            self.close()
+            raise UserError(
+                "a process that loads data was killed, perhaps for want of memory: run the "
+                "same command again, with fewer data.workers or a smaller prefetch."
+            ) from error
+        except RuntimeError as error:
+            self.close()
             raise UserError(str(error)) from error  # load_rows says what to mend
+        except BaseException:
+            self.close()  # what comes next is not the next batch: it is half read, or lost
+            raise
 
     def __enter__(self) -> "Loader":
         return self
@@ -334,10 +304,28 @@ class Loader:
 
     def close(self) -> None:
         """Ends the worker processes and threads. Can be called twice."""
-        self._first.clear()
         iterator, self._iterator = self._iterator, iter(())
         if hasattr(iterator, "close"):
             iterator.close()
+
+
+def _in_threads(
+    batches: TrainBatches | EvalBatches,
+    start: int,
+    repeat: bool,
+    threads: int,
+    prefetch: int,
+) -> Iterator[Batch]:
+    """Returns the batches as threads of this process load them; arguments as Loader's."""
+    import grain  # it imports jax, which the worker processes have no use for
+
+    dataset = grain.MapDataset.source(batches)[start:]
+    if repeat:
+        dataset = dataset.repeat()
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
+    )
+    return iter(dataset.to_iter_dataset(options))
 
 
 def available_cores() -> int:
@@ -345,53 +333,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _prepare_worker(worker: int, num_workers: int) -> None:
-    """Keeps a worker process off the accelerators and ends it with its trainer."""
-    del worker, num_workers
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # grain has imported jax by now: too late for JAX_PLATFORMS in the environment.
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_platforms", "cpu")
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Gives processes started inside a mask that holds back SIGINT and SIGTERM.
-
-    Ctrl-C and a scheduler's SIGTERM reach the whole process group: the trainer alone decides
-    what to do and still needs its workers to finish the step. Here they are only delayed.
-    """
-    # Started first, because where it is started it lets the signals through again.
-    multiprocessing.resource_tracker.ensure_running()
-    blocked = {signal.SIGINT, signal.SIGTERM}
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-@contextlib.contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Keeps processes started inside from running the main script a second time.
-
-    multiprocessing's spawn imports the parent's main module in every child, which repeats
-    the training of a script without `if __name__ == "__main__"`. Nothing needs it: grain
-    pickles what lies in the main module by value.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

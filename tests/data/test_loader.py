@@ -2,18 +2,15 @@
 behind when loading ends: nothing."""
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import shared_memory
 from pathlib import Path
 
 import jax
@@ -30,10 +27,8 @@ from jaxcls.data.loader import (
     load_rows,
 )
 from jaxcls.data.order import epoch_permutation, record_ids
+from jaxcls.data.workers import Workers
 from jaxcls.errors import UserError
-
-SHM = Path("/dev/shm")
-needs_shm = pytest.mark.skipif(not SHM.is_dir(), reason="shared memory has no folder")
 
 
 class Probe:
@@ -48,8 +43,6 @@ class Probe:
     def __init__(self, n: int, *, bad: int | None = None):
         self.n = n
         self.bad = bad
-        # The first letters of the shared memory that is made for this source.
-        self.tag = secrets.token_hex(3)
 
     def __len__(self) -> int:
         return self.n
@@ -60,9 +53,6 @@ class Probe:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
         from jax._src import xla_bridge
 
-        # Other tests run at the same time: only this name says whose memory it is.
-        if multiprocessing.parent_process() is not None:
-            shared_memory._SHM_NAME_PREFIX = f"/{self.tag}"  # type: ignore[attr-defined]
         if index == self.bad:
             raise KeyError("broken jpeg")
         if index % 3 == 0:
@@ -72,9 +62,6 @@ class Probe:
         image[1, 0] = xla_bridge.backends_are_initialized()
         image[1, 1] = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
         return {"image": image, "label": os.getpid()}
-
-    def memory(self) -> list[str]:
-        return [name for name in os.listdir(SHM) if name.startswith(self.tag)]
 
 
 def indices(batch: Batch) -> list[int]:
@@ -269,10 +256,27 @@ class Failing(Odd):
         raise OSError("disk on fire")
 
 
+class Complaining(Odd):
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        raise RuntimeError("a/b.jpg: it is no image. Remove it.")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_that_cannot_be_gathered_is_named(workers: int) -> None:
-    source = Failing(GOOD_IMAGE, 0)
-    said = "records 0, 1, 2, ... of odd(10) cannot be read: OSError: disk on fire"
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (
+            Failing,
+            "records 0, 1, 2, ... of odd(10) cannot be read: OSError: disk on fire",
+        ),
+        # The source has named the file: nothing is put before it.
+        (Complaining, "a/b.jpg: it is no image. Remove it."),
+    ],
+)
+def test_a_batch_that_cannot_be_gathered_is_named(
+    kind: type[Odd], said: str, workers: int
+) -> None:
+    source = kind(GOOD_IMAGE, 0)
     with pytest.raises(RuntimeError) as error:
         load_rows(source, np.arange(5))  # type: ignore[arg-type]
     assert str(error.value) == said
@@ -574,14 +578,14 @@ def test_the_cores_are_those_this_process_may_use() -> None:
 
 
 @contextlib.contextmanager
-def nothing_left(probe: Probe) -> Iterator[None]:
-    """Checks that no process and no shared memory outlives what happens inside."""
+def nothing_left() -> Iterator[None]:
+    """Checks that no process and no open file outlives what happens inside."""
     assert multiprocessing.active_children() == []
+    before = len(os.listdir("/dev/fd"))
     yield
     assert multiprocessing.active_children() == []
-    gc.collect()  # an error that has been handled may hold the last batch until then
-    if SHM.is_dir():
-        assert within(5, lambda: probe.memory() == []), probe.memory()
+    # One more is multiprocessing's resource tracker's, if this is where it is started.
+    assert len(os.listdir("/dev/fd")) <= before + 1
 
 
 @pytest.mark.parametrize(("workers", "start", "repeat"), [(1, 7, False), (3, 0, True)])
@@ -592,7 +596,7 @@ def test_worker_processes_keep_the_order_and_touch_no_device(
     batches = train_batches(num_steps=10)
     main, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, [])
     number = 14 if repeat else 3
-    with nothing_left(batches.source):  # type: ignore[arg-type]
+    with nothing_left():
         with Loader(
             batches, start=start, repeat=repeat, workers=workers, threads=2
         ) as loader:
@@ -624,12 +628,34 @@ def test_a_record_that_cannot_be_read_is_named(workers: int, bad: int) -> None:
     with pytest.raises(RuntimeError) as read:
         batches[bad // 4]
     assert str(read.value) == said
-    with nothing_left(batches.source):  # type: ignore[arg-type]
+    with nothing_left():
         with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
             with Loader(batches, workers=workers) as loader:
                 for k, batch in enumerate(loader):
                     assert indices(batch) == list(range(4 * k, 4 * k + 4))
                     assert k < bad // 4
+
+
+class Broken:
+    """Batches with a mistake in their own code."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int, /) -> Batch:
+        raise ZeroDivisionError(index)
+
+
+def test_a_mistake_in_the_code_shows_its_traceback() -> None:
+    options = {"start": 1, "workers": 2, "threads": 1, "prefetch": 1}
+    with nothing_left():
+        workers = Workers(Broken(), repeat=False, **options)
+        with pytest.raises(
+            multiprocessing.ProcessError,
+            match=r"(?s)failed:\nTraceback .*ZeroDivisionError: 1",
+        ):
+            next(workers)
+        workers.close()
 
 
 def test_nothing_to_load_starts_no_worker() -> None:
@@ -642,18 +668,15 @@ def test_nothing_to_load_starts_no_worker() -> None:
 
 SOURCE = """
 import os, sys, time
-from multiprocessing import shared_memory
 import numpy as np
 
 class Numbers:
     class_names = range(1 << 23)  # more than there are processes
-    tag = None
     def __len__(self): return 40
     def __repr__(self): return "numbers"
     def __getitem__(self, index):
-        if self.tag is not None:
-            shared_memory._SHM_NAME_PREFIX = f"/{self.tag}"
-        return {"image": np.full((1, 1, 1), index, np.uint8), "label": os.getpid()}
+        # So wide that a batch is more than a pipe holds, and few are ready.
+        return {"image": np.full((1, 1 << 16, 1), index, np.uint8), "label": os.getpid()}
 """
 
 PLAIN = (
@@ -707,9 +730,7 @@ KILLED = (
     SOURCE
     + """
 from jaxcls.data.loader import EvalBatches, Loader
-source = Numbers()
-source.tag = sys.argv[1]
-batches = EvalBatches(source, batch_size=4)
+batches = EvalBatches(Numbers(), batch_size=4)
 loader = Loader(batches, workers=2, repeat=True)
 print(*{int(next(loader)["label"][0]) for _ in range(6)}, flush=True)
 while True:
@@ -731,9 +752,9 @@ with Loader(EvalBatches(Numbers(), batch_size=4), workers=2, repeat=True) as loa
     next(loader)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.killpg(0, number)
-        for _ in range(10):  # more than was ready
+        for _ in range(20):  # more than was ready
             next(loader)
-            time.sleep(0.05)
+            time.sleep(0.02)
 print(*received)
 """
 )
@@ -761,11 +782,8 @@ LOST = (
 import multiprocessing, signal
 from jaxcls.data.loader import EvalBatches, Loader
 from jaxcls.errors import UserError
-source = Numbers()
-source.tag = sys.argv[1]
-with Loader(EvalBatches(source, batch_size=4), workers=2, repeat=True) as loader:
+with Loader(EvalBatches(Numbers(), batch_size=4), workers=2, repeat=True) as loader:
     next(loader)
-    time.sleep(1)  # until all that can be ready is: memory half made is lost for good
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     try:
         for _ in range(100):  # more than was ready
@@ -777,20 +795,18 @@ with Loader(EvalBatches(source, batch_size=4), workers=2, repeat=True) as loader
 )
 
 
-@needs_shm
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:
-    file, tag = tmp_path / "lost.py", secrets.token_hex(3)
+    file = tmp_path / "lost.py"
     file.write_text(LOST)
-    # A new process: what the worker had under way is freed when the trainer ends.
     done = subprocess.run(
-        [sys.executable, file, tag], capture_output=True, text=True, timeout=60
+        [sys.executable, file], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     said, left = done.stdout.splitlines()
     assert said.startswith("a process that loads data was killed, ")
     assert "fewer data.workers" in said
     assert left == "[] []"  # the loader is closed, and the other worker with it
-    assert within(10, lambda: not [n for n in os.listdir(SHM) if n.startswith(tag)])
+    assert done.stderr == ""
 
 
 def is_running(pid: int) -> bool:
@@ -805,17 +821,11 @@ def is_running(pid: int) -> bool:
     return not Path("/proc").is_dir()
 
 
-@needs_shm
 def test_workers_end_when_the_trainer_is_killed(tmp_path: Path) -> None:
-    tag = secrets.token_hex(3)
     file = tmp_path / "killed.py"
     file.write_text(KILLED)
-
-    def memory() -> list[str]:
-        return [name for name in os.listdir(SHM) if name.startswith(tag)]
-
     with subprocess.Popen(
-        [sys.executable, file, tag], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, file], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as trainer:
         try:
             assert trainer.stdout is not None
@@ -828,5 +838,64 @@ def test_workers_end_when_the_trainer_is_killed(tmp_path: Path) -> None:
     for pid in filter(is_running, pids):  # a failure must not load for ever
         os.kill(pid, signal.SIGKILL)
     assert ended, f"workers {pids} outlive their trainer"
-    # multiprocessing's resource tracker frees it, when the last worker has gone.
-    assert within(10, lambda: memory() == []), memory()
+
+
+LARGE = (
+    SOURCE
+    + """
+import multiprocessing, threading
+from jaxcls.data.loader import EvalBatches, Loader
+
+class Large(Numbers):
+    def gather(self, ids):
+        # What a worker has imported, in the first pixel.
+        imported = "jax" in sys.modules or "grain" in sys.modules
+        images = np.full((len(ids), 224, 224, 3), imported, np.uint8)
+        return {"image": images, "label": np.zeros(len(ids), int)}
+
+def shared(pid):
+    maps = f"/proc/{pid}/maps"
+    return os.path.exists(maps) and "/dev/shm" in open(maps).read()
+
+def close(loader):
+    began = time.monotonic()
+    loader.close()
+    return time.monotonic() - began
+
+for way in sys.argv[1:]:
+    loader = Loader(EvalBatches(Large(), batch_size=40), workers=2, repeat=True)
+    if way != "at once":
+        for _ in range(4):
+            batch = next(loader)
+        assert not batch["image"].any()
+        assert not any(map(shared, [os.getpid(), *(p.pid for p in multiprocessing.active_children())]))
+    if way == "full":
+        time.sleep(1)  # until the workers can write no more
+    if way == "reading":
+        reader = threading.Thread(target=lambda: list(loader))
+        threading.excepthook = lambda args: None  # the reader's batch is lost
+        reader.start()
+        time.sleep(0.2)
+    if way != "never":
+        seconds = close(loader)
+        assert seconds < 1, (way, seconds)
+        assert multiprocessing.active_children() == []
+        assert list(loader) == []
+    if way == "reading":
+        reader.join()
+    print(way)
+"""
+)
+
+
+@pytest.mark.parametrize("way", ["at once", "busy", "full", "reading", "never"])
+def test_large_batches_do_not_hold_up_the_end(way: str, tmp_path: Path) -> None:
+    """40 x 224 x 224 x 3 bytes are far more than a pipe holds: the workers wait in writing."""
+    file = tmp_path / "large.py"
+    file.write_text(LARGE)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, file, way], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (f"{way}\n", "", 0)
+    assert time.monotonic() - began < 20

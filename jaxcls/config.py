@@ -7,21 +7,27 @@ there is nothing to look up: follow the class.
 
 import dataclasses
 import importlib
-import itertools
 import operator
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import typeguard
-
-from jaxcls.augment import Normalize, Transform, Views
+from jaxcls.augment import (
+    Growing,
+    Normalize,
+    RandomErasing,
+    Scheduled,
+    Staged,
+    Transform,
+    Views,
+)
 from jaxcls.data import Dataset
 from jaxcls.data.canvas import HostRandomResizedCrop
 from jaxcls.data.order import steps_per_epoch
 from jaxcls.duration import Duration, RunLength, epochs, steps
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.hints import allows
 from jaxcls.models import Model
 from jaxcls.optim import Optimizer, Schedule, WarmupCosine
 from jaxcls.training.loss import SoftmaxCrossEntropy
@@ -206,14 +212,7 @@ def validate(config: Config) -> None:
                 f"{name} must contain Normalize exactly once: the network takes normalised "
                 "floats, not grey levels."
             )
-        after = itertools.dropwhile(lambda t: not isinstance(t, Normalize), transforms)
-        for transform in after:
-            if transform.on_grey_levels:
-                kind = type(transform).__name__
-                raise UserError(
-                    f"{name} has {kind} after Normalize, but {kind} works on grey levels "
-                    "0..255: put Normalize behind it."
-                )
+        _check_grey_levels(name, transforms)
     for transform in config.eval_transform:
         if transform.random:
             raise UserError(
@@ -222,30 +221,57 @@ def validate(config: Config) -> None:
             )
 
 
+def _check_grey_levels(name: str, transforms: Sequence[Transform]) -> None:
+    """Checks that what works on grey levels 0..255 is given such.
+
+    Args:
+      name: of the option, for messages.
+      transforms: with Normalize exactly once.
+    """
+    ends_them: Transform | None = None
+    for transform in map(_unwrapped, transforms):
+        kind = type(transform).__name__
+        if transform.on_grey_levels and ends_them is not None:
+            end = type(ends_them).__name__
+            if isinstance(ends_them, Normalize):
+                raise UserError(
+                    f"{name} has {kind} after Normalize, but {kind} works on grey levels "
+                    "0..255: put Normalize behind it."
+                )
+            raise UserError(
+                f"{name} has {end} before {kind}, but {kind} works on whole grey levels "
+                f"0..255, which {end} does not leave: move {end} behind Normalize."
+            )
+        if isinstance(transform, Normalize):
+            ends_them = transform
+        elif not isinstance(ends_them, Normalize):
+            if isinstance(transform, RandomErasing) and transform.fill != "constant":
+                raise UserError(
+                    f"{name} has {kind}(fill={transform.fill!r}) before Normalize, but its "
+                    "colours are drawn with mean 0 and deviation 1: move it behind Normalize."
+                )
+            if not transform.keeps_grey_levels:
+                ends_them = transform
+
+
+def _unwrapped(transform: Transform) -> Transform:
+    """Returns the transform that one that changes over a run applies, else the one itself."""
+    while isinstance(transform, Scheduled | Growing | Staged):
+        transform = transform.transform
+    return transform
+
+
 def _check_types(path: str, node: Any) -> None:
     hints = typing.get_type_hints(type(node))
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         hint = hints[field.name]
-        try:
-            if isinstance(value, bool) and hint in (
-                int,
-                float,
-                int | None,
-                float | None,
-            ):
-                raise typeguard.TypeCheckError("is a truth value")
-            typeguard.check_type(
-                value,
-                hint,
-                collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
-            )
-        except typeguard.TypeCheckError:
+        if not allows(hint, value):
             name = f"{path}.{field.name}" if path else field.name
             raise UserError(
                 f"config.{name} is {value!r}, a {type(value).__name__}; expected "
                 f"{type_name(hint)}."
-            ) from None
+            )
 
 
 def _check_representable(name: str, value: Any) -> None:

@@ -54,7 +54,7 @@ from jaxcls.data.datasets import create_dataset
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.encoded import Encoded
 from jaxcls.data.images import Images
-from jaxcls.data.listing import expanded, shown
+from jaxcls.data.listing import count, expanded, shown
 from jaxcls.data.records import INDEX, PLAN, VERSION, read_index
 from jaxcls.data.sources import Dataset, Source, Split
 from jaxcls.errors import UserError
@@ -69,6 +69,9 @@ LONGEST = 65_500
 """The longest side of a JPEG, in pixels."""
 
 Format = Literal["jpeg", "raw"]
+
+LeftOut = list[tuple[int, str]]
+"""Images that are left out of a file: their position in the split, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +282,7 @@ def _make(
     """Makes the files of a folder, and the index in place of the plan."""
     splits, folder, making = job.splits, job.folder, job.make
     files = _files(per_file, splits)
-    made: dict[int, tuple[shards.Contents, list[list[str]]]] = {}
+    made: dict[int, tuple[shards.Contents, LeftOut]] = {}
     with _bar(sum(map(len, splits.values())), folder.name) as bar:
         results = pool.run(
             functools.partial(make_file, job),
@@ -290,7 +293,7 @@ def _make(
         try:
             for number, result in results:
                 made[number] = result
-                _check_left_out(dataset, splits, [(files[i], made[i][1]) for i in made])
+                _check_left_out(dataset, job, [(files[i], made[i][1]) for i in made])
         finally:
             results.close()
             shards.remove_abandoned(folder)
@@ -305,6 +308,7 @@ def _make(
         "class_names": list(splits["train"].class_names),
         "splits": {
             split: _part(
+                job,
                 [(f, *made[i]) for i, f in enumerate(files) if f.split == split],
                 several=images.labels.ndim == 2,
             )
@@ -457,11 +461,11 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
 
 def make_file(
     job: Job, file: File, progress: pool.Progress
-) -> tuple[shards.Contents, list[list[str]]]:
+) -> tuple[shards.Contents, LeftOut]:
     """Makes one file, unless it is there and whole, and reads it through.
 
     Returns:
-      What is in it, and [name, reason] of each image that was left out.
+      What is in it, and which images were left out.
 
     Raises:
       UserError: if an image cannot be read and is not to be left out, or the disk is full.
@@ -483,7 +487,7 @@ def make_file(
         try:
             job.image(file.split, position)
         except BadImage as error:
-            left_out.append([job.name(file.split, position), str(error)])
+            left_out.append((position, str(error)))
             if not job.skip:
                 complaint = _complaint(job, file.split, position, error)
                 raise UserError(f"{complaint} {_HOW_TO_SKIP}") from None
@@ -539,19 +543,17 @@ _HOW_TO_SKIP = (
 )
 
 
-def _complaint(job: Job, split: Split, position: int, error: Exception) -> str:
+def _complaint(job: Job, split: Split, position: int, error: Exception | str) -> str:
     """Returns a sentence with the path of an image and what is wrong with it."""
     return f"{job.splits[split].where(position)}: {str(error).rstrip('.')}."
 
 
 def _check_left_out(
-    dataset: Dataset,
-    splits: dict[Split, Encoded | ArrayImages],
-    left_out: Sequence[tuple[File, list[list[str]]]],
+    dataset: Dataset, job: Job, left_out: Sequence[tuple[File, LeftOut]]
 ) -> None:
     """Raises UserError if more images of a split are left out than is allowed."""
     allowed = getattr(dataset, "max_bad_share", 0.0)
-    for split, images in splits.items():
+    for split, images in job.splits.items():
         bad = [
             entry
             for file, entries in left_out
@@ -559,7 +561,7 @@ def _check_left_out(
             for entry in entries
         ]
         if len(bad) > allowed * len(images):
-            some = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
+            some = " ".join(_complaint(job, split, *entry) for entry in bad[:3])
             raise UserError(
                 f"{len(bad)} of {len(images):,} images of {split} cannot be read, more than "
                 f"the share {allowed} that --source.max_bad_share allows: {some}"
@@ -567,11 +569,12 @@ def _check_left_out(
 
 
 def _part(
-    files: list[tuple[File, shards.Contents, list[list[str]]]], several: bool
+    job: Job, files: list[tuple[File, shards.Contents, LeftOut]], several: bool
 ) -> dict[str, Any]:
     """Returns what the index says of one split.
 
     Args:
+      job: how the files were made.
       files: each file, what is in it, and what was left out of it.
       several: whether an image has any number of labels.
     """
@@ -590,7 +593,11 @@ def _part(
             for _, contents, _ in files
             for labels in contents.labels
         ],
-        "left_out": [entry for _, _, left_out in files for entry in left_out],
+        "left_out": [
+            [job.name(file.split, position), reason]
+            for file, _, left_out in files
+            for position, reason in left_out
+        ],
     }
 
 
@@ -744,8 +751,8 @@ def verify(folder: str | Path, *, workers: int = 1) -> int:
     faults = [fault for i in range(len(files)) if (fault := results[i][0])]
     if faults:
         raise UserError(
-            f"{'; '.join(faults[:5])} ({len(faults)} of {len(files)} files): copy these again, "
-            "or make the records again in another folder."
+            f"{'; '.join(faults[:5])} ({len(faults)} of {count(len(files), 'file')}): copy what "
+            "is damaged again, or make the records again in another folder."
         )
     found = [label for i in range(len(files)) for label in results[i][1]]
     expected = [tuple(x) if isinstance(x, list) else (x,) for x in labels]
@@ -921,18 +928,19 @@ def _run(ours: argparse.Namespace, others: Sequence[str]) -> int:
     if ours.command == "verify":
         if others:
             raise UserError(f"unknown argument '{others[0]}'. See --help.")
-        count = verify(ours.path, workers=workers)
-        print(f"{ours.path}: {count:,} records, all as its {INDEX} says")
+        records = verify(ours.path, workers=workers)
+        print(f"{ours.path}: {count(records, 'record')}, all as its {INDEX} says")
         return 0
     dataset = _dataset(ours.source, others)
     if ours.command == "check":
         found = check(dataset, ours.report, workers=workers)
         good = found.formats.total()
-        print(f"{good:,} good images, {len(found.bad):,} bad; {ours.report} names them")
+        names = f" ({ours.report} names each)" if found.bad else ""
+        print(f"{count(good, 'good image')}, {len(found.bad):,} bad{names}")
         for title in ("formats", "modes", "sizes"):
             counter: collections.Counter[str] = getattr(found, title)
             some = ", ".join(
-                f"{count:,} {name}" for name, count in counter.most_common(5)
+                f"{times:,} {name}" for name, times in counter.most_common(5)
             )
             more = f", ... ({len(counter):,} in all)" if len(counter) > 5 else ""
             print(f"  {title}: {some}{more}")
@@ -952,8 +960,8 @@ def _run(ours: argparse.Namespace, others: Sequence[str]) -> int:
         left_out = len(part["left_out"])
         note = f", {left_out:,} left out (see {INDEX})" if left_out else ""
         print(
-            f"{split}: {len(part['labels']):,} images in {len(part['files']):,} files, "
-            f"{megabytes:,.1f} MB{note}"
+            f"{split}: {count(len(part['labels']), 'image')} in "
+            f"{count(len(part['files']), 'file')}, {megabytes:,.1f} MB{note}"
         )
     return 0
 

@@ -4,6 +4,7 @@ From Python: `preview(config).save("preview.png")`.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,17 @@ def words(target: np.ndarray, names: Sequence[str]) -> str:
     return "\n".join(f"{target[index]:.0%} {names[index]}" for index in parts)
 
 
+def _may_be_written(suffix: str) -> bool:
+    """Whether Pillow writes colour pictures to files that end so: many formats it only reads,
+    or writes in grey, which only an attempt tells."""
+    kind = Image.registered_extensions().get(suffix)
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
+    except (KeyError, OSError, ValueError):
+        return False
+    return True
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code: 0, or 2 for a mistake in it."""
     parser = argparse.ArgumentParser(
@@ -172,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
         if command is None:
             return 0
         out = Path(ours.out)
-        if out.suffix.lower() not in Image.registered_extensions():
+        if not _may_be_written(out.suffix.lower()):
             raise UserError(
                 f"--out {out} must end as pictures do: .png, .jpg or .webp, for example."
             )

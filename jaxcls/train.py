@@ -101,7 +101,7 @@ def _source(config: Config, split: Split) -> Source:
     """Opens one split and looks at its first record.
 
     Raises:
-      UserError: if it cannot be opened, is empty, or names a class twice.
+      UserError: if it cannot be opened, is empty, names a class twice, or training has but one.
     """
     kind = type(config.data).__name__
     try:
@@ -117,6 +117,12 @@ def _source(config: Config, split: Split) -> Source:
         raise UserError(f"{source!r} is empty: there is nothing to {split} on.")
     if len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
         raise UserError(f"the class names of {source!r} must be different strings.")
+    if split == "train" and len(names) == 1:
+        raise UserError(
+            f"there is one class, '{names[0]}': nothing can be learned. Expected two or more, in "
+            "an image folder a folder for each class with its images, at "
+            f"{getattr(config.data, 'path', '') or repr(source)}."
+        )
     try:
         load_rows(source, np.array([0]))
     except RuntimeError as error:

@@ -14,15 +14,20 @@ import pytest
 from jaxcls import config as config_lib
 from jaxcls.augment import (
     CenterCrop,
+    CutMix,
+    Cutout,
     FlipViews,
     Growing,
     HorizontalFlip,
+    MixUp,
     MixUpOrCutMix,
     Normalize,
     RandAugment,
     RandomCrop,
+    RandomErasing,
     Resize,
     Scheduled,
+    Staged,
     Transform,
     Views,
 )
@@ -201,7 +206,9 @@ RULES: list[tuple[str, str, Any]] = [
     ("resnet18", "model.bn_group", 48),  # no divisor of the batch of 64
     ("resnet18", "model.bn_group", 128),
     ("lenet5", "augment[0].size", 0),
+    ("lenet5", "augment[0].size", 3_000_000_000),
     ("lenet5", "augment[1].padding", -1),
+    ("lenet5", "augment[1].padding", 3_000_000_000),
     ("lenet5", "augment[1].fill", 256.0),
     ("lenet5", "augment[1].fill", -1.0),
     ("lenet5", "augment[1].fill", 127.5),
@@ -263,7 +270,7 @@ LIMITS: list[tuple[str, str, Any]] = [
     ("lenet5", "augment[1].padding", 0),
     ("lenet5", "augment[1].fill", 255.0),
     ("lenet5", "augment[2].mean", (0.0, 1.0)),
-    ("lenet5", "augment[2].std", (1e-9, 1.0)),
+    ("lenet5", "augment[2].std", (1e-6, 1.0)),
 ]
 
 
@@ -335,6 +342,7 @@ WRONG_TYPES: list[Any] = [
     ("log.tensorboard", 1, "bool"),
     ("optimizer.learning_rate", "fast", "float"),
     ("optimizer.learning_rate", False, "float"),
+    ("augment[2].mean", (True,), "a tuple (float, ...)"),
     ("model.dtype", "float16", "'float32' or 'bfloat16'"),
     ("model.stem", "big", "'imagenet' or 'small' or None"),
     ("augment[1].mode", "wrap", "'constant' or 'edge' or 'reflect'"),
@@ -407,6 +415,72 @@ def test_grey_levels_end_with_normalize(field: str, transform: Transform) -> Non
 def test_what_takes_any_floats_may_follow_normalize() -> None:
     config = recipe("lenet5")
     config.augment = (Resize(size=32), RandomCrop(padding=2), GREY, HorizontalFlip())
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        Scheduled(transform=RandAugment(), stop=0.9),
+        Growing(transform=RandAugment()),
+        Staged(transform=RandAugment(), field="num_ops", values=(1, 2)),
+        Scheduled(transform=Growing(transform=RandAugment()), stop=0.9),
+    ],
+    ids=repr,
+)
+def test_the_transform_within_one_that_changes_is_named(wrapper: Transform) -> None:
+    config = recipe("lenet5")
+    config.augment = (GREY, wrapper)
+    with pytest.raises(UserError, match=r"^augment has RandAugment after Normalize"):
+        config_lib.validate(config)
+    config.augment = (Scheduled(transform=MixUp(), stop=0.9), wrapper, GREY)
+    with pytest.raises(UserError, match=r"^augment has MixUp before RandAugment"):
+        config_lib.validate(config)
+
+
+def test_normalize_holds_for_the_whole_run() -> None:
+    config = recipe("lenet5")
+    config.augment = (Scheduled(transform=GREY, stop=0.5), GREY)
+    with pytest.raises(UserError, match=r"^Scheduled contains Normalize"):
+        config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [MixUp(), MixUpOrCutMix(), RandomErasing(value=(-50.0,))],
+    ids=lambda node: type(node).__name__,
+)
+def test_what_leaves_no_whole_grey_levels_comes_behind_those_who_want_them(
+    ending: Transform,
+) -> None:
+    config = recipe("lenet5")
+    config.augment = (ending, HorizontalFlip(), RandAugment(), GREY)
+    kind = type(ending).__name__
+    with pytest.raises(UserError) as error:
+        config_lib.validate(config)
+    assert str(error.value) == (
+        f"augment has {kind} before RandAugment, but RandAugment works on whole grey "
+        f"levels 0..255, which {kind} does not leave: move {kind} behind Normalize."
+    )
+    for allowed in ((RandAugment(), ending, GREY), (RandAugment(), GREY, ending)):
+        config.augment = allowed
+        config_lib.validate(config)
+
+
+def test_whole_grey_levels_may_be_pasted_anywhere() -> None:
+    config = recipe("lenet5")
+    pasting = (CutMix(), Cutout(size=4), RandomErasing(value=(127.0,)))
+    config.augment = (*pasting, RandAugment(), GREY)
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize("fill", ["color", "pixel"])
+def test_normal_colours_are_no_grey_levels(fill: Any) -> None:
+    config = recipe("lenet5")
+    config.augment = (MixUp(), RandomErasing(fill=fill), GREY)
+    with pytest.raises(UserError, match=rf"RandomErasing\(fill='{fill}'\) before Nor"):
+        config_lib.validate(config)
+    config.augment = (GREY, RandomErasing(fill=fill))
     config_lib.validate(config)
 
 
@@ -511,7 +585,7 @@ def test_json_gives_the_config_back(name: str) -> None:
     config.augment = (
         *config.augment[:-1],
         HorizontalFlip(p=1 / 3),
-        Normalize(mean=(0.1, 0.2, 1 / 3), std=(1e-7, 0.2, 1.0)),
+        Normalize(mean=(0.1, 0.2, 1 / 3), std=(1e-6, 0.2, 1.0)),
     )
     config.duration = examples(1e6)
     config.schedule = WarmupCosine(warmup=fraction(1 / 3))

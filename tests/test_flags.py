@@ -292,7 +292,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, RESNET], ["--config is given twice", "lenet5.py'", "resnet18.py'"]),
     ([LENET, LENET], ["--config is given twice"]),
     ([LENET, "--workdir=a", "--workdir=b"], ["--workdir is given twice: 'a' and 'b'"]),
-    (["--config=configs/lenet5.py:mnist"], ["unknown dataset 'mnist'", "digits"]),
+    (["--config=configs/lenet5.py:svhn"], ["unknown dataset 'svhn'", "digits"]),
     (["--config=configs/resnet18.py:digit"], ["'digit'", "Did you mean 'digits'?"]),
     # Names
     ([LENET, "--config.batch_sise=3"], ["'batch_sise'", "Did you mean 'batch_size'?"]),

@@ -1,15 +1,20 @@
 """What a person can get wrong: each ends with code 2 and a sentence that names the value and
 the way out, before anything is compiled, and loses nothing."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jaxcls import evaluate as evaluate_command
 from jaxcls import train as train_command
+from jaxcls.data import CenterSquare, ImageFolder
+from jaxcls.errors import UserError
 from tests import commands
+from tests.recipes.narrow import get_config
 
 RECIPE = str(commands.RECIPES / "narrow.py")
 
@@ -191,3 +196,17 @@ def test_second_trainer_in_the_same_folder(
 ) -> None:
     with train_command._hold(tmp_path):
         assert "another process" in fails(capsys, tmp_path)
+
+
+def test_one_class(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / "data" / part / "cat").mkdir(parents=True)
+        for number in range(9):
+            picture = Image.new("RGB", (8, 8), (number, 0, 0))
+            picture.save(tmp_path / "data" / part / "cat" / f"{number}.png")
+    data = ImageFolder(path=str(tmp_path / "data"), canvas=CenterSquare(size=8))
+    config = dataclasses.replace(get_config(), data=data)
+    with pytest.raises(UserError, match="one class, 'cat': nothing can be") as caught:
+        train_command.train(config, tmp_path / "run")
+    assert f"for each class with its images, at {tmp_path}/data." in str(caught.value)
+    assert not (tmp_path / "run").exists()

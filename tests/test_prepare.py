@@ -349,8 +349,11 @@ def test_a_bad_image_stops_it_or_is_left_out(few: Path, tmp_path: Path) -> None:
         assert not (out / "index.json").exists()
         shutil.rmtree(out, ignore_errors=True)
     node = ImageFolder(path=str(few), on_bad_image="skip")
-    with pytest.raises(UserError, match=r"1 of 6 images of train .* share 0.001"):
+    with pytest.raises(
+        UserError, match=r"1 of 6 images of train .* share 0.001"
+    ) as caught:
         prepare.write_records(node, out, size=16)
+    assert f": {few}/train/a/1.jpg: it is a damaged" in str(caught.value)
     node.max_bad_share = 0.2
     index = prepare.write_records(node, out, size=16)
     ((name, reason),) = index["splits"]["train"]["left_out"]
@@ -453,6 +456,7 @@ def test_check_reports_what_is_wrong(
     report = tmp_path / "report.jsonl"
     command = ["check", "--source=folder", f"--source.path={few}", f"--report={report}"]
     assert prepare.main([*command, "--workers=1"]) == 0
+    assert capsys.readouterr().out.startswith("8 good images, 0 bad\n")
     bad = few / "test" / "b" / "0.jpg"
     bad.write_bytes(b"no image at all")
     picture(np.random.default_rng(0), 7, 5).convert("L").save(few / "train/a/0.png")
@@ -467,7 +471,7 @@ def test_check_reports_what_is_wrong(
         "modes": {"RGB": 7, "L": 1},
         "sizes": {"60x40": 7, "7x5": 1},
     }
-    assert "1 bad" in capsys.readouterr().out
+    assert f"8 good images, 1 bad ({report} names each)" in capsys.readouterr().out
 
 
 def test_verify_says_what_is_damaged(

@@ -72,9 +72,12 @@ def test_the_command_writes_a_picture(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--out", "picture.pgx"], "must end as pictures do"),
+        *(
+            (["--out", f"picture.{end}"], "must end as pictures do")
+            for end in ("pgx", "psd", "xbm", "h5", "blp")
+        ),
         (["--count", "0"], "--count must lie in 1..1000, not 0"),
-        (["--config.augment[0].padding=-1"], "padding must be 0 or more, not -1"),
+        (["--config.augment[0].padding=-1"], "padding must lie in 0..16384, not -1"),
         (["--colour", "red"], "unknown flag --colour"),
         (["--out", "/proc/nothing/picture.png"], "cannot write /proc/nothing"),
     ],

@@ -11,8 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.augment import tones
-from jaxcls.augment.pipeline import Transform, check_range, sometimes
+from jaxcls.augment.pipeline import (
+    Transform,
+    check_amount,
+    check_range,
+    sometimes,
+)
 from jaxcls.errors import UserError
+
+SMALLEST_STD = 1e-6
+"""Of Normalize: far below the spread of any images, far above where float32 overflows."""
 
 _LEVELS = jnp.uint8
 """In which images wait for their next change, but on TPUs."""
@@ -24,7 +32,7 @@ class Normalize(Transform):
 
     Attributes:
       mean: a value for each channel in 0..1, or one for all.
-      std: a value for each channel in 0..1, above 0, or one for all.
+      std: a value for each channel in 1e-6..1, or one for all.
     """
 
     mean: tuple[float, ...]
@@ -48,14 +56,16 @@ class Normalize(Transform):
                 )
 
     def validate(self) -> None:
-        for name, values in (("mean", self.mean), ("std", self.std)):
+        for name, values, low in (
+            ("mean", self.mean, 0),
+            ("std", self.std, SMALLEST_STD),
+        ):
             if not values:
                 raise UserError(f"Normalize.{name} is empty: give a value a channel.")
             for value in values:
-                if not 0 <= value <= 1 or (name == "std" and value == 0):
-                    above = ", above 0" if name == "std" else ""
+                if not low <= value <= 1:
                     raise UserError(
-                        f"Normalize.{name} must lie in 0..1{above}, where 1 stands for grey "
+                        f"Normalize.{name} must lie in {low:g}..1, where 1 stands for grey "
                         f"level 255, not {value}."
                     )
 
@@ -160,7 +170,7 @@ class ColorJitter(_Recolor):
     def validate(self) -> None:
         super().validate()
         for name in ("brightness", "contrast", "saturation"):
-            _check_amount(self, name)
+            check_amount(self, name)
         check_range(self, "hue", 0, 0.5)
 
 
@@ -362,7 +372,7 @@ class RandomSharpness(_Recolor):
 
     def validate(self) -> None:
         super().validate()
-        _check_amount(self, "factor")
+        check_amount(self, "factor")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -393,15 +403,6 @@ class RandomGamma(_Recolor):
                 "RandomGamma.gamma must be the least and the greatest of two exponents, 0 or "
                 f"more, not {self.gamma}."
             )
-
-
-def _check_amount(node: Transform, name: str) -> None:
-    """Raises UserError unless 0 <= node.name and it is finite."""
-    value = getattr(node, name)
-    if not 0 <= value < math.inf:
-        raise UserError(
-            f"{type(node).__name__}.{name} must be 0 or more, and finite, not {value}."
-        )
 
 
 def around_normalize(

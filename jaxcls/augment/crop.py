@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcls.augment.boxes import Boxes
 from jaxcls.augment.geometry import check_choice, check_interval
-from jaxcls.augment.pipeline import Transform
+from jaxcls.augment.pipeline import LARGEST_SIDE, Transform, check_range
 from jaxcls.augment.resample import Interpolation, kernel, nearest
 from jaxcls.errors import UserError
 
@@ -27,7 +27,7 @@ class RandomResizedCrop(Transform):
     with a kernel for each image.
 
     Attributes:
-      size: pixels of a side of the square, 1 or more.
+      size: pixels of a side of the square, 1..16384.
       scale: the box's area as a fraction of the image's, above 0, uniform between the two.
       ratio: the box's width by its height, above 0, its logarithm uniform between the two.
       interpolation: "nearest", "bilinear" or "bicubic" (Keys' kernel with a = -0.5).
@@ -56,10 +56,7 @@ class RandomResizedCrop(Transform):
         return resized, targets
 
     def validate(self) -> None:
-        if self.size < 1:
-            raise UserError(
-                f"RandomResizedCrop.size must be 1 or more, not {self.size}."
-            )
+        check_range(self, "size", 1, LARGEST_SIDE)
         check_choice(self, "interpolation", Interpolation)
         for name in ("scale", "ratio"):
             check_interval(self, name)

@@ -19,6 +19,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxcls.augment.groups import group_rows
+from jaxcls.errors import UserError
 
 Row = Callable[[jax.Array, jax.Array], jax.Array]
 """(random key, images [groups, height, width, channels]) -> images of the same shape."""
@@ -54,11 +55,13 @@ def deal(rng: jax.Array, images: jax.Array, operations: Sequence[Row]) -> jax.Ar
     Args:
       rng: a random key.
       images: [batch, height, width, channels], of any dtype.
-      operations: what may be done to a row, which is given to them as float32.
+      operations: what may be done to a row, which is given to them as float32; one or more.
 
     Returns:
       The images, in their order.
     """
+    if not operations:
+        raise UserError("deal takes one operation or more, not none.")
     if _as_rows(images).shape[1] < len(operations):
         return drawn(rng, images, operations)
     return lax.platform_dependent(

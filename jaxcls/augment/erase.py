@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.augment.boxes import Boxes, below
-from jaxcls.augment.pipeline import Transform, check_range
+from jaxcls.augment.pipeline import LARGEST_SIDE, Transform, check_range
 from jaxcls.errors import UserError
 
 Fill = Literal["constant", "color", "pixel"]
@@ -38,7 +38,7 @@ class RandomErasing(Transform):
       fill: "constant" is the colour `value`, "color" a colour drawn for each box from a normal
         distribution (mean 0, standard deviation 1), "pixel" one for each pixel.
       value: of "constant", a value for each channel or one for all.
-      count: fewest and most boxes in an image, 1 or more; drawn evenly.
+      count: fewest and most boxes in an image, 1..100; drawn evenly.
     """
 
     random: ClassVar[bool] = True
@@ -49,6 +49,11 @@ class RandomErasing(Transform):
     fill: Fill = "constant"
     value: tuple[float, ...] = (0.0,)
     count: tuple[int, int] = (1, 1)
+
+    @property
+    def keeps_grey_levels(self) -> bool:  # type: ignore[override]
+        whole = all(0 <= v <= 255 and v == int(v) for v in self.value)
+        return self.fill == "constant" and whole
 
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array
@@ -132,10 +137,10 @@ class RandomErasing(Transform):
                 f"{self.value}."
             )
         fewest, most = self.count
-        if not 1 <= fewest <= most:
+        if not 1 <= fewest <= most <= 100:
             raise UserError(
-                "RandomErasing.count must be the fewest and the most boxes, 1 or more, not "
-                f"{self.count}."
+                "RandomErasing.count must be the fewest and the most boxes, both in 1..100, "
+                f"not {self.count}."
             )
 
 
@@ -147,7 +152,7 @@ class Cutout(Transform):
     0 is the mean colour behind Normalize, as published, and black before.
 
     Attributes:
-      size: pixels of a side of the square, 1 or more.
+      size: pixels of a side of the square, 1..16384.
       p: probability that an image has one, 0..1.
     """
 
@@ -170,6 +175,5 @@ class Cutout(Transform):
         return jnp.where(erased, 0.0, images), targets
 
     def validate(self) -> None:
-        if self.size < 1:
-            raise UserError(f"Cutout.size must be 1 or more, not {self.size}.")
+        check_range(self, "size", 1, LARGEST_SIDE)
         check_range(self, "p", 0, 1)

@@ -7,10 +7,18 @@ from typing import ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.pipeline import Moment, Transform, Warp, check_range
+from jaxcls.augment.pipeline import (
+    LARGEST_SIDE,
+    Moment,
+    Transform,
+    Warp,
+    check_range,
+)
 from jaxcls.augment.resample import Interpolation, resample, resized_shape
 from jaxcls.augment.warp import FillMode, rotate, warp
 from jaxcls.errors import UserError
+
+CropMode = Literal["constant", "edge", "reflect"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,7 +29,7 @@ class Resize(Transform):
     says how). Two matrix products; "nearest" copies pixels, without antialiasing.
 
     Attributes:
-      size: pixels of the shorter side, 1 or more.
+      size: pixels of the shorter side, 1..16384.
       interpolation: "nearest", "bilinear" or "bicubic" (Keys' kernel with a = -0.5, Pillow's).
     """
 
@@ -41,8 +49,7 @@ class Resize(Transform):
         return resample(images, height, width, self.interpolation), targets
 
     def validate(self) -> None:
-        if self.size < 1:
-            raise UserError(f"Resize.size must be 1 or more, not {self.size}.")
+        check_range(self, "size", 1, LARGEST_SIDE)
         check_choice(self, "interpolation", Interpolation)
 
 
@@ -53,7 +60,7 @@ class CenterCrop(Transform):
     An image that is smaller than the square stands in its middle, on black.
 
     Attributes:
-      size: pixels of a side of the square, 1 or more.
+      size: pixels of a side of the square, 1..16384.
     """
 
     on_grey_levels: ClassVar[bool] = True
@@ -74,8 +81,7 @@ class CenterCrop(Transform):
         return jax.lax.pad(images, black, borders), targets
 
     def validate(self) -> None:
-        if self.size < 1:
-            raise UserError(f"CenterCrop.size must be 1 or more, not {self.size}.")
+        check_range(self, "size", 1, LARGEST_SIDE)
 
 
 def center_start(side: int, size: int) -> int:
@@ -96,7 +102,7 @@ class RandomCrop(Transform):
     each image (torchvision's RandomCrop(size, padding)).
 
     Attributes:
-      padding: pixels added to each side, 0 or more; less than the image for "reflect".
+      padding: pixels added to each side, 0..16384; less than the image for "reflect".
       mode: what lies outside: "constant" (the value `fill`), "edge" (the border pixel) or
         "reflect" (mirrored at the border pixel, which is not repeated).
       fill: whole grey level 0..255 outside, in mode "constant".
@@ -106,7 +112,7 @@ class RandomCrop(Transform):
     on_grey_levels: ClassVar[bool] = True
 
     padding: int
-    mode: Literal["constant", "edge", "reflect"] = "constant"
+    mode: CropMode = "constant"
     fill: float = 0.0
 
     def __call__(
@@ -147,10 +153,8 @@ class RandomCrop(Transform):
         return jnp.clip(place, 0, size - 1), inside
 
     def validate(self) -> None:
-        if self.padding < 0:
-            raise UserError(
-                f"RandomCrop.padding must be 0 or more, not {self.padding}."
-            )
+        check_range(self, "padding", 0, LARGEST_SIDE)
+        check_choice(self, "mode", CropMode)
         check_level(self, "fill")
 
 
@@ -171,7 +175,7 @@ class HorizontalFlip(Transform):
     ) -> tuple[jax.Array, jax.Array]:
         if self.p == 0:
             return images, targets
-        flip = jax.random.bernoulli(rng, self.p, (len(images), 1, 1, 1))
+        flip = jax.random.bernoulli(rng, jnp.float32(self.p), (len(images), 1, 1, 1))
         return jnp.where(flip, images[:, :, ::-1], images), targets
 
     def validate(self) -> None:
@@ -195,7 +199,7 @@ class VerticalFlip(Transform):
     ) -> tuple[jax.Array, jax.Array]:
         if self.p == 0:
             return images, targets
-        flip = jax.random.bernoulli(rng, self.p, (len(images), 1, 1, 1))
+        flip = jax.random.bernoulli(rng, jnp.float32(self.p), (len(images), 1, 1, 1))
         return jnp.where(flip, images[:, ::-1], images), targets
 
     def validate(self) -> None:
@@ -360,7 +364,7 @@ class RandomAffine(Warp):
             if not -90 < low <= high < 90:
                 raise UserError(
                     "RandomAffine.shear must go from the smaller to the greater angle, between "
-                    f"-90 and 90 degrees, not from {low} to {high}."
+                    f"-90 and 90 degrees, not {self.shear}."
                 )
 
 
@@ -396,7 +400,7 @@ class RandomPerspective(Warp):
         last = jnp.array([width - 1, height - 1])
         corners = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * last + inwards * moves
         maps = rectangle_from(corners.astype(jnp.float32), height, width)
-        used = jax.random.bernoulli(use_key, self.p, (batch, 1, 1))
+        used = jax.random.bernoulli(use_key, jnp.float32(self.p), (batch, 1, 1))
         return jnp.where(used, maps, jnp.eye(3))
 
     def validate(self) -> None:

@@ -11,7 +11,6 @@ normalised before or after does not matter.
 
 import abc
 import dataclasses
-import math
 from typing import ClassVar, Literal, get_args
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxcls.augment.boxes import Boxes, below
 from jaxcls.augment.groups import group_rows
-from jaxcls.augment.pipeline import Transform, check_range
+from jaxcls.augment.pipeline import Transform, check_amount, check_range
 from jaxcls.errors import UserError
 
 Mode = Literal["batch", "pair", "image"]
@@ -144,6 +143,8 @@ class MixUp(_Mixing):
         or 1, and 0 blends nothing.
     """
 
+    keeps_grey_levels: ClassVar[bool] = False
+
     alpha: float = 0.2
 
     def _kept(
@@ -153,7 +154,7 @@ class MixUp(_Mixing):
 
     def validate(self) -> None:
         super().validate()
-        check_range(self, "alpha", 0, math.inf)
+        check_amount(self, "alpha")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -202,6 +203,8 @@ class MixUpOrCutMix(_Mixing):
         None draws its area.
     """
 
+    keeps_grey_levels: ClassVar[bool] = False
+
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
     switch_prob: float = 0.5
@@ -214,12 +217,14 @@ class MixUpOrCutMix(_Mixing):
         cutmix = CutMix(alpha=self.cutmix_alpha, minmax=self.cutmix_minmax)
         pasted = cutmix._kept(cutmix_rng, shape, height, width)
         blended = MixUp(alpha=self.mixup_alpha)._kept(mixup_rng, shape, height, width)
-        switched = jax.random.bernoulli(switch_rng, self.switch_prob, shape)
+        switched = jax.random.bernoulli(
+            switch_rng, jnp.float32(self.switch_prob), shape
+        )
         return pasted.where(switched, blended)
 
     def validate(self) -> None:
         super().validate()
-        check_range(self, "mixup_alpha", 0, math.inf)
+        check_amount(self, "mixup_alpha")
         _check_above_0(self, "cutmix_alpha")
         check_range(self, "switch_prob", 0, 1)
         _check_minmax(self, "cutmix_minmax")

@@ -6,13 +6,16 @@ Each is what torchvision's AutoAugment and Pillow do on 8 bits (jaxcls/augment/t
 say how exactly), with a magnitude for each image.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls.augment import tones, warp
+from jaxcls.augment.pipeline import check_images
 from jaxcls.augment.resample import Interpolation
 from jaxcls.errors import UserError, did_you_mean
 
@@ -73,6 +76,20 @@ enhancement factor less 1, from -1 up; Posterize bits kept, 0..8; Solarize the g
 pixels are inverted, 0..256; SolarizeAdd (timm's) whole grey levels added to those below 128. The
 others have none."""
 
+_RANGES: dict[str, tuple[float, float]] = {
+    # A thousand images away, or turns: beyond, float32 has no fractions of a pixel left.
+    **dict.fromkeys(("ShearX", "ShearY"), (-1e3, 1e3)),
+    **dict.fromkeys(("TranslateX", "TranslateY", "Rotate"), (-1e6, 1e6)),
+    **dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), (-1, 1e3)),
+    "Posterize": (0, 8),
+    "Solarize": (0, 256),
+    "SolarizeAdd": (0, 255),
+}
+"""Least and greatest magnitude of the operations that have one."""
+
+_WHOLE = ("Posterize", "SolarizeAdd")
+"""Operations whose magnitude is a whole number."""
+
 
 def apply_op(
     name: str,
@@ -85,8 +102,10 @@ def apply_op(
 
     Args:
       name: a key of OPERATIONS.
-      images: float32 [batch, height, width, channels], whole values 0..255; 1 or 3 channels.
-      magnitude: float32 [batch], in the unit of the operation (see OPERATIONS).
+      images: uint8, or floats with whole values 0..255, [batch, height, width, channels]; 1
+        or 3 channels.
+      magnitude: float32 [batch], in the unit of the operation (see OPERATIONS). Its values are
+        checked where they are known: not within jax.jit.
       interpolation: "nearest", "bilinear" or "bicubic", of those that move pixels.
       fill: grey level 0..255 outside of the image, of those that move pixels.
 
@@ -94,17 +113,48 @@ def apply_op(
       float32, shaped as the images, whole values 0..255.
 
     Raises:
-      UserError: for an unknown name, or magnitudes of another shape.
+      UserError: for an unknown name, arrays of another shape, or a value out of range.
     """
     if name not in OPERATIONS:
         raise UserError(
             f"unknown operation '{name}'.{did_you_mean(name, OPERATIONS)} Known: "
             f"{', '.join(OPERATIONS)}."
         )
+    check_images("apply_op", images)
+    if images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"apply_op takes images of 1 or 3 channels, not {images.shape[-1]}."
+        )
+    known = get_args(Interpolation)
+    if interpolation not in known:
+        raise UserError(
+            f"interpolation must be one of {', '.join(map(repr, known))}, not "
+            f"{interpolation!r}."
+        )
+    if not 0 <= fill <= 255:
+        raise UserError(f"fill must be a grey level in 0..255, not {fill}.")
     magnitude = jnp.asarray(magnitude, jnp.float32)
     if magnitude.shape != images.shape[:1]:
         raise UserError(
             f"{name} takes a magnitude for each of {len(images)} images, not an array of shape "
             f"{magnitude.shape}."
         )
-    return OPERATIONS[name](images, magnitude, interpolation, fill)
+    if not isinstance(magnitude, jax.core.Tracer):
+        _check_magnitudes(name, np.asarray(magnitude))
+    levels = jnp.asarray(images, jnp.float32)
+    return OPERATIONS[name](levels, magnitude, interpolation, fill)
+
+
+def _check_magnitudes(name: str, magnitude: np.ndarray) -> None:
+    """Raises UserError unless each is finite and in the range of the operation."""
+    low, high = _RANGES.get(name, (-math.inf, math.inf))
+    whole = name in _WHOLE
+    fits = np.isfinite(magnitude) & (low <= magnitude) & (magnitude <= high)
+    if whole:
+        fits &= magnitude == np.round(magnitude)
+    if not fits.all():
+        number = "whole numbers" if whole else "numbers"
+        raise UserError(
+            f"{name} takes as magnitudes {number} in {low:g}..{high:g}, not "
+            f"{magnitude[~fits][0]:g}."
+        )

@@ -9,14 +9,19 @@ values 0..255, so that every transform can mean what it means on uint8.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls.augment.warp import Interpolation, warp
 from jaxcls.errors import UserError
+
+LARGEST_SIDE = 16384
+"""Pixels of a side, or added to one, at most: typing errors are refused, no image is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +54,14 @@ class Transform(abc.ABC):
     on_grey_levels: ClassVar[bool] = False
     """Whether the images must be grey levels 0..255, so that it comes before Normalize."""
 
+    keeps_grey_levels: ClassVar[bool] = True
+    """Whether whole grey levels 0..255 become such, so that what works on them may follow."""
+
     @abc.abstractmethod
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Transforms a batch.
+        """Transforms a batch. Nothing is checked or converted here: by hand, call apply().
 
         Args:
           rng: a random key, used up by this transform.
@@ -165,20 +173,56 @@ def apply(
       transforms: applied first to last; neighbouring warps are sampled once.
       rng: one random key for the whole global batch, so that the draws do not depend on how
         the batch is spread over devices.
-      images: uint8 [batch, height, width, channels].
-      targets: float32 [batch, classes].
+      images: uint8, or floats, [batch, height, width, channels], one image or more.
+      targets: [batch, classes], each row a distribution over the classes.
       moment: when in the run, for transforms that change on the way; None leaves them as
         their options say.
 
     Returns:
       images float32 [batch, ...] and targets float32 [batch, classes].
+
+    Raises:
+      UserError: for arrays of other shapes or dtypes, or what is no sequence of transforms.
     """
-    images = images.astype(jnp.float32)
+    _check_arguments(transforms, images, targets)
+    images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
     now = [t if moment is None else t.at(moment) for t in transforms]
     for position, transform in enumerate(merged(now)):
         key = jax.random.fold_in(rng, position)
         images, targets = transform(key, images, targets)
     return images, targets
+
+
+def _check_arguments(
+    transforms: Sequence[Transform], images: jax.Array, targets: jax.Array
+) -> None:
+    """Raises UserError unless apply() can take these; see there."""
+    if not isinstance(transforms, Sequence):
+        raise UserError(
+            "apply takes a tuple of transforms, even of a single one, not "
+            f"{type(transforms).__name__}."
+        )
+    for transform in transforms:
+        if not isinstance(transform, Transform):
+            raise UserError(f"apply takes transforms, not {transform!r}.")
+    check_images("apply", images)
+    if targets.ndim != 2 or len(targets) != len(images):
+        raise UserError(
+            f"apply takes targets [batch, classes], a row for each of {len(images)} images, "
+            f"not {targets.dtype} of shape {targets.shape}: make class numbers rows with "
+            "jax.nn.one_hot."
+        )
+
+
+def check_images(function: str, images: jax.Array) -> None:
+    """Raises UserError, naming the function, unless images are uint8 or floats [batch, height,
+    width, channels] with at least one image."""
+    levels = images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
+    if not levels or images.ndim != 4 or 0 in images.shape:
+        raise UserError(
+            f"{function} takes images [batch, height, width, channels], uint8 or float32, one "
+            f"or more, not {images.dtype} of shape {tuple(images.shape)}."
+        )
 
 
 def sometimes(
@@ -194,7 +238,7 @@ def sometimes(
     """
     if p == 1:
         return changed
-    drawn = jax.random.bernoulli(rng, p, (len(images),))
+    drawn = jax.random.bernoulli(rng, jnp.float32(p), (len(images),))
     return jnp.where(drawn.reshape(-1, *(1,) * (images.ndim - 1)), changed, images)
 
 
@@ -204,4 +248,13 @@ def check_range(node: Transform, name: str, low: float, high: float) -> None:
     if not low <= value <= high:
         raise UserError(
             f"{type(node).__name__}.{name} must lie in {low:g}..{high:g}, not {value}."
+        )
+
+
+def check_amount(node: Transform, name: str) -> None:
+    """Raises UserError unless 0 <= node.name and it is finite."""
+    value = getattr(node, name)
+    if not 0 <= value < math.inf:
+        raise UserError(
+            f"{type(node).__name__}.{name} must be 0 or more, and finite, not {value}."
         )

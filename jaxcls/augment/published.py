@@ -39,11 +39,11 @@ def published_transform(
     level if bilinear, by a few at hard edges if bicubic.
 
     Args:
-      resize: pixels of the shorter side after resizing, 1 or more.
-      size: pixels of a side of the square cut from the middle, 1 or more.
+      resize: pixels of the shorter side after resizing, 1..16384.
+      size: pixels of a side of the square cut from the middle, 1..16384.
       interpolation: the kernel of the resizing.
       mean: a value for each channel in 0..1, or one for all.
-      std: a value for each channel in 0..1, above 0, or one for all.
+      std: a value for each channel in 1e-6..1, or one for all.
 
     Raises:
       UserError: for a value out of range.

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxcls.augment.color import Normalize
 from jaxcls.augment.pipeline import Moment, Transform
+from jaxcls.augment.stages import Staged
 from jaxcls.errors import UserError, did_you_mean
 
 
@@ -57,6 +59,7 @@ class Scheduled(Transform):
                 "Scheduled.start and stop must be fractions of the run in 0..1, start below "
                 f"stop, not {self.start} and {self.stop}."
             )
+        _check_inner(self, self.transform)
         self.transform.validate()
 
 
@@ -142,6 +145,7 @@ class Growing(Transform):
         return dataclasses.replace(self.transform, **{self.field: value})
 
     def validate(self) -> None:
+        _check_inner(self, self.transform)
         kind = type(self.transform).__name__
         known = [field.name for field in dataclasses.fields(self.transform)]
         if self.field not in known:
@@ -174,7 +178,9 @@ class Growing(Transform):
 
         def trial(value: jax.Array) -> tuple[jax.Array, jax.Array]:
             images, targets = jnp.zeros((2, 64, 64, 3)), jnp.zeros((2, 2))
-            return self._with(value)(jax.random.key(0), images, targets)
+            # At a moment, for transforms that read options of theirs in order to change.
+            transform = self._with(value).at(Moment(jnp.int32(1), 2, 4))
+            return transform(jax.random.key(0), images, targets)
 
         try:
             jax.eval_shape(trial, jax.ShapeDtypeStruct((), jnp.float32))
@@ -183,3 +189,18 @@ class Growing(Transform):
         except TypeError:  # all of JAX's errors about values that it does not know are
             return False
         return True
+
+
+def _check_inner(node: Transform, inner: Transform) -> None:
+    """Raises UserError if a transform that changes over a run holds what it must not."""
+    kind = type(node).__name__
+    if isinstance(inner, Normalize):
+        raise UserError(
+            f"{kind} contains Normalize, but the network takes normalised floats in every "
+            f"step: put Normalize outside of {kind}."
+        )
+    if isinstance(inner, Staged):
+        raise UserError(
+            f"{kind} contains Staged, whose stages would have no effect there: put Staged "
+            f"outside of {kind}."
+        )

@@ -1,12 +1,14 @@
 """Images that grow in stages over a run."""
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 
 import jax
 
 from jaxcls.augment.pipeline import Transform
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.hints import allows
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,7 +24,7 @@ class Staged(Transform):
 
     Attributes:
       transform: whose option changes; the value it gives to the option has no effect.
-      field: name of the option.
+      field: name of the option, a number.
       values: of the option, first to last.
     """
 
@@ -57,6 +59,14 @@ class Staged(Transform):
             )
         if not self.values:
             raise UserError("Staged.values is empty: give a value for each stage.")
+        hint = typing.get_type_hints(type(self.transform))[self.field]
+        for value in self.values:
+            if not allows(hint, value):
+                raise UserError(
+                    f"Staged.values has {value!r}, but {kind}.{self.field} is "
+                    f"{getattr(self.transform, self.field)!r}: only options that are numbers "
+                    "can have stages."
+                )
         for index in range(len(self.values)):
             self.stage(index).validate()
 

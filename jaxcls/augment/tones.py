@@ -180,6 +180,7 @@ def hue(images: jax.Array, factor: jax.Array) -> jax.Array:
     """
     if images.shape[-1] == 1:
         return images
+    _check_colours(images)
     angle, colourfulness, value = _hue_saturation_value(images)
     angle += jnp.trunc(factor * 255).reshape(-1, 1, 1)
     # Quicker than a remainder, and the angle is at most one turn off.
@@ -243,10 +244,20 @@ def _luma(images: jax.Array) -> jax.Array:
     """Returns Pillow's mode L, [batch, height, width, 1]."""
     if images.shape[-1] == 1:
         return images
+    _check_colours(images)
     red, green, blue = jnp.split(images, 3, -1)
     # Below 2^24: exact in float32 in any order.
     total = 19595 * red + 38470 * green + 7471 * blue + 32768
     return jnp.floor(total / 65536)
+
+
+def _check_colours(images: jax.Array) -> None:
+    channels = images.shape[-1]
+    if channels != 3:
+        raise UserError(
+            f"a change of colours takes images of 1 or 3 channels, not {channels}: arrays are "
+            "[batch, height, width, channels]."
+        )
 
 
 def _smooth(images: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.augment.geometry import center_start
+from jaxcls.augment.pipeline import LARGEST_SIDE
 from jaxcls.augment.resample import Interpolation, resample, resized_shape
 from jaxcls.errors import UserError
 
@@ -136,7 +137,7 @@ class FiveCrops(Views):
     """The four corners and the middle of images that are larger than the network's input.
 
     Attributes:
-      size: pixels of a side of each crop, 1 or more.
+      size: pixels of a side of each crop, 1..16384.
     """
 
     size: int
@@ -145,7 +146,7 @@ class FiveCrops(Views):
         return _evenly(five_crops(images, self.size))
 
     def validate(self) -> None:
-        _check_at_least_one(self, "size", self.size)
+        _check_side(self, "size", self.size)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -153,7 +154,7 @@ class TenCrops(Views):
     """The four corners and the middle, of the image and its mirror image (AlexNet's ten).
 
     Attributes:
-      size: pixels of a side of each crop, 1 or more.
+      size: pixels of a side of each crop, 1..16384.
     """
 
     size: int
@@ -162,7 +163,7 @@ class TenCrops(Views):
         return _evenly(ten_crops(images, self.size))
 
     def validate(self) -> None:
-        _check_at_least_one(self, "size", self.size)
+        _check_side(self, "size", self.size)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -170,7 +171,7 @@ class Scales(Views):
     """The whole image at several sizes, for networks that take any.
 
     Attributes:
-      sizes: pixels of the shorter side, each 1 or more.
+      sizes: pixels of the shorter side, each 1..16384.
       interpolation: "nearest", "bilinear" or "bicubic", as of Resize.
     """
 
@@ -186,7 +187,7 @@ class Scales(Views):
         if not self.sizes:
             raise UserError("Scales.sizes is empty: give at least one size.")
         for size in self.sizes:
-            _check_at_least_one(self, "sizes", size)
+            _check_side(self, "sizes", size)
         known = get_args(Interpolation)
         if self.interpolation not in known:
             raise UserError(
@@ -202,7 +203,7 @@ class AirbenchViews(Views):
     The image that is not shifted has half of the weight.
 
     Attributes:
-      shift: pixels, 1 or more; less than the image has.
+      shift: pixels, 1..16384; less than the image has.
     """
 
     shift: int = 1
@@ -212,7 +213,7 @@ class AirbenchViews(Views):
         return airbench_views(images, self.shift), weights
 
     def validate(self) -> None:
-        _check_at_least_one(self, "shift", self.shift)
+        _check_side(self, "shift", self.shift)
 
 
 def averaged_logits(
@@ -241,6 +242,8 @@ def averaged_logits(
     return jnp.sum(share * logits, axis=0)
 
 
-def _check_at_least_one(node: Views, name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{type(node).__name__}.{name} must be 1 or more, not {value}.")
+def _check_side(node: Views, name: str, value: int) -> None:
+    if not 1 <= value <= LARGEST_SIDE:
+        raise UserError(
+            f"{type(node).__name__}.{name} must lie in 1..{LARGEST_SIDE}, not {value}."
+        )

@@ -251,12 +251,29 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(f"it has more than {MAX_PIXELS:,} pixels.") from None
     except Exception:  # hostile bytes make Pillow's readers raise nearly anything
-        raise BadImage(
-            f"it is no JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or its header is broken; "
-            f"its {len(data):,} bytes begin with {data[:8]!r}."
-        ) from None
+        raise BadImage(_what_it_is(data)) from None
     _check_pixels(image.height, image.width)
     return image
+
+
+def _what_it_is(data: bytes) -> str:
+    """Returns a sentence on bytes that Pillow does not open."""
+    begin = f"its {len(data):,} bytes begin with {data[:8]!r}."
+    if data.startswith(_JPEG):
+        return f"it is a JPEG file that is cut off or damaged in its header; {begin}"
+    unread = None
+    if data[4:8] == b"ftyp":  # a box of the container that HEIC, AVIF and MP4 share
+        brands = data[8:64]
+        kinds = ((b"avif", "an AVIF"), (b"hei", "a HEIC"), (b"mif1", "a HEIC"))
+        unread = next((kind for brand, kind in kinds if brand in brands), None)
+    elif b"<svg" in data[:1000] and data.lstrip().startswith(b"<"):
+        unread = "an SVG"
+    if unread is not None:
+        return f"it is {unread} file, which cannot be read: convert it to JPEG or PNG."
+    return (
+        "it is no JPEG, PNG, WebP, BMP, GIF, TIFF or PPM image, or its header is broken; "
+        f"{begin}"
+    )
 
 
 def _by_pillow(data: bytes, channels: int) -> np.ndarray:

@@ -1,11 +1,14 @@
 """Sources made of other sources: a part of one, one by other class names, several as one."""
 
 import dataclasses
-import sys
 from typing import Any
 
 import numpy as np
 
+from jaxcls.data.decode import BadImage
+from jaxcls.data.decode import size as image_size
+from jaxcls.data.images import DecodedSource
+from jaxcls.data.listing import count, say
 from jaxcls.data.sampling import Strata, few_of_each_class, labels_of
 from jaxcls.data.sources import (
     Dataset,
@@ -22,6 +25,8 @@ def open_split(data: Dataset, split: Split) -> Source:
     """Returns the records of one split of a dataset; of the training split those that
     data.sampling.limit leaves."""
     source = data.source(split)
+    if split == "train":
+        _say_enlarged(source)
     limit = data.sampling.limit
     if split == "test" or limit is None:
         return source
@@ -29,6 +34,24 @@ def open_split(data: Dataset, split: Split) -> Source:
     chosen = few_of_each_class(labels, limit, data.sampling.limit_seed)
     name = f"{source!r}, {limit} of each class by seed {data.sampling.limit_seed}"
     return Chosen(source, chosen, name)
+
+
+def _say_enlarged(source: Source) -> None:
+    """Says so if images become more than twice as large, judging by the first one: they take
+    the time of large ones, and hold no more."""
+    if not isinstance(source, DecodedSource) or not len(source):
+        return
+    try:
+        height, width = image_size(source.encoded.read(0))
+    except (BadImage, OSError):
+        return  # who loads it says so
+    short = min(height, width)
+    rows, columns, _ = source.canvas.shape(source.channels)
+    if 2 * short < min(rows, columns):
+        say(
+            f"the first training image is {height} x {width}, and images become {rows} x "
+            f"{columns}: --config.data.canvas.size={short} does not enlarge it."
+        )
 
 
 class Chosen:
@@ -125,15 +148,13 @@ def with_class_names(source: Source, class_names: tuple[str, ...]) -> Source:
     if unknown:
         raise UserError(
             f"{source!r} has {_some(unknown)}, unknown in training."
-            f"{did_you_mean(unknown[0], class_names)} Training has {len(class_names)} "
-            f"classes: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
+            f"{did_you_mean(unknown[0], class_names)} Training has "
+            f"{count(len(class_names), 'class', 'classes')}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
         )
     missing = [name for name in class_names if name not in set(names)]
     if missing:
-        print(
-            f"note: {source!r} has no images of {_some(missing)}; labels are those of "
-            "training",
-            file=sys.stderr,
+        say(
+            f"{source!r} has no images of {_some(missing)}; labels are those of training"
         )
     return Renumbered(source, class_names)
 

@@ -25,6 +25,7 @@ from jaxcls.data.listing import (
     ClassOrder,
     Names,
     check_test_share,
+    count,
     enumerated,
     expanded,
     fingerprint,
@@ -35,6 +36,7 @@ from jaxcls.data.listing import (
     say,
     say_missing_classes,
     shown,
+    similar_file,
     sort_key,
 )
 from jaxcls.data.sources import Split
@@ -183,7 +185,7 @@ def open_folder(path: str) -> bytes:
     above, name = os.path.split(folder)
     beside = [shown(name) for name in os.listdir(above)] if os.path.isdir(above) else []
     raise UserError(
-        f"there is no folder {shown(folder)}.{did_you_mean(name, beside)} Set it with "
+        f"there is no folder {shown(folder)}.{similar_file(name, beside)} Set it with "
         "--config.data.path=..."
     )
 
@@ -198,7 +200,7 @@ def split_folders(root: bytes) -> dict[Split, bytes] | None:
       The names of the folders of "train" and "test"; None if `root` is not divided into folders.
 
     Raises:
-      UserError: if there is a folder "train" alone.
+      UserError: if there is a folder "train" alone, or none but those of what is evaluated.
     """
     by_name = {name.lower(): name for name in class_folders(root)}
     train = by_name.get(b"train")
@@ -215,6 +217,13 @@ def split_folders(root: bytes) -> dict[Split, bytes] | None:
             f"{shown(root)} has a folder {shown(train)}, but none of {', '.join(HELD_OUT)} "
             f"beside it: put one there, or set data.path to {shown(os.path.join(root, train))}"
             ", of which data.test_share is then held out."
+        )
+    if held_out and len(held_out) == len(by_name):
+        raise UserError(
+            f"{shown(root)} has {enumerated([shown(h) for h in held_out])}, but no folder train "
+            "beside it: put one there, or set data.path to "
+            f"{shown(os.path.join(root, held_out[0]))}, of which data.test_share is then held "
+            "out."
         )
     return None
 
@@ -257,10 +266,10 @@ def scan(
             found[class_dir] = files
             others += passed_over
     if not any(found.values()):
-        in_it = f"{len(class_dirs)} folders" if class_dirs else "no folders"
         raise UserError(
-            f"{shown(folder)} has {in_it} and no images in them; expected a folder for each "
-            "class, with images in it."
+            f"{shown(folder)} has no image in a class folder "
+            f"({count(len(class_dirs), 'folder')} found); expected a folder for each class, with "
+            "images in it."
         )
     empty = sorted(shown(name) for name, files in found.items() if not files)
     if empty:
@@ -270,14 +279,15 @@ def scan(
     if others:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
         say(
-            f"{others.total():,} files below {shown(folder)} are no images and left out: "
-            f"{kinds}."
+            f"below {shown(folder)}, what is no image is left out: "
+            f"{count(others.total(), 'file')} ({kinds})."
         )
     loose = [name for name in loose if is_image(name)]
     if loose:
         say(
-            f"{len(loose):,} images of {shown(folder)} lie in no class folder and are left out: "
-            f"{enumerated([shown(name) for name in sorted(loose)])}."
+            f"in {shown(folder)}, what lies in no class folder is left out: "
+            f"{count(len(loose), 'image')} "
+            f"({enumerated([shown(name) for name in sorted(loose)])})."
         )
     return {name: files for name, files in found.items() if files}
 
@@ -297,7 +307,8 @@ def images_below(
       others: counts the other files by what their names end with.
 
     Raises:
-      UserError: if a folder cannot be read, or a link leads out of the root or in a circle.
+      UserError: if a folder cannot be read, a link leads out of the root or in a circle, or
+        what is named as an image is no file.
     """
     real_root = os.path.realpath(root)
     # Each folder with the real paths of those that led to it.
@@ -318,6 +329,12 @@ def images_below(
                 if entry.is_dir():
                     waiting.append((path, (*way, real)))
                 elif is_image(entry.name):
+                    # Reading from a pipe or a device could wait, or go on, for ever.
+                    if not entry.is_file() and os.path.exists(entry.path):
+                        raise UserError(
+                            f"{shown(entry.path)} is no plain file, but a pipe, socket or "
+                            "device: remove it."
+                        )
                     yield path
                 elif others is not None:
                     others[

@@ -4,6 +4,8 @@ A list of a million names is one block of bytes here, not a million Python strin
 every worker process.
 """
 
+import difflib
+import functools
 import hashlib
 import itertools
 import os
@@ -42,14 +44,31 @@ class Names:
         return self._block[self._ends[index] : self._ends[index + 1]]
 
 
+@functools.cache
 def say(message: str) -> None:
-    """Tells the user what was found in the data; training goes on."""
+    """Tells the user what was found in the data, once a process: both splits come by here, and
+    often find the same. Training goes on."""
     print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def shown(name: bytes | str) -> str:
     """Returns a file's name as text that can be printed, whatever bytes it is made of."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def count(number: int, one: str, several: str = "") -> str:
+    """Returns "1 file", "2,000 files"; the plural is that with an "s" where none is given."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def similar_file(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the file whose name is nearly `name`, or "".
+
+    Stricter than did_you_mean: a folder may hold any number of files that have nothing to do
+    with the one that was meant.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def is_image(name: bytes) -> bool:
@@ -146,7 +165,7 @@ class ClassIndex:
         if value not in self._index:
             raise UserError(
                 f"{where} is of class '{value}', which is not among the "
-                f"{len(self.class_names)} classes of training."
+                f"{count(len(self.class_names), 'class', 'classes')} of training."
                 f"{did_you_mean(value, self.class_names)}"
             )
         return self._index[value]

@@ -104,7 +104,7 @@ class RecordFiles:
             file = self._files[number]
             rows = np.flatnonzero(files == number)
             first = self._ends[number] - file.count
-            read = shards.read(file, (ids[rows] - first).tolist())
+            read = _read(file, (ids[rows] - first).tolist())
             for row, record in zip(rows.tolist(), read, strict=True):
                 found[row] = record
         return found
@@ -116,7 +116,7 @@ class RecordFiles:
           OSError: if it cannot be read.
         """
         file, place = self._find(index)
-        return shards.unpack(shards.read(file, [place])[0])
+        return shards.unpack(_read(file, [place])[0])
 
     def where(self, index: int) -> str:
         """Returns where an image came from, and the file that its record lies in."""
@@ -131,6 +131,18 @@ class RecordFiles:
         number = bisect.bisect_right(self._ends, index)
         file = self._files[number]
         return file, index - (self._ends[number] - file.count)
+
+
+def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
+    """Returns records of a file, as shards.read does; the error says what to do about it."""
+    try:
+        return shards.read(file, places)
+    except OSError as error:
+        folder = shown(os.path.dirname(file.path))
+        raise OSError(
+            f"{error}: copy that file again, or make the records again; python -m "
+            f"jaxcls.prepare verify --path {folder} finds all such files."
+        ) from None
 
 
 class EncodedRecords(RecordFiles):
@@ -165,7 +177,7 @@ class RawRecords(RecordFiles):
         try:
             records = self.records(ids)
         except OSError as error:
-            raise RuntimeError(f"{error}; make the records again") from None
+            raise RuntimeError(str(error)) from None
         for row, record in zip(images.reshape(len(ids), size), records, strict=True):
             row[:] = np.frombuffer(record, np.uint8, size, len(record) - size)
         return {"image": images, "label": self.labels[ids]}

@@ -31,10 +31,12 @@ from tqdm import tqdm
 
 from jaxcls.data.images import Images
 from jaxcls.data.listing import (
+    HELD_OUT,
     ClassIndex,
     Names,
     check_test_share,
     class_list,
+    enumerated,
     expanded,
     fingerprint,
     in_test_share,
@@ -44,6 +46,7 @@ from jaxcls.data.listing import (
     say,
     say_missing_classes,
     shown,
+    similar_file,
 )
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
@@ -191,7 +194,9 @@ class WebTar(Images):
     Attributes:
       path: the tar files: one, several as "shards-{000..009}.tar" or "{a,b}.tar", or with the
         wildcards * and ?.
-      test_path: the tar files of the test images, likewise; "" holds out a part of `path`.
+      test_path: the tar files of the test images, likewise. With "", where the tar files hold a
+        folder "train" and beside it "val", "validation" or "test", these are the splits as in an
+        ImageFolder; otherwise a part of `path` is held out.
       test_share: that part, above 0 and below 1. An image is in it if the SHA-256 of its name in
         the tar file, read as a fraction, lies below.
       label_key: the field of .json files that holds the class.
@@ -223,26 +228,28 @@ class WebTar(Images):
         self.validate()
         paths = tar_files(self.path)
         indexes = index_all(paths, self.label_key)
-        class_names = self.class_names or class_list(
-            name.decode("utf-8", "backslashreplace")
-            for index in indexes
-            for name in set(index.classes)
+        members = list(itertools.chain(*(index.members for index in indexes)))
+        by_folder = (
+            None if self.test_path else rows_of_split_folders(members, self.path)
         )
+        class_names = self.class_names or self._class_names(indexes, by_folder)
         pattern = self.path
         if split == "test" and self.test_path:
             pattern = self.test_path
             paths = tar_files(pattern)
             indexes = index_all(paths, self.label_key)
-        members = list(itertools.chain(*(index.members for index in indexes)))
-        chosen = np.ones(len(members), bool)
-        if not self.test_path:
+            members = list(itertools.chain(*(index.members for index in indexes)))
+        if self.test_path:
+            rows = np.arange(len(members))
+        elif by_folder is not None:
+            rows = by_folder[split]
+        else:
             held_out = [in_test_share(member, self.test_share) for member in members]
-            chosen = np.array(held_out, bool) == (split == "test")
+            rows = np.flatnonzero(np.array(held_out, bool) == (split == "test"))
         name = f"{shown(os.path.basename(pattern))}[{split}]"
-        rows = np.flatnonzero(chosen)
         if not len(rows):
             raise UserError(f"{shown(pattern)} has no image to {split} on.")
-        labels = self._labels(paths, indexes, class_names)[rows]
+        labels = self._labels(paths, indexes, rows, class_names)
         say_missing_classes(class_names, labels, name)
         counts = [len(index.members) for index in indexes]
         return TarImages(
@@ -256,22 +263,85 @@ class WebTar(Images):
             class_names,
         )
 
+    def _class_names(
+        self, indexes: Sequence[TarIndex], by_folder: dict[Split, np.ndarray] | None
+    ) -> tuple[str, ...]:
+        """Returns the classes of all images or, where folders tell the splits, of training."""
+        written = list(itertools.chain(*(index.classes for index in indexes)))
+        if by_folder is not None:
+            written = [written[row] for row in by_folder["train"]]
+        names = class_list(
+            name.decode("utf-8", "backslashreplace") for name in set(written)
+        )
+        numbers = [name for name in names if re.fullmatch("-?[0-9]+", name)]
+        if 0 < len(numbers) < len(names):
+            others = [name for name in names if name not in set(numbers)]
+            say(
+                f"some classes of {shown(self.path)} are numbers ({enumerated(numbers)}) and "
+                f"others are not ({enumerated(others)}): each is a class by itself."
+            )
+        return names
+
     def _labels(
         self,
         paths: Sequence[str],
         indexes: Sequence[TarIndex],
+        rows: np.ndarray,
         class_names: Sequence[str],
     ) -> np.ndarray:
-        """Returns the class of each image of all tar files, int32 [n]."""
+        """Returns the class of some images, int32 [m]; `rows`, int [m] and ascending, counts
+        those of all tar files."""
         index_of = ClassIndex(class_names, numbers=bool(self.class_names))
-        labels = []
-        for path, index in zip(paths, indexes, strict=True):
-            for member, written in zip(index.members, index.classes, strict=True):
-                where = f"{shown(path)}:{shown(member)}"
-                labels.append(
-                    index_of(written.decode("utf-8", "backslashreplace"), where)
-                )
+        chosen = np.zeros(sum(len(index.members) for index in indexes), bool)
+        chosen[rows] = True
+        images = (
+            (f"{shown(path)}:{shown(member)}", written)
+            for path, index in zip(paths, indexes, strict=True)
+            for member, written in zip(index.members, index.classes, strict=True)
+        )
+        labels = [
+            index_of(written.decode("utf-8", "backslashreplace"), where)
+            for where, written in itertools.compress(images, chosen)
+        ]
         return np.array(labels, np.int32)
+
+
+def rows_of_split_folders(
+    members: Sequence[bytes], pattern: str
+) -> dict[Split, np.ndarray] | None:
+    """Tells the splits apart by the folders at the top, as ImageFolder does.
+
+    Args:
+      members: names of images, [n]. A folder that all of them lie in does not count.
+      pattern: the tar files, for what is said.
+
+    Returns:
+      The rows of each split, int [m]; None if there is not a folder "train" and one of what is
+      evaluated.
+    """
+    # What the first and the last name share, all names between them share.
+    ends = min(members), max(members)
+    top = os.path.commonpath([os.path.dirname(name) for name in ends])
+    start = len(os.path.join(top, b""))
+    # Without a folder, b"" and not the file's name.
+    folders = [name[start:].rpartition(b"/")[0].partition(b"/")[0] for name in members]
+    by_name = {folder.lower(): folder for folder in set(folders)}
+    held_out = [by_name[h] for h in map(str.encode, HELD_OUT) if h in by_name]
+    if b"train" not in by_name or not held_out:
+        return None
+    train, test = by_name[b"train"], held_out[0]
+    others = sorted(
+        shown(folder) or "no folder" for folder in {*folders} - {train, test}
+    )
+    say(
+        f"{shown(pattern)} is trained and evaluated on as its folders {shown(train)} and "
+        f"{shown(test)} say{f'; left out is what lies in {enumerated(others)}' if others else ''}."
+    )
+    of_image = np.array(folders)
+    return {
+        "train": np.flatnonzero(of_image == train),
+        "test": np.flatnonzero(of_image == test),
+    }
 
 
 def tar_files(pattern: str) -> list[str]:
@@ -293,7 +363,7 @@ def tar_files(pattern: str) -> list[str]:
             folder, base = os.path.split(name)
             beside = os.listdir(folder) if os.path.isdir(folder) else []
             raise UserError(
-                f"there is no file {shown(name)}.{did_you_mean(base, beside)}"
+                f"there is no file {shown(name)}.{similar_file(base, beside)}"
             )
     repeated = [
         path for path, again in itertools.groupby(sorted(found)) if len([*again]) > 1

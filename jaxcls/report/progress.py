@@ -44,9 +44,9 @@ class Progress:
             f"data wait {values['data_wait']:.0%}  ETA {_duration(seconds_left)}"
         )
         if values["bad_steps"]:
-            text += f"  {values['bad_steps']} steps not finite"
+            text += f"  {values['bad_steps']} steps that changed nothing"
         if "bad_images" in values:
-            text += f"  {values['bad_images']} bad images"
+            text += f"  bad images: {values['bad_images']}"
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {values['epoch']:.1f}  {text}")
         else:
@@ -81,7 +81,7 @@ def eval_line(values: dict[str, Any]) -> str:
         f"loss {values['eval/loss']:.4f}"
     )
     if "eval/bad_images" in values:
-        text += f"  ({values['eval/bad_images']} bad images left out)"
+        text += f"  (bad images left out: {values['eval/bad_images']})"
     if "eval/top1_ema" in values:
         text += (
             f"  |  EMA: top-1 {values['eval/top1_ema']:.2%}  "

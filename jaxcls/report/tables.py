@@ -79,7 +79,7 @@ def finished(
         top1 += f", {last['eval/top1_ema']:.2%} EMA"
     images = f"all {last['eval/examples']} test images"
     if bad := last.get("eval/bad_images"):
-        images = f"{last['eval/examples']} test images; {bad} bad ones are left out"
+        images = f"{last['eval/examples']} test images; bad ones left out: {bad}"
     return (
         f"complete: {top1}, on {images}\n"
         f"  last checkpoint: {last_checkpoint}\n"

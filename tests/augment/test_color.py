@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxcls.augment import Normalize, Transform, color, tones
+from jaxcls.augment import Normalize, ThreeAugment, Transform, color, tones
 from jaxcls.augment.color import (
     ColorJitter,
     GaussianBlur,
@@ -68,8 +68,9 @@ def test_a_wrong_number_of_channels_is_named(
 @pytest.mark.parametrize(
     ("mean", "std", "said"),
     [
-        ((0.5,), (0.0,), r"Normalize.std must lie in 0..1, above 0, .*, not 0.0."),
+        ((0.5,), (0.0,), r"Normalize.std must lie in 1e-06..1, .*, not 0.0."),
         ((0.5,), (0.2, -0.1, 0.2), r"Normalize.std must lie in .*, not -0.1."),
+        ((0.5,), (1e-45,), r"Normalize.std must lie in 1e-06..1, .*, not 1e-45."),
         ((0.5,), (np.nan,), r"Normalize.std must lie in .*, not nan."),
         ((0.5,), (np.inf,), r"Normalize.std must lie in .*, not inf."),
         # The way out of the commonest mistake: numbers for grey levels 0..255.
@@ -97,7 +98,7 @@ def test_values_out_of_range_are_named(
 
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:
-    Normalize(mean=(0.0, 1.0), std=(1e-9, 1.0)).validate()
+    Normalize(mean=(0.0, 1.0), std=(1e-6, 1.0)).validate()
     Normalize(mean=(0.5,), std=(0.2, 0.1, 0.2)).validate()
 
 
@@ -457,3 +458,21 @@ def test_options_out_of_range_are_named(transform: Transform, said: str) -> None
     with pytest.raises(UserError) as error:
         transform.validate()
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        ColorJitter(contrast=0.5),
+        ColorJitter(saturation=0.5),
+        ColorJitter(hue=0.5),
+        RandomGrayscale(p=1.0),
+        ThreeAugment(),
+    ],
+    ids=repr,
+)
+def test_colours_have_1_or_3_channels(transform: Transform, channels: int) -> None:
+    images = jnp.zeros((4, 8, 8, channels))
+    with pytest.raises(UserError, match=f"1 or 3 channels, not {channels}"):
+        transform(jax.random.key(0), images, jnp.zeros((4, 2)))

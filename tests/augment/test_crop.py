@@ -262,7 +262,11 @@ def test_the_transform_resizes_the_boxes_that_its_key_draws() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"size": 0}, "RandomResizedCrop.size must be 1 or more, not 0"),
+        ({"size": 0}, "RandomResizedCrop.size must lie in 1..16384, not 0"),
+        (
+            {"size": 2**31},
+            "RandomResizedCrop.size must lie in 1..16384, not 2147483648",
+        ),
         ({"scale": (0.0, 1.0)}, "RandomResizedCrop.scale must be above 0, not 0.0"),
         ({"scale": (0.5, 1.5)}, "RandomResizedCrop.scale must not be above 1"),
         ({"scale": (0.5, 0.2)}, "RandomResizedCrop.scale must go from a smaller"),
@@ -285,3 +289,4 @@ def test_values_out_of_range_are_named(options: dict[str, object], said: str) ->
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:
     RandomResizedCrop(size=1, scale=(1.0, 1.0), ratio=(1.0, 1.0)).validate()
+    RandomResizedCrop(size=16384).validate()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxcls.augment.deal import deal, dealt, drawn, for_rows
+from jaxcls.errors import UserError
 from jaxcls.parallel import batch_sharded, make_mesh, replicated
 
 CALLS = 4200
@@ -141,3 +142,8 @@ def test_a_cpu_draws_and_accelerators_deal() -> None:
         # A branch of each operation; where they are dealt, also one row of each.
         assert text.count("stablehlo.tanh") == expected, platform
         assert ("LayoutConstraint" in text) == (platform == "tpu")
+
+
+def test_no_operations_are_an_error() -> None:
+    with pytest.raises(UserError, match="one operation or more"):
+        deal(jax.random.key(0), jnp.zeros((4, 2, 2, 1)), [])

@@ -266,9 +266,12 @@ NAN = math.nan
         ),
         (RandomErasing(value=()), "RandomErasing.value must be a number for each"),
         (RandomErasing(value=(0.0, NAN)), "not (0.0, nan)"),
-        (RandomErasing(count=(0, 1)), "1 or more, not (0, 1)"),
-        (RandomErasing(count=(3, 2)), "1 or more, not (3, 2)"),
-        (Cutout(size=0), "Cutout.size must be 1 or more, not 0"),
+        *(
+            (RandomErasing(count=count), f"both in 1..100, not {count}")
+            for count in ((0, 1), (3, 2), (1, 101), (1, 10**9))
+        ),
+        (Cutout(size=0), "Cutout.size must lie in 1..16384, not 0"),
+        (Cutout(size=3 * 10**9), "Cutout.size must lie in 1..16384, not 3000000000"),
         (Cutout(size=1, p=-0.1), "Cutout.p must lie in 0..1, not -0.1"),
     ],
 )
@@ -283,8 +286,26 @@ def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     [
         RandomErasing(),
         RandomErasing(p=1.0, scale=(0.0, 1.0), ratio=(1.0, 1.0), count=(2, 2)),
+        RandomErasing(count=(100, 100)),
         Cutout(size=1, p=0.0),
+        Cutout(size=16384),
     ],
 )
 def test_values_at_the_end_of_the_range_are_allowed(transform: Transform) -> None:
     transform.validate()
+
+
+@pytest.mark.parametrize(
+    ("transform", "keeps"),
+    [
+        (RandomErasing(value=(0.0, 127.0, 255.0)), True),
+        (RandomErasing(value=(0.5,)), False),
+        (RandomErasing(value=(-50.0,)), False),
+        (RandomErasing(value=(0.0, 256.0, 0.0)), False),
+        (RandomErasing(fill="color"), False),
+        (RandomErasing(fill="pixel"), False),
+        (Cutout(size=2), True),
+    ],
+)
+def test_whether_grey_levels_stay_such(transform: Transform, keeps: bool) -> None:
+    assert transform.keeps_grey_levels is keeps

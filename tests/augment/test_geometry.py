@@ -326,14 +326,21 @@ def test_random_says_which_transforms_use_their_key() -> None:
 @pytest.mark.parametrize(
     ("transform", "said"),
     [
-        (Resize(size=0), "Resize.size must be 1 or more, not 0"),
+        (Resize(size=0), "Resize.size must lie in 1..16384, not 0"),
+        (Resize(size=3 * 10**9), "Resize.size must lie in 1..16384, not 3000000000"),
         (
             Resize(size=1, interpolation="cubic"),  # type: ignore[arg-type]
             "Resize.interpolation must be one of 'nearest', 'bilinear', 'bicubic', not "
             "'cubic'.",
         ),
-        (CenterCrop(size=0), "CenterCrop.size must be 1 or more, not 0"),
-        (RandomCrop(padding=-1), "RandomCrop.padding must be 0 or more, not -1"),
+        (CenterCrop(size=0), "CenterCrop.size must lie in 1..16384, not 0"),
+        (CenterCrop(size=16385), "CenterCrop.size must lie in 1..16384, not 16385"),
+        (RandomCrop(padding=-1), "RandomCrop.padding must lie in 0..16384, not -1"),
+        (RandomCrop(padding=2**31 - 1), "must lie in 0..16384, not 2147483647"),
+        (
+            RandomCrop(padding=1, mode=4),  # type: ignore[arg-type]
+            "RandomCrop.mode must be one of 'constant', 'edge', 'reflect', not 4.",
+        ),
         *(
             (
                 RandomCrop(padding=1, fill=fill),
@@ -355,8 +362,11 @@ def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     "transform",
     [
         Resize(size=1),
+        Resize(size=16384),
         CenterCrop(size=1),
+        CenterCrop(size=16384),
         RandomCrop(padding=0, fill=255.0),
+        RandomCrop(padding=16384),
         HorizontalFlip(p=0.0),
         HorizontalFlip(p=1.0),
     ],
@@ -760,9 +770,10 @@ def test_random_zoom_and_translation_draw_for_each_image_and_side() -> None:
             RandomAffine(degrees=1.0, scale=(1.2, 1.0)),
             "RandomAffine.scale must go from",
         ),
-        (RandomAffine(degrees=1.0, shear=90.0), "not from -90.0 to 90.0"),
-        (RandomAffine(degrees=1.0, shear=(1.0, np.nan)), "not from 1.0 to nan"),
-        (RandomAffine(degrees=1.0, shear=(0.0, 1.0, 3.0, 2.0)), "not from 3.0 to 2.0"),
+        (RandomAffine(degrees=1.0, shear=90.0), "90 degrees, not 90.0"),
+        (RandomAffine(degrees=1.0, shear=-5.0), "90 degrees, not -5.0"),
+        (RandomAffine(degrees=1.0, shear=(1.0, np.nan)), "not (1.0, nan)"),
+        (RandomAffine(degrees=1.0, shear=(0.0, 1.0, 3.0, 2.0)), "(0.0, 1.0, 3.0, 2.0)"),
         (RandomPerspective(p=-0.5), "RandomPerspective.p must lie in 0..1, not -0.5"),
         (
             RandomPerspective(distortion_scale=1.5),
@@ -819,3 +830,23 @@ def test_values_at_the_end_of_the_range_of_warps_are_allowed(
 ) -> None:
     transform.validate()
     assert transform.random
+
+
+@pytest.mark.parametrize(
+    ("whole", "fraction"),
+    [
+        (HorizontalFlip(p=1), HorizontalFlip(p=1.0)),
+        (VerticalFlip(p=1), VerticalFlip(p=1.0)),
+        (RandomPerspective(p=1), RandomPerspective(p=1.0)),
+    ],
+)
+def test_a_probability_may_be_a_whole_number(
+    whole: Transform, fraction: Transform
+) -> None:
+    images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).round()
+    images = images.astype(np.float32)
+    found, expected = (
+        transform(jax.random.key(0), images, jnp.zeros((4, 2)))[0]
+        for transform in (whole, fraction)
+    )
+    np.testing.assert_array_equal(found, expected)

@@ -331,8 +331,9 @@ NAN = math.nan
     [
         (MixUp(p=1.5), "MixUp.p must lie in 0..1, not 1.5"),
         (CutMix(p=NAN), "CutMix.p must lie in 0..1, not nan"),
-        (MixUp(alpha=-0.1), "MixUp.alpha must lie in 0..inf, not -0.1"),
-        (MixUp(alpha=NAN), "MixUp.alpha must lie in 0..inf, not nan"),
+        (MixUp(alpha=-0.1), "MixUp.alpha must be 0 or more, and finite, not -0.1"),
+        (MixUp(alpha=math.inf), "MixUp.alpha must be 0 or more, and finite, not inf"),
+        (MixUp(alpha=NAN), "MixUp.alpha must be 0 or more, and finite, not nan"),
         (
             MixUp(mode="elem"),  # type: ignore[arg-type]
             "MixUp.mode must be one of 'batch', 'pair', 'image', not 'elem'",
@@ -345,7 +346,7 @@ NAN = math.nan
         ),
         (
             MixUpOrCutMix(mixup_alpha=-1.0),
-            "MixUpOrCutMix.mixup_alpha must lie in 0..inf",
+            "MixUpOrCutMix.mixup_alpha must be 0 or more",
         ),
         (MixUpOrCutMix(cutmix_alpha=0.0), "MixUpOrCutMix.cutmix_alpha must be above 0"),
         (MixUpOrCutMix(switch_prob=2.0), "MixUpOrCutMix.switch_prob must lie in 0..1"),
@@ -371,3 +372,14 @@ def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
 )
 def test_values_at_the_end_of_the_range_are_allowed(transform: Transform) -> None:
     transform.validate()
+
+
+def test_a_probability_may_be_a_whole_number() -> None:
+    images, targets = jnp.arange(64.0).reshape(4, 4, 4, 1), jnp.eye(4)
+    for p in (0, 1):
+        found, expected = (
+            MixUpOrCutMix(switch_prob=q)(jax.random.key(0), images, targets)
+            for q in (p, float(p))
+        )
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)

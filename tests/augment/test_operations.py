@@ -11,6 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from jaxcls.augment.operations import apply_op
 from jaxcls.augment.policies import SIGNED
+from jaxcls.errors import UserError
 
 HEIGHT, WIDTH = 36, 46
 BINS = np.arange(31) / 30
@@ -156,3 +157,63 @@ def test_moves_with_interpolation_are_pillows(
 ) -> None:
     _, equal, near = compare(name, interpolation, kind)
     assert near.min() >= 0.99 and equal.mean() > 0.98
+
+
+@pytest.mark.parametrize("name", [*RANGES, *OTHERS, "SolarizeAdd"])
+def test_bytes_are_converted_first(name: str) -> None:
+    images = pictures()["photographs"]
+    magnitude = np.full(
+        len(images), 3.0 if name in ("Posterize", "SolarizeAdd") else 0.5
+    )
+    found = apply_op(name, images, magnitude)
+    expected = apply_op(name, images.astype(np.float32), magnitude)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("Posterize", 20.0, "whole numbers in 0..8, not 20"),
+        ("Posterize", -3.0, "whole numbers in 0..8, not -3"),
+        ("Posterize", 2.5, "whole numbers in 0..8, not 2.5"),
+        ("Solarize", 999.0, "numbers in 0..256, not 999"),
+        ("SolarizeAdd", -999.0, "whole numbers in 0..255, not -999"),
+        ("SolarizeAdd", 1.5, "whole numbers in 0..255, not 1.5"),
+        ("Brightness", -5.0, "numbers in -1..1000, not -5"),
+        ("TranslateX", 1e20, "numbers in -1e+06..1e+06, not 1e+20"),
+        ("Rotate", np.nan, "not nan"),
+        ("ShearX", np.inf, "not inf"),
+    ],
+)
+def test_a_magnitude_out_of_range_is_named(name: str, value: float, said: str) -> None:
+    images = pictures()["constant"]
+    # The last alone is at fault.
+    magnitude = np.append(np.zeros(len(images) - 1), value)
+    with pytest.raises(UserError) as error:
+        apply_op(name, images, magnitude)
+    assert str(error.value).startswith(f"{name} takes as magnitudes ")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "said"),
+    [
+        ((2, 4, 4, 3), {"interpolation": "lanczos"}, "'bicubic', not 'lanczos'"),
+        ((2, 4, 4, 3), {"fill": 999}, "fill must be a grey level in 0..255, not 999"),
+        (
+            (2, 4, 4, 3),
+            {"fill": np.nan},
+            "fill must be a grey level in 0..255, not nan",
+        ),
+        ((2, 4, 3), {}, "[batch, height, width, channels], uint8 or float32"),
+        ((2, 4, 4, 2), {}, "images of 1 or 3 channels, not 2"),
+        ((2, 4, 4, 4), {}, "images of 1 or 3 channels, not 4"),
+    ],
+)
+def test_bad_arguments_are_named(
+    shape: tuple[int, ...], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        apply_op("Color", np.zeros(shape, np.uint8), np.zeros(2), **options)
+    assert said in str(error.value)

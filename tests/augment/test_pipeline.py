@@ -22,6 +22,7 @@ from jaxcls.augment import (
     Transform,
     apply,
 )
+from jaxcls.errors import UserError
 from jaxcls.parallel import batch_sharded, make_mesh, replicated
 
 GEOMETRY = (
@@ -180,3 +181,31 @@ def test_a_transform_without_a_call_says_so() -> None:
     with pytest.raises(TypeError, match=r"abstract class Forgetful .*__call__"):
         Forgetful()  # type: ignore[abstract]
     assert not Forgetful.random
+
+
+BYTES, ROWS = np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "images", "targets", "said"),
+    [
+        (HorizontalFlip(), BYTES, ROWS, "a tuple of transforms, .* not HorizontalFlip"),
+        (("flip",), BYTES, ROWS, "takes transforms, not 'flip'"),
+        ((), BYTES[0], ROWS[0], r"not uint8 of shape \(8, 8, 3\)"),
+        ((), BYTES[:0], ROWS[:0], r"one or more, not uint8 of shape \(0, 8, 8, 3\)"),
+        ((), BYTES.astype(np.int32), ROWS, "uint8 or float32, .* not int32"),
+        ((), BYTES, np.arange(4), r"\[batch, classes\], .* not int64 of shape \(4,\)"),
+        ((), BYTES, ROWS[:3], r"each of 4 images, not float32 of shape \(3, 4\)"),
+    ],
+)
+def test_arguments_that_apply_cannot_take_are_named(
+    transforms: Sequence[Transform], images: np.ndarray, targets: np.ndarray, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        apply(transforms, jax.random.key(0), images, targets)
+
+
+def test_targets_become_floats() -> None:
+    _, targets = apply((), jax.random.key(0), BYTES, np.eye(4, dtype=np.int32))
+    assert targets.dtype == jnp.float32
+    np.testing.assert_array_equal(targets, ROWS)

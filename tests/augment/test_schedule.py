@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from jaxcls import config
-from jaxcls.augment import CenterCrop, HorizontalFlip, RandomCrop, Transform, apply
+from jaxcls.augment import (
+    CenterCrop,
+    HorizontalFlip,
+    Normalize,
+    RandomCrop,
+    Resize,
+    Staged,
+    Transform,
+    apply,
+)
 from jaxcls.augment.mix import MixUp
 from jaxcls.augment.pipeline import Moment
 from jaxcls.augment.schedule import Growing, Scheduled
@@ -228,6 +237,41 @@ NAN = math.nan
         (
             Growing(transform=MixUp(), field="p", first=0.0, last=1.0),
             "MixUp.p is part of the compiled program and cannot change",
+        ),
+        *(
+            (
+                Growing(
+                    transform=Scheduled(transform=Add()),
+                    field=field,
+                    first=0.3,
+                    last=0.9,
+                ),
+                f"Scheduled.{field} is part of the compiled program and cannot change",
+            )
+            for field in ("start", "stop")
+        ),
+        (
+            Growing(transform=Growing(transform=Add()), field="last"),
+            "Growing.last is part of the compiled program and cannot change",
+        ),
+        *(
+            (wrapper, f"{type(wrapper).__name__} contains {inner}, ")
+            for inner, node in (
+                ("Normalize", Normalize(mean=(0.5,), std=(0.5,))),
+                ("Staged", Staged(transform=Resize(size=8), values=(4, 8))),
+            )
+            for wrapper in (
+                Scheduled(transform=node, stop=0.5),
+                Growing(transform=node, field="values"),
+            )
+        ),
+        (
+            Staged(
+                transform=Scheduled(transform=Staged(transform=Resize(size=8))),
+                field="start",
+                values=(0, 0),
+            ),
+            "Scheduled contains Staged, whose stages would have no effect there",
         ),
     ],
 )

@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 
 from jaxcls import config as config_lib
-from jaxcls.augment import Normalize, RandAugment, RandomCrop, Resize, Staged, in_stages
+from jaxcls.augment import (
+    CutMix,
+    GaussianBlur,
+    HorizontalFlip,
+    Normalize,
+    RandAugment,
+    RandomAffine,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+    Scheduled,
+    Staged,
+    in_stages,
+)
 from jaxcls.config import Config
 from jaxcls.data import Digits
 from jaxcls.duration import steps
@@ -53,16 +67,43 @@ def test_outside_of_a_run_it_has_its_last_value() -> None:
     [
         (Staged(transform=Resize(size=8), field="sizes"), "Did you mean 'size'"),
         (Staged(transform=Resize(size=8), values=()), "values is empty"),
-        (staged(4, 0), r"Resize.size must be 1 or more, not 0"),
+        (staged(4, 0), r"Resize.size must lie in 1..16384, not 0"),
         (
             Staged(transform=RandAugment(), field="num_ops", values=(1, -1)),
             "num_ops must lie in 0..100, not -1",
+        ),
+        *(
+            (
+                Staged(transform=inner, field=field, values=(4, 5)),
+                f"values has 4, but {type(inner).__name__}.{field} is .*: only options that",
+            )
+            for inner, field in (
+                (GaussianBlur(kernel_size=3), "sigma"),
+                (RandomResizedCrop(size=8), "scale"),
+                (RandomResizedCrop(size=8), "antialiased"),
+                (RandomErasing(), "count"),
+                (RandomErasing(), "value"),
+                (RandomAffine(degrees=1.0), "translate"),
+                (CutMix(), "minmax"),
+                (Scheduled(transform=RandAugment()), "transform"),
+                (staged(4, 8), "values"),
+                (RandomCrop(padding=1), "mode"),
+                (NORMALIZE, "mean"),
+            )
         ),
     ],
 )
 def test_bad_options(transform: Staged, said: str) -> None:
     with pytest.raises(UserError, match=said):
         transform.validate()
+
+
+def test_a_whole_number_is_a_value_of_an_option_with_fractions() -> None:
+    flip = Staged(transform=HorizontalFlip(), field="p", values=(0, 1))
+    flip.validate()
+    images = jnp.arange(8.0).reshape(2, 1, 4, 1)
+    found, _ = flip(jax.random.key(0), images, jnp.eye(2))
+    np.testing.assert_array_equal(found, images[:, :, ::-1])
 
 
 def config(*sizes: int, name: str = "resnet_narrow") -> Config:

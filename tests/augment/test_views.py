@@ -207,15 +207,16 @@ def test_scales_need_grey_levels() -> None:
 @pytest.mark.parametrize(
     ("views", "said"),
     [
-        (FiveCrops(size=0), "FiveCrops.size must be 1 or more, not 0"),
-        (TenCrops(size=-1), "TenCrops.size must be 1 or more, not -1"),
+        (FiveCrops(size=0), "FiveCrops.size must lie in 1..16384, not 0"),
+        (TenCrops(size=-1), "TenCrops.size must lie in 1..16384, not -1"),
         (Scales(sizes=()), "Scales.sizes is empty"),
-        (Scales(sizes=(8, 0)), "Scales.sizes must be 1 or more, not 0"),
+        (Scales(sizes=(8, 0)), "Scales.sizes must lie in 1..16384, not 0"),
+        (Scales(sizes=(8, 10**9)), "Scales.sizes must lie in 1..16384, not 1000000000"),
         (
             Scales(sizes=(8,), interpolation="area"),  # type: ignore[arg-type]
             "must be one of 'nearest', 'bilinear', 'bicubic', not 'area'",
         ),
-        (AirbenchViews(shift=0), "AirbenchViews.shift must be 1 or more, not 0"),
+        (AirbenchViews(shift=0), "AirbenchViews.shift must lie in 1..16384, not 0"),
     ],
 )
 def test_values_out_of_range_are_named(views: Views, said: str) -> None:

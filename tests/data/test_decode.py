@@ -168,6 +168,17 @@ def test_many_scans_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ("data", "reason"),
     [
         (b"", r"it is empty \(0 bytes\)\."),
+        (
+            FILES["jpeg"][:100],
+            "it is a JPEG file that is cut off or damaged in its header",
+        ),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "it is a HEIC file, .* convert it to JPEG",
+        ),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif", "it is an AVIF file, .* convert it"),
+        (b"\n<?xml version='1.0'?>\n<svg></svg>", "it is an SVG file, .* convert it"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0mp42", "it is no JPEG, .* begin with"),
         (b"<html>not here</html>", "it is no JPEG, .* begin with b'<html>no'"),
         (FILES["jpeg"][:1500], "it is a damaged JPEG file: Premature end"),
         (FILES["jpeg cmyk"][:-200], "it is a damaged JPEG file: Premature end"),

@@ -2,11 +2,13 @@
 
 import dataclasses
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jaxcls.data import ArraySource, Dataset, Digits
+from jaxcls.data import ArraySource, CenterSquare, Dataset, Digits, ImageFolder
 from jaxcls.data.derived import (
     Mixed,
     Mixture,
@@ -244,3 +246,31 @@ def test_the_share_of_bad_images_is_that_of_the_dataset() -> None:
         datasets=(Strict(), Strict(max_bad_share=0.1)), weights=(1.0, 1.0)
     )
     assert max_bad_share(mixture) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (32, 40, "is 40 x 32, and images become 65 x 65: --config.data.canvas.size=32"),
+        (33, 200, ""),
+    ],
+)
+def test_images_that_are_much_enlarged_are_said_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+    height: int,
+    said: str,
+) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (width, height)).save(tmp_path / name / "x.png")
+    data = ImageFolder(path=str(tmp_path), canvas=CenterSquare(size=65))
+    for split in ("test", "train", "train"):
+        open_split(data, split)
+    error = capsys.readouterr().err
+    assert error.count("note: the first training image") == bool(said)
+    assert said in error
+    for path in tmp_path.glob("train/*/*"):
+        path.write_bytes(b"")
+    open_split(data, "train")  # that it is no image is said when it is loaded

@@ -127,11 +127,12 @@ def test_classes_in_the_order_asked_for(
 def test_val_comes_before_validation_and_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("Test", "validation", "val"):
+    for name in ("Test", "validation", "val", "val"):
         make(tmp_path, f"{name}/a/{name}.jpg", "Train/a/x.jpg")
         images = ImageFolder(path=str(tmp_path)).encoded("test")
         assert f"/{name}/a/" in images.where(0)
-    assert "val, validation, Test: val is what is evaluated" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("val, validation, Test: val is what is evaluated") == 1
 
 
 def drawn(name: str) -> float:
@@ -185,8 +186,8 @@ def test_what_is_left_out_is_said(
     assert len(train) == 4 and train.class_names == ("ant", "cat", "dog")
     said = capsys.readouterr().err
     assert "without images, no classes: empty." in said
-    assert "2 files below" in said and "1 .txt" in said and "1 without ending" in said
-    assert "1 images of" in said and "loose.jpg" in said
+    assert "2 files (" in said and "1 .txt" in said and "1 without ending" in said
+    assert "no class folder is left out: 1 image (loose.jpg)" in said
     assert "hidden" not in said and "MACOSX" not in said and "DS_Store" not in said
     make(pets, "val/empty/x.jpg")
     assert "empty" in error_of(pets)  # no class of training
@@ -249,15 +250,23 @@ def test_a_broken_link_is_a_file_that_cannot_be_read(pets: Path) -> None:
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
     make(tmp_path / "pets", "cat/a.jpg")
+    make(tmp_path / "r_noshard", "cat/a.jpg")
     assert f"there is no folder {tmp_path}/pest. Did you mean 'pets'?" in error_of(
         tmp_path / "pest"
     )
     assert "is a file" in error_of(tmp_path / "pets/cat/a.jpg")
-    assert "no folders and no images in them" in error_of(tmp_path / "pets/cat")
+    assert "did you mean" not in error_of(tmp_path / "nosuch").lower()
+    assert "no image in a class folder (0 folders found)" in error_of(
+        tmp_path / "pets/cat"
+    )
     make(tmp_path / "hollow", "cat/", "dog/")
-    assert "2 folders and no images" in error_of(tmp_path / "hollow")
+    assert "(2 folders found)" in error_of(tmp_path / "hollow")
     make(tmp_path / "half", "train/cat/a.jpg")
     assert f"set data.path to {tmp_path}/half/train" in error_of(tmp_path / "half")
+    make(tmp_path / "other", "Test/cat/a.jpg", "Test/dog/b.jpg")
+    said = error_of(tmp_path / "other")
+    assert "has Test, but no folder train" in said
+    assert f"set data.path to {tmp_path}/other/Test" in said
     with pytest.raises(UserError, match=r"--config\.data\.path="):
         ImageFolder().validate()
     for share in (0.0, 1.0, -1.0, float("nan")):
@@ -271,3 +280,16 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         "bus",
         "train",
     )
+
+
+@pytest.mark.parametrize("place", ["train/cat", "val/cat"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_plain_file_is_refused(pets: Path, place: str, linked: bool) -> None:
+    os.mkfifo(pets / ("pipe" if linked else f"{place}/x.jpg"))
+    if linked:
+        (pets / place / "x.jpg").symlink_to(pets / "pipe")
+    with pytest.raises(UserError, match=f"{place}/x.jpg is no plain file"):
+        for split in ("train", "test"):
+            ImageFolder(path=str(pets)).encoded(split)
+    (pets / place / "x.jpg").rename(pets / place / "x.fifo")  # no image by its name
+    ImageFolder(path=str(pets)).encoded("train")

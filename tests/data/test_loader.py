@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls.data import ArraySource
+from jaxcls.data import ArraySource, order
 from jaxcls.data.loader import (
     Batch,
     EvalBatches,
@@ -463,10 +463,44 @@ def test_hosts_see_all_classes_of_a_sorted_source() -> None:
         assert chi_square < 27.9
 
 
-def test_a_resumed_run_has_its_first_batch_as_soon_as_a_new_one() -> None:
+def batches_of_many() -> TrainBatches:
+    """Returns 20,000 batches, 1562 an epoch, of records that take no time to read."""
     images = np.zeros((200_000, 1, 1, 1), np.uint8)
     source = ArraySource("many", images, np.zeros(len(images), int), ("a",))
-    batches = TrainBatches(source, seed=0, batch_size=128, num_steps=20_000)
+    return TrainBatches(source, seed=0, batch_size=128, num_steps=20_000)
+
+
+@pytest.mark.parametrize("start", [0, 10_000])
+def test_the_first_batch_of_a_resumed_run_takes_no_more_than_that_of_a_new_one(
+    start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = batches_of_many()
+    read: list[np.ndarray] = []
+    drawn: list[int] = []
+    gather, permutation = batches.source.gather, order.permutation
+
+    def gather_and_note(ids: np.ndarray) -> Batch:
+        read.append(ids)
+        return gather(ids)
+
+    def permutation_and_note(bits: np.random.Philox, size: int) -> np.ndarray:
+        drawn.append(size)
+        return permutation(bits, size)
+
+    monkeypatch.setattr(batches.source, "gather", gather_and_note)
+    monkeypatch.setattr(order, "permutation", permutation_and_note)
+    epoch_permutation.cache_clear()
+    with Loader(batches, start=start, threads=1, prefetch=2) as loader:
+        batch = next(loader)
+    np.testing.assert_array_equal(batch["id"], read[0])
+    np.testing.assert_array_equal(read[0], batches.ids(start))
+    assert len(read) < 10  # itself, and the few that are loaded ahead
+    assert drawn == [200_000]  # the order of one epoch
+
+
+@pytest.mark.slow  # not that it is long: other work on the machine disturbs it
+def test_a_resumed_run_has_its_first_batch_as_soon_as_a_new_one() -> None:
+    batches = batches_of_many()
 
     def seconds(start: int) -> float:
         epoch_permutation.cache_clear()

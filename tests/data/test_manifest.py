@@ -115,7 +115,8 @@ def test_paths_are_relative_to_the_manifest_or_the_root(
     path = write(images / "lists", CSV)
     assert listed(train(path, root=str(images)), images) == ROWS
     said = error_of(path)
-    assert f"{images}/lists/a/1.png, which does not exist: set data.root" in said
+    assert "4 files of 4 that" in said and "Set data.root" in said
+    assert f"line 2 names {images}/lists/a/1.png" in said
     absolute = "path,label\n" + "".join(f"{images / p},{c}\n" for p, c in ROWS)
     assert listed(train(write(images / "lists", absolute)), images) == ROWS
 
@@ -186,7 +187,7 @@ def test_another_manifest_for_testing(
     assert repr(manifest.encoded("test")).startswith(
         "t.csv[test](2 images in 2 classes"
     )
-    assert "1 test images are training images too" in capsys.readouterr().err
+    assert "hold 1 test image, so that the accuracy" in capsys.readouterr().err
     write(images, "path,label\nb/4.png,cta", "t.csv")
     said = error_of(path, "test", test_path=test_path)
     assert (
@@ -219,7 +220,10 @@ def test_rows_that_come_twice_count_once(
 ) -> None:
     found = train(write(images, CSV + "a/1.png,dog\n./a//2.png,cat\n"))
     assert listed(found, images) == ROWS
-    assert "lists 2 images again" in capsys.readouterr().err
+    train(str(images / "m.csv"))
+    assert capsys.readouterr().err.count("lists 2 images again") == 1
+    train(write(images, CSV + "a/1.png,dog\n"))
+    assert "lists 1 image again" in capsys.readouterr().err
     said = error_of(write(images, CSV + "a/1.png,cat\n"))
     assert "contradicts itself about a/1.png: line 2 says dog, line 6 cat" in said
 
@@ -284,12 +288,22 @@ def test_several_classes_an_image(images: Path) -> None:
         (
             "m.csv",
             "path,label\na/1.png\n",
-            "line 2 of .* has 1 columns, the first line 2",
+            "line 2 of .* has 1 column, the first line 2",
         ),
         ("m.csv", "path,label\na/1.png,cat,x\n", "line 2 of .* has 3 columns"),
         ("m.csv", "path,label\na/1.png, \n", "line 2 of .* has no class"),
         ("m.csv", "path,label\n,cat\n", "line 2 of .* has no path of an image, but ''"),
         ("m.csv", 'path,label\na/1.png,"cat\n', "cannot be read as CSV"),
+        (
+            "m.csv",
+            "path,label,label\na/1.png,cat,dog\n",
+            "several columns that are called 'label'",
+        ),
+        (
+            "m.csv",
+            "a/1.png,cat\na/2.png,dog\n",
+            r"first line of .*\('a/1.png,cat'\): it must hold the names of the columns",
+        ),
         (
             "m.csv",
             "path,label\na/1.png,gr\u00fcn\n".encode("latin-1"),
@@ -311,7 +325,7 @@ def test_several_classes_an_image(images: Path) -> None:
         (
             "m.jsonl",
             '{"path": "nowhere.png", "label": "cat"}',
-            "line 1 of .* does not exist",
+            "1 file of 1 that .* cannot be found: line 1 names .*nowhere",
         ),
     ],
 )
@@ -326,3 +340,22 @@ def test_no_manifest(tmp_path: Path) -> None:
     assert "Is a directory" in error_of(str(tmp_path))
     with pytest.raises(UserError, match=r"--config\.data\.path="):
         Manifest().validate()
+
+
+def test_all_files_are_looked_for(images: Path) -> None:
+    text = CSV + "".join(f"c/{i}.png,cat\n" for i in range(7))
+    path = write(images, text)
+    said = error_of(path)
+    assert "7 files of 11 that" in said and "(7 in all)" in said
+    assert said.count("line ") == 5
+    for line in range(6, 11):
+        assert f"line {line} names {images}/c/{line - 6}.png" in said
+    # What is left out when it is met may be missing; a root that is wrong may not be.
+    assert len(train(path, on_bad_image="skip")) == 11
+    said = error_of(path, on_bad_image="skip", root=str(images / "a"))
+    assert "11 files of 11" in said
+    os.mkfifo(images / "c.png")
+    with_pipe = write(images, CSV + "c.png,cat\n")
+    for choice in ("raise", "skip"):
+        assert "line 6 of" in error_of(with_pipe, on_bad_image=choice)
+        assert "c.png, which is no plain file" in error_of(with_pipe)

@@ -319,8 +319,11 @@ def test_damaged_pixels_are_found_when_they_are_read(
     source.gather(np.array([len(source) - 1]))
     with pytest.raises(
         RuntimeError, match=r"train-00000\S+ is damaged \(.*hash mismatch"
-    ):
+    ) as caught:
         source.gather(np.arange(len(source)))
+    said = str(caught.value)
+    assert "copy that file again, or make the records again" in said
+    assert f"python -m jaxcls.prepare verify --path {made} finds" in said
     with pytest.raises(UserError, match=r"train-00000\S+ is damaged .*1 of \d files"):
         prepare.verify(made)
 
@@ -336,7 +339,8 @@ def test_a_damaged_file_of_jpegs_is_an_error_of_reading(
     skipping = Records(path=str(made), on_bad_image="skip").source("train")
     mask = skipping.gather(np.arange(len(skipping)))["mask"]
     assert mask.sum() == len(mask) - 1
-    assert "train-00000" in str(skipping.explain(int(np.argmin(mask))))
+    said = str(skipping.explain(int(np.argmin(mask))))
+    assert "train-00000" in said and f"verify --path {made} finds" in said
 
 
 def test_a_file_that_was_exchanged_is_found(pixels: Path, tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def test_patterns_that_name_what_is_not_there(tmp_path: Path) -> None:
     assert f"there is no file {tmp_path}/s-003.tar. Did you mean" in error_of(
         f"{tmp_path}/s-{{000..003}}.tar"
     )
+    assert error_of(tmp_path / "nosuch.tar").endswith("nosuch.tar.")
     assert "no file is named like" in error_of(f"{tmp_path}/t-*.tar")
     assert "twice" in error_of(f"{tmp_path}/s-00{{0,0}}.tar")
     assert "count upwards" in error_of(f"{tmp_path}/s-{{5..1}}.tar")
@@ -379,3 +380,55 @@ def test_real_photographs_are_the_same_from_a_tar_file_and_a_folder(
             packed.read(i) == unpacked.read(j)
             and packed.labels[i] == unpacked.labels[j]
         )
+
+
+@pytest.mark.parametrize("top", ["", "pets/", "./a/b/"])
+@pytest.mark.parametrize("held_out", ["test", "Validation"])
+def test_folders_of_splits_are_those_of_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], top: str, held_out: str
+) -> None:
+    names = [f"train/{c}/{i}.png" for c in ("cat", "dog") for i in range(6)]
+    names += [f"{held_out}/{c}/{i}.png" for c in ("cat", "dog") for i in range(2)]
+    files = {name: png(i) for i, name in enumerate(names)}
+    for name, content in files.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    path = pack(tmp_path / "x.tar", {top + name: b for name, b in files.items()})
+    folder = ImageFolder(path=str(tmp_path / "in"))
+    for split in ("train", "test"):
+        expected, found = folder.encoded(split), opened(path, split)
+        assert found.class_names == expected.class_names
+        assert [found.read(i) for i in range(len(found))] == [
+            expected.read(i) for i in range(len(expected))
+        ]
+        assert found.labels.tolist() == expected.labels.tolist()
+    said = capsys.readouterr().err
+    assert said.count(f"as its folders train and {held_out} say.") == 1
+    # Another tar file for testing, and what lies elsewhere.
+    assert len(opened(path, test_path=str(path))) == 16
+    more = {name: png(0) for name in ("extra/cow/1.png", "cat/1.png", "1.png")}
+    more["1.cls"] = b"cow"
+    path = pack(tmp_path / "y.tar", files | more)
+    assert opened(path).class_names == ("cat", "dog") and len(opened(path)) == 12
+    said = capsys.readouterr().err
+    assert "left out is what lies in cat, extra, no folder." in said
+
+
+def test_a_lone_split_folder_is_divided_by_names(tmp_path: Path) -> None:
+    names = [f"train/{c}/{i}.png" for c in ("cat", "dog") for i in range(50)]
+    path = pack(tmp_path / "x.tar", dict.fromkeys(names, png(0)))
+    test = opened(path, "test", test_share=0.3)
+    assert len(test) == sum(drawn(name) < 0.3 for name in names)
+    assert test.class_names == ("cat", "dog")
+
+
+def test_numbers_among_names_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for classes, mixed in (("1 2 cat", True), ("1 2", False), ("a cat", False)):
+        files = {}
+        for i, name in enumerate(classes.split()):
+            files |= {f"{i}.png": png(i), f"{i}.cls": name.encode()}
+        opened(pack(tmp_path / f"{len(files)}{name}.tar", files))
+        said = "are numbers (1, 2) and others are not (cat)"
+        assert (said in capsys.readouterr().err) == mixed

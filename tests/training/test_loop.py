@@ -1,35 +1,54 @@
 """Several steps in one call: what happens when, and that it changes nothing else."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import random
 import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from jaxcls.augment import HorizontalFlip
 from jaxcls.config import Config, Plan
 from jaxcls.data import ArraySource, Digits
+from jaxcls.data.order import record_ids
 from jaxcls.data.sources import Split
 from jaxcls.duration import RunLength, steps
 from jaxcls.report.progress import Progress
 from jaxcls.train import train
 from jaxcls.training.loop import Diverged
 from tests import commands
-from tests.test_train import poisoned
+from tests.test_train import Poison, PoisonedDigits
 
 
-def narrow(steps_per_call: int, **changes: Any) -> Config:
-    """Returns the test recipe on one device: 40 steps, evaluated every 10, saved every 5."""
-    config = commands.load_config(commands.RECIPES / "narrow.py")
-    changes = {"devices": 1, "steps_per_call": steps_per_call, **changes}
-    config = dataclasses.replace(config, **changes)
-    config.log.every = steps(10)
+def tiny(steps_per_call: int, where: Literal["host", "device"] = "host") -> Config:
+    """Returns the tiny recipe with flips and an average of the weights: 40 steps, evaluated
+    and logged every 10, saved every 5."""
+    config = commands.load_config(commands.RECIPES / "tiny.py")
+    config.steps_per_call, config.data.placement = steps_per_call, where
+    config.augment = (HorizontalFlip(), *config.augment)
+    config.ema_decay = 0.9
+    config.checkpoint.keep = 8
     return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains tiny(...) to its end, once for each way; returns the folder of the run."""
+
+    @functools.cache
+    def workdir(steps_per_call: int, where: Literal["host", "device"] = "host") -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        assert train(tiny(steps_per_call, where), folder).complete
+        return folder
+
+    return workdir
 
 
 def plan(evaluate: int, save: int, log: int, total: int, per_call: int) -> Plan:
@@ -77,36 +96,23 @@ def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None
             np.testing.assert_allclose(right[name], value, atol=atol, err_msg=name)
 
 
-def test_calls_change_no_line_and_no_checkpoint(tmp_path: Path) -> None:
+def test_calls_change_no_line_and_no_checkpoint(whole: Callable[..., Path]) -> None:
     """Steps in one program round as XLA likes, on a CPU not as single ones do; but the images,
     the random numbers and what is due at which step are the same."""
-
-    def config(per_call: int) -> Config:
-        made = narrow(per_call)
-        made.checkpoint.keep = 8
-        return made
-
-    single = run(config(1), tmp_path / "1")
-    # A single step before each checkpoint.
-    assert_close(single, run(config(4), tmp_path / "4"))
+    # A call of 4 steps and a single one before each checkpoint.
+    single, several, on_devices = whole(1), whole(4), whole(4, "device")
+    assert_close(commands.metrics(single), commands.metrics(several))
     one, other = (
-        sorted(path.name for path in (tmp_path / name).glob("checkpoints/*"))
-        for name in "14"
+        sorted(path.name for path in workdir.glob("checkpoints/*"))
+        for workdir in (single, several)
     )
-    assert one == other
-    # Not the last: between steps 25 and 30 of this run any rounding, such as that of a learning
-    # rate larger by 2e-7 of itself, grows from 5e-7 to 9e-4.
-    weights, others = (
-        commands.arrays(tmp_path / name / "checkpoints" / "25") for name in ("1", "4")
-    )
+    assert one == other and len(one) == 8
+    last = Path("checkpoints", "40")
+    weights, others = (commands.arrays(workdir / last) for workdir in (single, several))
     for name, values in weights.items():
         np.testing.assert_allclose(others[name], values, atol=3e-6, err_msg=name)
-    on_devices = config(4)
-    on_devices.data.placement = "device"
-    assert run(on_devices, tmp_path / "device") == commands.metrics(tmp_path / "4")
-    commands.assert_same_arrays(
-        *(tmp_path / name / "checkpoints" / "40" for name in ("4", "device"))
-    )
+    assert commands.metrics(on_devices) == commands.metrics(several)
+    commands.assert_same_arrays(on_devices / last, several / last)
 
 
 class OneDigit(Digits):
@@ -123,7 +129,9 @@ def test_each_step_of_a_call_draws_anew(tmp_path: Path) -> None:
     """Without a rate and with one image alone, the loss changes with the draws only."""
     losses = {}
     for per_call in (1, 4):
-        config = narrow(per_call, duration=steps(8), data=OneDigit())
+        config = dataclasses.replace(
+            tiny(per_call), duration=steps(8), data=OneDigit(), ema_decay=None
+        )
         config.optimizer.learning_rate = 1e-30
         config.log.every = steps(4)
         lines = run(config, tmp_path / str(per_call))
@@ -132,61 +140,67 @@ def test_each_step_of_a_call_draws_anew(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses[4], losses[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("where", ["host", "device"])
-def test_a_stopped_run_goes_on_to_the_last_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    def config() -> Config:
-        made = narrow(4)
-        made.data.placement = where  # type: ignore[assignment]
-        return made
-
-    whole = run(config(), tmp_path / "whole")
+def train_and_stop(
+    config: Config, workdir: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> int:
+    """Sends a signal when the host learns that step `at` is done; returns the last step."""
     advance = Progress.advance
 
     def advance_and_signal(self: Progress, step: int) -> None:
         advance(self, step)
-        if (
-            step == 24
-        ):  # four steps after the line at 20, one before the checkpoint at 25
+        if step == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Progress, "advance", advance_and_signal)
-    stopped = train(config(), tmp_path / "run")
-    assert not stopped.complete and 24 <= stopped.step < 40
-    monkeypatch.undo()
-    assert run(config(), tmp_path / "run") == whole
-    commands.assert_same_arrays(
-        *(tmp_path / name / "checkpoints" / "40" for name in ("run", "whole"))
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", advance_and_signal)
+        stopped = train(config, workdir)
+    assert not stopped.complete
+    return stopped.step
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_a_stopped_run_goes_on_to_the_last_bit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Path],
+    where: Literal["host", "device"],
+) -> None:
+    # Four steps after the line at 20, one before the checkpoint at 25.
+    assert 24 <= train_and_stop(tiny(4, where), tmp_path, monkeypatch, at=24) < 40
+    assert run(tiny(4, where), tmp_path) == commands.metrics(whole(4, where))
+    last = Path("checkpoints", "40")
+    commands.assert_same_arrays(tmp_path / last, whole(4, where) / last)
 
 
 def test_a_run_may_go_on_with_other_calls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path]
 ) -> None:
-    single = run(narrow(1), tmp_path / "1")
-    advance = Progress.advance
-
-    def advance_and_signal(self: Progress, step: int) -> None:
-        advance(self, step)
-        if step == 12:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Progress, "advance", advance_and_signal)
-    assert not train(narrow(1), tmp_path / "run").complete
-    monkeypatch.undo()
-    resumed = narrow(5)
-    resumed.data.placement = "device"
-    assert_close(run(resumed, tmp_path / "run"), single)
+    train_and_stop(tiny(1), tmp_path, monkeypatch, at=12)
+    lines = run(tiny(5, "device"), tmp_path)
+    assert_close(lines, commands.metrics(whole(1)))
 
 
-def test_bad_steps_of_a_call_change_nothing(tmp_path: Path) -> None:
+def poisoned(at: Iterable[int], total: int, steps_per_call: int) -> Config:
+    """Returns a config in which the steps `at`, and none else, are not finite."""
+    config = tiny(steps_per_call)
+    config.duration = steps(total)
+    ids = {int(record_ids(config.seed, step, 48, 1437)[0]) for step in at}
+    config.data = PoisonedDigits(records=tuple(sorted(ids)))
+    config.augment = (Poison(), *config.augment)
+    return config
+
+
+def test_bad_steps_of_a_call_change_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for per_call in (1, 4):
-        config = poisoned([5, 6], 12, steps_per_call=per_call)
+        config = poisoned([5, 6], 12, per_call)
         config.log.every = config.checkpoint.every = steps(4)
         lines = run(config, tmp_path / str(per_call))
         bad = [line["bad_steps"] for line in lines if "bad_steps" in line]
         assert bad == [0, 2, 2], per_call
+        shown = capsys.readouterr().out
+        assert shown.count("  2 steps that changed nothing") == 2
     one, other = (
         commands.arrays(tmp_path / name / "checkpoints" / "12") for name in "14"
     )
@@ -197,9 +211,8 @@ def test_bad_steps_of_a_call_change_nothing(tmp_path: Path) -> None:
 def test_divergence_is_found_at_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = poisoned(
-        list(range(6, 30)), 30, max_bad_steps=7, steps_per_call=5, ema_decay=None
-    )
+    config = poisoned(range(6, 30), 30, steps_per_call=5)
+    config.max_bad_steps = 7
     done: list[int] = []
     monkeypatch.setattr(Progress, "advance", lambda _, step: done.append(step))
     # Nothing else looks at a step before the end.
@@ -209,10 +222,10 @@ def test_divergence_is_found_at_the_next_call(
     assert done == [5, 10, 15]  # the thirteenth step is the seventh bad one
 
 
-def test_images_on_the_devices_are_not_waited_for(tmp_path: Path) -> None:
-    config = narrow(1)
-    config.data.placement = "device"
-    train(config, tmp_path)
-    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+def test_images_on_the_devices_are_not_waited_for(
+    whole: Callable[..., Path],
+) -> None:
+    file = whole(1, "device") / "metrics.jsonl"
+    lines = map(json.loads, file.read_text().splitlines())
     waited = [line["data_wait"] for line in lines if "data_wait" in line]
     assert len(waited) == 4 and np.median(waited) < 0.1

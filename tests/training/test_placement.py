@@ -26,10 +26,10 @@ from jaxcls.training import placement
 from tests import commands
 
 
-def narrow(**changes: Any) -> Config:
-    """Returns the test recipe with other values at its root, on one device."""
-    config = commands.load_config(commands.RECIPES / "narrow.py")
-    config = dataclasses.replace(config, **{"devices": 1, **changes})
+def tiny(**changes: Any) -> Config:
+    """Returns the tiny recipe with other values at its root."""
+    config = commands.load_config(commands.RECIPES / "tiny.py")
+    config = dataclasses.replace(config, **changes)
     config.log.every = steps(1)
     return config
 
@@ -166,7 +166,7 @@ def test_a_run_is_the_same_to_the_last_bit(
 ) -> None:
     # Into the second epoch, which begins at step 29.
     lines = {
-        where: run(narrow(duration=steps(32), data=data()), tmp_path / where, where)
+        where: run(tiny(duration=steps(32), data=data()), tmp_path / where, where)
         for where in ("host", "device")
     }
     assert lines["device"] == lines["host"] and len(lines["host"]) > 32
@@ -181,7 +181,7 @@ def test_eight_devices_train_as_one(tmp_path: Path) -> None:
         [
             line["train/loss"]
             for line in run(
-                narrow(duration=steps(10), batch_size=64, devices=devices),
+                tiny(duration=steps(10), batch_size=64, devices=devices),
                 tmp_path / str(devices),
                 "device",
             )
@@ -194,7 +194,7 @@ def test_eight_devices_train_as_one(tmp_path: Path) -> None:
 
 
 def test_a_run_may_go_on_at_another_place() -> None:
-    one, other = narrow(), narrow(steps_per_call=10)
+    one, other = tiny(), tiny(steps_per_call=10)
     other.data.placement = "device"
     one_dict, other_dict = config_lib.to_dict(one), config_lib.to_dict(other)
     assert one_dict != other_dict
@@ -210,7 +210,7 @@ class Cropped(Images):
 
 
 def test_a_crop_that_would_stand_still_is_refused() -> None:
-    config = narrow(data=Cropped(canvas=HostRandomResizedCrop()))
+    config = tiny(data=Cropped(canvas=HostRandomResizedCrop()))
     config_lib.validate(config)
     config.data.placement = "device"
     with pytest.raises(

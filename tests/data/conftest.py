@@ -1,0 +1,11 @@
+"""What the tests of data share."""
+
+import pytest
+
+from jaxcls.data.listing import say
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    """Each test hears what is said once a process."""
+    say.cache_clear()

@@ -135,11 +135,13 @@ class Workers:
 
 
 def _kill(processes: list[SpawnProcess]) -> None:
-    """Ends processes that only read, and so leave nothing half done."""
+    """Ends processes that only read, and so leave nothing half done; empties the list."""
     for process in processes:
         process.kill()
-    for process in processes:
+    while processes:
+        process = processes.pop()
         process.join()
+        process.close()  # or its files would stay open until it is collected
 
 
 def _read_into(pipe: Connection, array: np.ndarray) -> None:

@@ -7,14 +7,14 @@ does not matter. A process whose starter is gone ends when it next tells of its 
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.resource_tracker
 import signal
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from jaxcls.data.interrupts import held_back
 from jaxcls.errors import UserError
 
 Task = TypeVar("Task")
@@ -60,7 +60,7 @@ def run(
             process = context.Process(
                 target=_work, args=(function, theirs), daemon=True
             )
-            with _interrupts_blocked():
+            with held_back(signal.SIGINT):
                 process.start()
             theirs.close()
             processes.append(process)
@@ -91,19 +91,6 @@ def run(
             process.join()
         for connection in busy:
             connection.close()
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Gives processes started inside a mask that holds back SIGINT for good: Ctrl-C reaches the
-    whole group, but what to do about it is up to the one that started them."""
-    # Started first, because where it is started it lets the signal through again.
-    multiprocessing.resource_tracker.ensure_running()
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _received(connection: Connection) -> tuple[str, Any]:

@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import signal
@@ -30,6 +29,8 @@ from typing import Protocol, TypeAlias
 
 import cloudpickle
 import numpy as np
+
+from jaxcls.data.interrupts import held_back
 
 Batch: TypeAlias = dict[str, np.ndarray]
 
@@ -82,7 +83,8 @@ class Workers:
         )
         context = multiprocessing.get_context("spawn")
         pickled = cloudpickle.dumps(batches)  # what lies in the main module, by value
-        with _signals_blocked(), _main_module_hidden():
+        # The trainer alone decides what a signal means, and needs them to finish its step.
+        with held_back(signal.SIGINT, signal.SIGTERM), _main_module_hidden():
             for worker in range(workers):
                 turns = slice(worker, None if repeat else number, workers)
                 ours, theirs = context.Pipe(duplex=False)
@@ -225,23 +227,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Gives processes started inside a mask that holds back SIGINT and SIGTERM.
-
-    Ctrl-C and a scheduler's SIGTERM reach the whole process group: the trainer alone decides
-    what to do and still needs its workers to finish the step. Here they are only delayed.
-    """
-    # Started first, because where it is started it lets the signals through again.
-    multiprocessing.resource_tracker.ensure_running()
-    blocked = {signal.SIGINT, signal.SIGTERM}
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @contextlib.contextmanager

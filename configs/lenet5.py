@@ -2,34 +2,37 @@
 
     python -m jaxcls.train --config configs/lenet5.py
 
-16 seconds on 2 CPU cores; test top-1 99.44 % raw and EMA (jax 0.10.2, 2026-11-22).
+Digits: 16 seconds on 2 CPU cores; test top-1 99.44 % raw and EMA (jax 0.10.2, 2026-11-22).
 
-Network: LeCun et al. 1998 (https://doi.org/10.1109/5.726791), the digits enlarged to its
-32 x 32 pixels on the device. The training is ours: AdamW, warm-up and cosine, label
-smoothing, shifts of up to two pixels.
+Other datasets, mnist above all, are enlarged or reduced to the 32 x 32 pixels that the network
+takes, and trained alike: not measured here. (LeCun et al. 1998 trained for 20 epochs with a
+second-order method of their own and reached 99.05 % on MNIST.)
+
+Network: LeCun et al. 1998 (https://doi.org/10.1109/5.726791). The training is ours: AdamW,
+warm-up and cosine, label smoothing, shifts of up to two pixels.
 """
 
-from jaxcls.augment import Normalize, RandomCrop, Resize
+from jaxcls.augment import RandomCrop
 from jaxcls.config import Config, Evaluation
-from jaxcls.data import create_dataset
 from jaxcls.duration import epochs
 from jaxcls.models import Model
-from jaxcls.optim import AdamW, WarmupCosine
+from jaxcls.optim import EMA, AdamW, WarmupCosine
+from jaxcls.setting import setting
 from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config(dataset: str = "digits") -> Config:
-    normalize = Normalize(mean=(0.5,), std=(0.5,))
+    here = setting(dataset, small=32)
     return Config(
         model=Model(name="lenet5"),
-        data=create_dataset(dataset),
-        augment=(Resize(size=32), RandomCrop(padding=2), normalize),
-        eval_transform=(Resize(size=32), normalize),
+        data=here.data(32),
+        augment=(*here.enlarged(32), RandomCrop(padding=2), here.normalize),
+        eval_transform=(*here.enlarged(32), here.normalize),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=0.01),
         schedule=WarmupCosine(warmup=epochs(2)),
         batch_size=32,
         duration=epochs(40),
-        ema_decay=0.99,
+        ema=EMA(decay=0.99),
         evaluation=Evaluation(every=epochs(5)),
     )

@@ -6,6 +6,7 @@ there is nothing to look up: follow the class.
 """
 
 import dataclasses
+import functools
 import importlib
 import operator
 import types
@@ -29,8 +30,17 @@ from jaxcls.duration import Duration, RunLength, epochs, steps
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.hints import allows
 from jaxcls.models import Model
-from jaxcls.optim import Optimizer, Schedule, WarmupCosine
-from jaxcls.training.loss import SoftmaxCrossEntropy
+from jaxcls.optim import (
+    EMA,
+    Clip,
+    Freeze,
+    Group,
+    Optimizer,
+    Schedule,
+    WarmupCosine,
+)
+from jaxcls.training.loss import Loss, SoftmaxCrossEntropy
+from jaxcls.training.metrics import metric_names
 
 MAY_CHANGE_ON_RESUME = (
     "data.workers",
@@ -95,6 +105,61 @@ class Log:
 
 
 @dataclasses.dataclass(kw_only=True)
+class StopEarly:
+    """Ends the run where a metric of the evaluations has stopped rising.
+
+    The run is then complete: the best checkpoint is kept besides the last. Choosing the end by
+    the test split makes its number optimistic; keep a split of your own for the final one.
+
+    Attributes:
+      metric: an accuracy, as evaluation logs it.
+      patience: length without an evaluation that is better than the best before it.
+      min_delta: rise of the metric that counts as better, 0..1.
+    """
+
+    metric: str = "eval/top1"
+    patience: Duration = dataclasses.field(default_factory=lambda: epochs(5))
+    min_delta: float = 0.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class SAM:
+    """Sharpness-aware minimisation: the gradients are taken where the loss is the worst within
+    a small ball (Foret et al. 2020, https://arxiv.org/abs/2010.01412, equations 2 and 3), at the
+    cost of a second pass. Goes with every optimizer.
+
+    Attributes:
+      rho: radius of the ball, in the Euclidean norm of all parameters, above 0.
+      adaptive: measure the ball relative to each parameter (Kwon et al. 2021,
+        https://arxiv.org/abs/2102.11600, equation 8, without its offset); rho is then about
+        ten times larger.
+    """
+
+    rho: float = 0.05
+    adaptive: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
+class Distillation:
+    """Learns from a teacher's logits besides the labels (Hinton et al. 2015,
+    https://arxiv.org/abs/1503.02531, section 2). The teacher sees the same augmented images.
+
+    Attributes:
+      teacher: the folder of a run of ours on the same classes, whose averaged weights teach if
+        it has them; or the name or file of published weights that have as many classes.
+      teacher_model: the network of published weights, a key of jaxcls.models.MODELS; None for
+        a run's folder, which knows.
+      temperature: by which both logits are divided, above 0.
+      alpha: share of the teacher's loss, 0..1; the rest is that of the labels.
+    """
+
+    teacher: str
+    teacher_model: str | None = None
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+
+@dataclasses.dataclass(kw_only=True)
 class Config:
     """Everything that determines a run.
 
@@ -106,13 +171,27 @@ class Config:
       eval_views: views of each test image over which the logits are averaged (test-time
         augmentation), taken before Normalize; None for the image alone.
       loss: the loss of each image.
+      distill: a teacher to learn from; None for the labels alone.
       optimizer: the optimizer, its peak rate and decay.
       schedule: the factor of the peak rate over the run.
+      decay_schedule: the factor of the weight decay over the run; None leaves it constant.
       batch_size: images in a training step, over all devices.
+      accumulate: parts in which a step takes its batch, one after the other, to save memory;
+        divides batch_size. Nothing else changes, but that batch norms see one part at a time.
       duration: length of the run, in steps, epochs or examples.
-      clip_norm: largest global norm of the gradients; None does not clip.
-      ema_decay: share of the old average that the moving average of the weights keeps at each
-        step, 0..1; None keeps no average.
+      clip: how gradients are limited, once for the whole batch; None leaves them.
+      sam: sharpness-aware minimisation; None takes the gradients where the parameters are.
+      groups: multipliers of rate and decay for parameters whose path matches.
+      layer_decay: factor of the rate from each layer to the one before it, 0..1: the head has
+        the whole rate, the stem the least; None gives all layers one rate.
+      head_rate: multiplier of the rate for the last layer, above 0.
+      freeze: what is not trained: a regex of parameter paths ("^(?!fc)" is all but "fc"), or
+        Freeze(pattern, until) for each, in a tuple; None trains all. Batch norms whose
+        parameters are all frozen keep their statistics.
+      ema: the moving average of the weights; None keeps no average.
+      precise_bn: training images over which the batch statistics of the averaged weights are
+        estimated anew before they are evaluated or saved, instead of averaged; None averages.
+      stop_early: ends the run on a plateau; None trains to the end of duration.
       max_bad_steps: this many non-finite steps in a row end the run.
       steps_per_call: steps that the devices make in one call of the host, at most: more than
         one takes away what calling costs, where a step takes a few milliseconds. A call ends
@@ -122,6 +201,8 @@ class Config:
         XLA makes convolutions within a loop several times slower.
       seed: of the initial weights, the order of the data, augmentation and dropout.
       devices: accelerators to use; None takes all.
+      deterministic: forbid GPU programs whose result depends on the order in which threads
+        finish: slower, and the same to the last bit each time. CPUs and TPUs always are.
       evaluation: when and how the test split is evaluated.
       checkpoint: when checkpoints are saved and which are kept.
       log: what is written while training.
@@ -134,18 +215,41 @@ class Config:
     optimizer: Optimizer
     batch_size: int
     duration: Duration
-    loss: SoftmaxCrossEntropy = dataclasses.field(default_factory=SoftmaxCrossEntropy)
+    loss: Loss = dataclasses.field(default_factory=SoftmaxCrossEntropy)
+    distill: Distillation | None = None
     schedule: Schedule = dataclasses.field(default_factory=WarmupCosine)
+    decay_schedule: Schedule | None = None
     eval_views: Views | None = None
-    clip_norm: float | None = None
-    ema_decay: float | None = None
+    accumulate: int = 1
+    clip: Clip | None = None
+    sam: SAM | None = None
+    groups: tuple[Group, ...] = ()
+    layer_decay: float | None = None
+    head_rate: float = 1.0
+    freeze: str | tuple[Freeze, ...] | None = None
+    ema: EMA | None = None
+    precise_bn: int | None = None
+    stop_early: StopEarly | None = None
     max_bad_steps: int = 10
     steps_per_call: int = 1
     seed: int = 0
     devices: int | None = None
+    deterministic: bool = False
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
+
+    @property
+    def has_average(self) -> bool:
+        """Whether averaged weights are kept beside the raw ones."""
+        return self.ema is not None or self.optimizer.averages
+
+    @property
+    def frozen(self) -> tuple[Freeze, ...]:
+        """What is not trained, as nodes."""
+        if isinstance(self.freeze, str):
+            return (Freeze(pattern=self.freeze),)
+        return self.freeze or ()
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -306,6 +410,7 @@ def _check_ranges(config: Config) -> None:
         "evaluation.batch_size": config.evaluation.batch_size,
         "max_bad_steps": config.max_bad_steps,
         "steps_per_call": config.steps_per_call,
+        "accumulate": config.accumulate,
         "checkpoint.keep": config.checkpoint.keep,
         "devices": 1 if config.devices is None else config.devices,
     }
@@ -325,23 +430,84 @@ def _check_ranges(config: Config) -> None:
             f"data.sampling.repeats {config.data.sampling.repeats} does not divide batch_size "
             f"{config.batch_size}: each record of a batch comes so many times."
         )
-    if config.clip_norm is not None and not 0 < config.clip_norm < float("inf"):
+    if config.batch_size % config.accumulate:
         raise UserError(
-            f"clip_norm must be above 0, or None to leave gradients as they are, not "
-            f"{config.clip_norm}."
+            f"accumulate {config.accumulate} does not divide batch_size {config.batch_size}."
         )
-    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
+    micro = config.batch_size // config.accumulate
+    if group is not None and micro % group:
         raise UserError(
-            f"ema_decay must lie in 0..1, below 1, or be None, not {config.ema_decay}."
+            f"model.bn_group {group} does not divide the {micro} images of which "
+            f"accumulate={config.accumulate} makes one part: choose a divisor, or None."
         )
-    known = ["eval/top1", "eval/top5"]
-    if config.ema_decay is not None:
+    _check_training(config)
+    _check_metrics(config)
+
+
+def _check_training(config: Config) -> None:
+    """Checks how parameters are trained."""
+    if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
+        raise UserError(
+            f"layer_decay must lie in 0..1, above 0, or be None, not {config.layer_decay}."
+        )
+    if not 0 < config.head_rate < 1e6:
+        raise UserError(f"head_rate must be above 0, not {config.head_rate}.")
+    if config.freeze == "":
+        raise UserError(
+            "freeze is '', which matches everything: give a regex of parameter paths, or None "
+            "to train all."
+        )
+    if config.sam is not None and not 0 < config.sam.rho < 1e6:
+        raise UserError(f"sam.rho must be above 0, not {config.sam.rho}.")
+    if config.ema is not None and config.optimizer.averages:
+        raise UserError(
+            f"{type(config.optimizer).__name__} averages the weights by itself: set ema to "
+            "None."
+        )
+    if config.precise_bn is not None:
+        if config.precise_bn < 1:
+            raise UserError(f"precise_bn must be 1 or more, not {config.precise_bn}.")
+        if not config.has_average:
+            raise UserError(
+                "precise_bn estimates the statistics of averaged weights, but there are none: "
+                "set ema."
+            )
+    if (distill := config.distill) is not None:
+        if not 0 <= distill.alpha <= 1:
+            raise UserError(f"distill.alpha must lie in 0..1, not {distill.alpha}.")
+        if not 0 < distill.temperature < 1e6:
+            raise UserError(
+                f"distill.temperature must be above 0, not {distill.temperature}."
+            )
+        if not distill.teacher:
+            raise UserError("distill.teacher is empty: name a run's folder or weights.")
+        if config.loss.multi_label:
+            raise UserError(
+                "distill compares softmax probabilities, which labels that do not exclude "
+                "each other have not: set distill to None."
+            )
+
+
+def _check_metrics(config: Config) -> None:
+    """Checks the names of metrics by which is chosen."""
+    known = metric_names(config.loss.multi_label)
+    known = [name for name in known if name != "eval/loss"]  # lower is better
+    if config.has_average:
         known += [f"{name}_ema" for name in known]
-    if config.checkpoint.best not in known:
-        raise UserError(
-            f"checkpoint.best is '{config.checkpoint.best}', which evaluation does not log."
-            f"{did_you_mean(config.checkpoint.best, known)} Known: {', '.join(known)}."
-        )
+    chosen = {"checkpoint.best": config.checkpoint.best}
+    if config.stop_early is not None:
+        chosen["stop_early.metric"] = config.stop_early.metric
+        if not 0 <= config.stop_early.min_delta < 1:
+            raise UserError(
+                "stop_early.min_delta must lie in 0..1, below 1, not "
+                f"{config.stop_early.min_delta}."
+            )
+    for option, metric in chosen.items():
+        if metric not in known:
+            raise UserError(
+                f"{option} is '{metric}', which is no accuracy that evaluation logs."
+                f"{did_you_mean(metric, known)} Known: {', '.join(known)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,6 +520,7 @@ class Plan:
       save_every: steps between checkpoints, 1 or more.
       log_every: steps between lines of training metrics, 1 or more.
       steps_per_call: steps that fill a call, 1 or more.
+      patience: steps without a better evaluation that end the run; None for no end but its own.
     """
 
     run: RunLength
@@ -361,6 +528,7 @@ class Plan:
     save_every: int
     log_every: int
     steps_per_call: int = 1
+    patience: int | None = None
 
     @property
     def total_steps(self) -> int:
@@ -418,33 +586,45 @@ def plan(config: Config, num_train: int) -> Plan:
             "and fewer than 2**31."
         )
     run = dataclasses.replace(run, total_steps=total)
-    config.schedule.factor(run)  # raises where the warm-up does not fit
+    for schedule in (config.schedule, config.decay_schedule):
+        if schedule is not None:
+            schedule.factor(run)  # raises where the warm-up does not fit
+    if config.ema is not None:
+        config.ema.share(run)  # raises where the half-life is less than a step
+    durations = {
+        "evaluation.every": config.evaluation.every,
+        "checkpoint.every": config.checkpoint.every,
+        "log.every": config.log.every,
+    }
+    if config.stop_early is not None:
+        durations["stop_early.patience"] = config.stop_early.patience
     every = {}
-    for name, duration in (
-        ("evaluation.every", config.evaluation.every),
-        ("checkpoint.every", config.checkpoint.every),
-        ("log.every", config.log.every),
-    ):
+    for name, duration in durations.items():
         every[name] = duration.to_steps(run)
         if every[name] < 1:
             raise UserError(
                 f"{name} of {duration} is less than one step ({run.steps_per_epoch} steps "
                 "are an epoch)."
             )
-    per_call = min(config.steps_per_call, total, *every.values())
+    due = (
+        every[name] for name in ("evaluation.every", "checkpoint.every", "log.every")
+    )
+    per_call = min(config.steps_per_call, total, *due)
     return Plan(
         run,
         every["evaluation.every"],
         every["checkpoint.every"],
         every["log.every"],
         per_call,
+        every.get("stop_early.patience"),
     )
 
 
 def to_dict(value: Any) -> Any:
     """Turns a config, or any part of it, into what JSON can hold.
 
-    A node becomes a dict with the import path of its class under "type".
+    A node becomes a dict with the import path of its class under "type", a function (or a
+    functools.partial of keywords) one with its import path under "function".
     """
     if dataclasses.is_dataclass(value):
         kind = type(value)
@@ -458,6 +638,11 @@ def to_dict(value: Any) -> Any:
         return {"type": path, "value": value.value, "unit": value.unit}
     if isinstance(value, tuple):
         return [to_dict(element) for element in value]
+    if isinstance(value, functools.partial):
+        keywords = {name: to_dict(given) for name, given in value.keywords.items()}
+        return {**to_dict(value.func), "keywords": keywords}
+    if callable(value):
+        return {"function": f"{value.__module__}:{value.__qualname__}"}
     return value
 
 
@@ -471,10 +656,13 @@ def from_dict(value: Any) -> Any:
         return tuple(from_dict(element) for element in value)
     if not isinstance(value, dict):
         return value
+    if "function" in value:
+        function = _imported(value["function"])
+        keywords = {key: from_dict(v) for key, v in value.get("keywords", {}).items()}
+        return functools.partial(function, **keywords) if keywords else function
     fields = {key: from_dict(field) for key, field in value.items() if key != "type"}
     try:
-        module, _, name = value["type"].partition(":")
-        kind: Any = operator.attrgetter(name)(importlib.import_module(module))
+        kind = _imported(value["type"])
         in_configs = dataclasses.is_dataclass(kind) or kind is Duration
         if not in_configs:
             raise TypeError("it is not a part of a config")
@@ -484,6 +672,12 @@ def from_dict(value: Any) -> Any:
             f"the saved config names {value.get('type')!r}, which cannot be rebuilt here "
             f"({error}): use the version of jaxcls, and of your own modules, that saved it."
         ) from None
+
+
+def _imported(path: str) -> Any:
+    """Returns what "module:name" names."""
+    module, _, name = path.partition(":")
+    return operator.attrgetter(name)(importlib.import_module(module))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -70,7 +70,7 @@ def evaluate_checkpoint(
         )
     class_names = tuple(run["class_names"])
     source = with_class_names(source, class_names)
-    model = config.model.create(len(class_names))
+    model = config.model.create(len(class_names), parallel.platform(mesh))
     shapes = weight_shapes(config, model, tuple(run["image_shape"]), mesh)
     weights = checkpoint.restore_weights(folder, shapes)
     variables = {"params": weights["params"], "batch_stats": weights["batch_stats"]}

@@ -8,15 +8,17 @@ functions here.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import os
 import re
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,20 @@ from jaxcls.errors import UserError, closest, did_you_mean
 
 USAGE = """\
 usage: python -m jaxcls.train --config FILE[:DATASET] [--config.OPTION=VALUE ...]
-                              [--workdir DIR] [--fresh] [--help]
+                              [--workdir DIR] [--fresh] [--dry_run] [--help]
 
 Trains the recipe in FILE. The same command again continues the run where it stopped.
 
-  --config FILE[:DATASET]  a Python file with get_config(dataset); see configs/
-  --config.OPTION=VALUE    overrides an option of the recipe, before training begins
+  --config FILE[:DATASET]  a Python file with get_config(dataset); see configs/. With
+                           --config.data.path=DIR and no DATASET, DIR is a folder of images
+                           (DATASET is "folder")
+  --config.OPTION=VALUE    overrides an option of the recipe, before training begins; where
+                           the recipe chooses among kinds, VALUE is the name of another
+                           (optimizer=LAMB, clip=ClipNorm, ema=None)
   --workdir DIR            where the run lives; default: runs/RECIPE-DATASET
   --fresh                  begin anew; an earlier run in DIR is moved aside, not deleted
+  --dry_run                builds everything on shapes and says what it would train: groups of
+                           parameters with their rates, memory, the schedule; writes nothing
   --help                   this text; with --config also the recipe's options
 
 exit codes: 0 complete, 2 a mistake in the command, the config or the files, 3 training
@@ -44,8 +52,8 @@ diverged, 75 stopped by a signal with everything saved: run the same command aga
 """
 
 
-FLAGS = ("config", "workdir", "fresh", "help")
-SWITCHES = ("fresh", "help")
+FLAGS = ("config", "workdir", "fresh", "dry_run", "help")
+SWITCHES = ("fresh", "dry_run", "help")
 
 
 @dataclasses.dataclass
@@ -56,11 +64,13 @@ class Command:
       config: the recipe's config with the overrides applied.
       workdir: the run's folder.
       fresh: whether to begin anew.
+      dry_run: whether only to say what would be trained.
     """
 
     config: Config
     workdir: Path
     fresh: bool
+    dry_run: bool
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -80,6 +90,10 @@ def parse(argv: Sequence[str]) -> Command | None:
         raise UserError("no recipe: give --config FILE, for example configs/lenet5.py.")
     path, _, dataset = given["config"].partition(":")
     config = unshared(load_recipe(path, dataset))
+    gives_path = any(name == "data.path" for name, _ in overrides)
+    if gives_path and not dataset and not hasattr(config.data, "path"):
+        dataset = "folder"
+        config = unshared(load_recipe(path, dataset))
     for name, text in overrides:
         override(config, name, text)
     if "help" in given:
@@ -88,7 +102,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     config_lib.validate(config)
     run = f"{Path(path).stem}-{dataset or type(config.data).__name__.lower()}"
     workdir = Path(given.get("workdir", Path("runs", run)))
-    return Command(config, workdir, fresh="fresh" in given)
+    return Command(config, workdir, fresh="fresh" in given, dry_run="dry_run" in given)
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -132,6 +146,9 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
 def load_recipe(path: str, dataset: str) -> Config:
     """Returns what get_config(dataset) of a recipe gives, or get_config() for "".
 
+    A recipe may import another one beside it by the name of their folder, `from configs.effnet_b0
+    import ...`, from wherever it is run.
+
     Raises:
       UserError: if there is no such file, or it fails.
     """
@@ -147,8 +164,9 @@ def load_recipe(path: str, dataset: str) -> Config:
             raise UserError(f"the recipe {path} is not a Python file (.py).")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # where dataclasses look up their annotations
-        spec.loader.exec_module(module)
-        config = module.get_config(dataset) if dataset else module.get_config()
+        with _importable(Path(path).absolute().parent.parent):
+            spec.loader.exec_module(module)
+            config = module.get_config(dataset) if dataset else module.get_config()
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -181,6 +199,16 @@ def load_recipe(path: str, dataset: str) -> Config:
     return config
 
 
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Lets what lies in a folder be imported, by its name there."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
 def unshared(node: Any) -> Any:
     """Copies a config so that no node appears in it twice: an override changes the option it
     names, and not also another place where the recipe has put the same object."""
@@ -203,6 +231,9 @@ def override(config: Config, name: str, text: str) -> None:
     Raises:
       UserError: if there is no such option, or the text is not of its type.
     """
+    if kinds := _kinds(config, name):
+        _choose(config, name, text, kinds)
+        return
     known = config_lib.options(config)
     if name not in known:
         nodes = {re.sub(r"\[\d+\]$", "", path) for path, _ in config_lib.nodes(config)}
@@ -226,6 +257,78 @@ def override(config: Config, name: str, text: str) -> None:
         raise UserError(
             f"--config.{name} is {text!r}; expected {config_lib.type_name(hint)}."
         ) from None
+
+
+def _kinds(config: Config, name: str) -> dict[str, type | None]:
+    """Returns what an option chooses among, class name -> class, with "None" -> None where
+    it may be absent; {} where there is nothing to choose."""
+    path, _, field = name.rpartition(".")
+    owner = dict(config_lib.nodes(config)).get(path)
+    hint = typing.get_type_hints(type(owner)).get(field)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = typing.get_args(hint) if union else (hint,)
+    kinds: dict[str, type | None] = {}
+    for member in members:
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
+            kinds |= {kind.__name__: kind for kind in _concrete(member)}
+    if kinds and type(None) in members:
+        kinds["None"] = None
+    return kinds if len(kinds) > 1 else {}
+
+
+def _concrete(kind: type) -> list[type]:
+    """Returns a class and all below it, without those that are abstract or private."""
+    children: list[type] = kind.__subclasses__()
+    below = [found for child in children for found in _concrete(child)]
+    hidden = inspect.isabstract(kind) or kind.__name__.startswith("_")
+    return below if hidden else [kind, *below]
+
+
+def _choose(
+    config: Config, name: str, text: str, kinds: dict[str, type | None]
+) -> None:
+    """Puts a part of another kind into a config, which keeps the options that both have and
+    the recipe has set."""
+    path, _, field = name.rpartition(".")
+    owner = dict(config_lib.nodes(config))[path]
+    names = {known.lower(): known for known in kinds}
+    if text.lower() not in names:
+        raise UserError(
+            f"config.{name} is a part of the recipe, and '{text}' none of its kinds: name one "
+            f"of {', '.join(kinds)}.{did_you_mean(text, kinds)} Options of its own are set as "
+            f"--config.{name}.OPTION=VALUE (--help lists them)."
+        )
+    kind = kinds[names[text.lower()]]
+    if kind is None:
+        setattr(owner, field, None)
+        return
+    before = _set_options(getattr(owner, field))
+    known = dataclasses.fields(kind)
+    kept = {o.name: before[o.name] for o in known if o.name in before}
+    missing = [o.name for o in known if _is_required(o) and o.name not in kept]
+    if missing:
+        raise UserError(
+            f"--config.{name}={text} needs {', '.join(missing)}: choose it in the recipe."
+        )
+    setattr(owner, field, kind(**kept))
+
+
+def _set_options(node: Any) -> dict[str, Any]:
+    """Returns the options of a part of a recipe that are not at their defaults."""
+    found = {}
+    for option in dataclasses.fields(node) if node is not None else ():
+        value = getattr(node, option.name)
+        default = option.default
+        if option.default_factory is not dataclasses.MISSING:
+            default = option.default_factory()
+        if value != default:
+            found[option.name] = value
+    return found
+
+
+def _is_required(option: "dataclasses.Field[Any]") -> bool:
+    defaults = (option.default, option.default_factory)
+    return all(default is dataclasses.MISSING for default in defaults)
 
 
 def parse_value(text: str, hint: Any) -> Any:

@@ -30,6 +30,11 @@ def make_mesh(num_devices: int | None) -> Mesh:
     return jax.make_mesh((len(used),), ("data",), (AxisType.Auto,), devices=used)
 
 
+def platform(mesh: Mesh) -> str:
+    """Returns the kind of a mesh's devices: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array: parameters, optimizer state, metrics."""
     return NamedSharding(mesh, PartitionSpec())

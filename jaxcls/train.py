@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -24,21 +25,22 @@ from jaxcls.config import Config, Plan
 from jaxcls.data.bad_images import BadImages
 from jaxcls.data.derived import max_bad_share, open_split, with_class_names
 from jaxcls.data.loader import Batch, EvalBatches, Loader, TrainBatches, load_rows
-from jaxcls.data.sampling import labels_of
+from jaxcls.data.sampling import class_counts
 from jaxcls.data.sources import Source, Split
 from jaxcls.errors import UserError
 from jaxcls.report import tables
 from jaxcls.report.progress import Progress, eval_line, say
 from jaxcls.report.writers import MetricWriter, read_metrics
-from jaxcls.training import checkpoint, placement
+from jaxcls.training import checkpoint, placement, plateau
 from jaxcls.training.checkpoint import Checkpoints
 from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.loop import Diverged, Loop
 from jaxcls.training.prefetch import DevicePrefetch, in_calls
-from jaxcls.training.program import Program
+from jaxcls.training.program import Program, on_all_devices
+from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
-from jaxcls.training.warm_start import warm_start
+from jaxcls.training.warm_start import load_teacher, warm_start
 
 COMPLETE, MISTAKE, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
 """Exit codes. 75 is sysexits.h's EX_TEMPFAIL: nothing is wrong, run it again."""
@@ -76,25 +78,38 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
       UserError: for a mistake in the config, the folder, its checkpoints or the data.
       Diverged: if too many steps in a row were not finite.
     """
+    run = _open(config, Path(workdir).absolute())
+    with StopSignal() as stop, _locked(run.workdir, fresh):
+        newest = _newest_checkpoint(run.workdir)
+        if newest is not None:
+            saved = checkpoint.read_run(newest)
+            _check_same_run(saved, run.run_info, run.workdir)
+            if result := _already_complete(run, saved["step"]):
+                return result
+        return run.train(newest, stop)
+
+
+def dry_run(config: Config) -> None:
+    """Says what a config would train: its parameters in groups, the memory and the schedule.
+    Nothing is trained or written; of the data only the first image of each split is loaded.
+
+    Raises:
+      UserError: as train() does.
+    """
+    _open(config, Path()).describe()
+
+
+def _open(config: Config, workdir: Path) -> "_Run":
+    """Checks a config and opens its data."""
     config_lib.validate(config)
-    workdir = Path(workdir).absolute()
     train_source = _source(config, "train")
     class_names = tuple(train_source.class_names)
     test_source = with_class_names(_source(config, "test"), class_names)
     plan = config_lib.plan(config, len(train_source))
+    # What is saved with the run keeps the words, by which it is compared.
     run_info = _run_info(config, train_source, test_source)
-    with StopSignal() as stop, _locked(workdir, fresh):
-        newest = _newest_checkpoint(workdir)
-        if newest is not None:
-            saved = checkpoint.read_run(newest)
-            _check_same_run(saved, run_info, workdir)
-            if saved["step"] == plan.total_steps:
-                if result := _already_complete(workdir, plan.total_steps):
-                    return result
-        # What is saved with the run keeps the words, by which it is compared.
-        config = _with_class_weights(config, train_source)
-        run = _Run(config, plan, workdir, train_source, test_source, run_info)
-        return run.train(newest, stop)
+    config = _fitted(config, train_source)
+    return _Run(config, plan, workdir, train_source, test_source, run_info)
 
 
 def _source(config: Config, split: Split) -> Source:
@@ -130,22 +145,18 @@ def _source(config: Config, split: Split) -> Source:
     return source
 
 
-def _with_class_weights(config: Config, train_source: Source) -> Config:
-    """Returns a config whose loss has a number for each class, if it has weights at all.
+def _fitted(config: Config, train_source: Source) -> Config:
+    """Returns a config whose loss knows the training labels, where it depends on them.
 
     Raises:
-      UserError: if they are not one for each class.
+      UserError: if its numbers are not one for each class.
     """
-    weights, num_classes = config.loss.class_weights, len(train_source.class_names)
-    if weights == "auto":
-        loss = config.loss.weighted(labels_of(train_source), num_classes)
-        return dataclasses.replace(config, loss=loss)
-    if weights is not None and len(weights) != num_classes:
-        raise UserError(
-            f"loss.class_weights has {len(weights)} numbers for the {num_classes} classes of "
-            f"{train_source!r}."
-        )
-    return config
+    num_classes = len(train_source.class_names)
+    config.loss.check_classes(num_classes)
+    if not config.loss.needs_counts:
+        return config
+    loss = config.loss.fitted(class_counts(train_source), len(train_source))
+    return dataclasses.replace(config, loss=loss)
 
 
 def _run_info(
@@ -156,10 +167,12 @@ def _run_info(
     Raises:
       UserError: if the two splits do not go together.
     """
-    shape, test_shape = (
-        load_rows(source, np.array([0]))["image"].shape[1:]
-        for source in (train_source, test_source)
+    first, test_first = (
+        load_rows(source, np.array([0])) for source in (train_source, test_source)
     )
+    for source, batch in ((train_source, first), (test_source, test_first)):
+        config.loss.check_labels(batch["label"], repr(source))
+    shape, test_shape = (batch["image"].shape[1:] for batch in (first, test_first))
     if shape != test_shape:
         raise UserError(
             f"the images of {train_source!r} are {shape}, those of {test_source!r} "
@@ -273,18 +286,26 @@ def _check_same_run(
         )
 
 
-def _already_complete(workdir: Path, step: int) -> Result | None:
-    """Says so if the run's last step has been evaluated; None if it has not."""
-    for line in reversed(read_metrics(workdir / "metrics.jsonl")):
-        if line["step"] == step and "eval/top1" in line:
-            print(
-                f"the run in {workdir} is complete at step {step}:\n{eval_line(line)}\n"
-                "To start another, choose another --workdir, or --fresh to begin this one "
-                "anew.",
-                flush=True,
-            )
-            return Result(True, step, line, workdir)
-    return None
+def _already_complete(run: "_Run", step: int) -> Result | None:
+    """Says so if the run's end, or a plateau, is reached at `step` and evaluated; None if it
+    is not."""
+    workdir, plan = run.workdir, run.plan
+    lines = read_metrics(workdir / "metrics.jsonl")
+    evaluations = [
+        line for line in lines if line["step"] <= step and "eval/top1" in line
+    ]
+    if not evaluations or evaluations[-1]["step"] != step:
+        return None
+    on_plateau = plateau.reached(evaluations, run.config.stop_early, plan.patience)
+    if step != plan.total_steps and not on_plateau:
+        return None
+    print(
+        f"the run in {workdir} is complete at step {step}:\n{eval_line(evaluations[-1])}\n"
+        "To start another, choose another --workdir, or --fresh to begin this one "
+        "anew.",
+        flush=True,
+    )
+    return Result(True, step, evaluations[-1], workdir)
 
 
 @dataclasses.dataclass
@@ -315,21 +336,17 @@ class _Run:
           stop: becomes true when a signal asks to stop.
         """
         config, plan = self.config, self.plan
-        program = self._program()
+        program, constants = self._program()
         mesh = program.mesh
         # Traced here, before anything is written: shapes that do not fit fail now.
         step = 0 if newest is None else int(newest.name)
-        on_devices = config.data.placement == "device"
-        num_records = len(self.train_source) if on_devices else None
         lengths = plan.call_lengths(step)
-        traced_train = {n: program.trace_train_step(n, num_records) for n in lengths}
+        shapes = self._constant_shapes(program, constants)
+        traced_train = {n: program.trace_train_step(n, shapes) for n in lengths}
         traced_eval = program.trace_eval_step()
-        params = program.state_shapes().params
         # Leaving the stack closes what was opened, the last first, however the run ends.
         with contextlib.ExitStack() as stack:
-            print(tables.parameters(params, config.optimizer.weight_decay))
-            sources = (self.train_source, self.test_source)
-            print(tables.run(config, plan, mesh, *sources), flush=True)
+            self._say_what(program)
             writer = MetricWriter(
                 self.workdir, step=step, tensorboard=config.log.tensorboard
             )
@@ -348,15 +365,17 @@ class _Run:
                 state = self._initial(program)
             else:
                 state = self._restore(checkpoints, step, program)
-            train_steps = {n: traced.compile() for n, traced in traced_train.items()}
-            eval_step = traced_eval.compile()
+            deterministic = config.deterministic
+            train_steps = {
+                n: traced.compile(deterministic) for n, traced in traced_train.items()
+            }
+            eval_step = traced_eval.compile(deterministic)
             seconds = {
                 "train step" if n == 1 else f"{n} train steps": compiled.seconds
                 for n, compiled in train_steps.items()
             }
             seconds["eval step"] = eval_step.seconds
             print(tables.compiled(seconds), flush=True)
-            calls = {n: compiled.call for n, compiled in train_steps.items()}
             bad_images = BadImages(
                 self.train_source,
                 "train",
@@ -364,13 +383,16 @@ class _Run:
                 say=say,
             )
             batches: Iterator[Batch]
-            if on_devices:
-                records = self._place(mesh, bad_images)
-                calls = {n: _with_records(call, records) for n, call in calls.items()}
+            if config.data.placement == "device":
+                constants["records"] = self._place(mesh, bad_images)
                 batches = self._train_ids(step)
             else:
                 loader = stack.enter_context(self._train_loader(step))
                 batches = bad_images.watched(loader)
+            calls = {
+                n: _with_constants(compiled.call, constants)
+                for n, compiled in train_steps.items()
+            }
             evaluator = Evaluator(eval_step.call, self.test_source, config, mesh)
             progress = Progress(step=step, total_steps=plan.total_steps)
             stack.callback(progress.close)
@@ -386,6 +408,7 @@ class _Run:
                 writer=writer,
                 progress=progress,
                 bad_images=bad_images,
+                reestimate=self._reestimate(program, stack),
                 should_stop=stop,
             )
             del state  # its buffers are donated to the first step
@@ -395,15 +418,43 @@ class _Run:
             complete = loop.run(stack.enter_context(prefetch))
             checkpoints.wait()
             progress.close()
-            last = writer.last_evaluation()
             if complete:
-                self._say_complete(checkpoints, last)
+                self._say_complete(checkpoints, writer.evaluations())
             else:
                 self._say_stopped(stop, loop.step)
-            return Result(complete, loop.step, last, self.workdir)
+            return Result(complete, loop.step, writer.last_evaluation(), self.workdir)
 
-    def _program(self) -> Program:
-        """Binds the config to the data's shapes and the devices."""
+    def describe(self) -> None:
+        """Prints what would be trained."""
+        config, plan = self.config, self.plan
+        program, constants = self._program()
+        self._say_what(program)
+        length = max(plan.call_lengths(0))
+        shapes = self._constant_shapes(program, constants)
+        compiled = program.trace_train_step(length, shapes).compile(
+            config.deterministic
+        )
+        print(tables.compiled({"train step": compiled.seconds}))
+        print(tables.memory(program.state_shapes(), shapes, compiled.call))
+        print(tables.schedules(config, plan, program.learning_rate), flush=True)
+
+    def _say_what(self, program: Program) -> None:
+        """Prints the parameters in their groups, the data and the length of the run."""
+        config = self.config
+        print(
+            tables.parameters(
+                program.state_shapes().params,
+                program.groups,
+                config.optimizer.peak(config.batch_size),
+                config.optimizer.weight_decay,
+            )
+        )
+        sources = (self.train_source, self.test_source)
+        print(tables.run(config, self.plan, program.mesh, *sources), flush=True)
+
+    def _program(self) -> tuple[Program, dict[str, Any]]:
+        """Binds the config to the data's shapes and the devices. Also returns what stays on
+        these besides the state: {"teacher": variables}, if there is one to learn from."""
         parallel.enable_compilation_cache()
         if jax.process_count() > 1:
             raise UserError(
@@ -413,13 +464,58 @@ class _Run:
         mesh = parallel.make_mesh(self.config.devices)
         image_shape = tuple(self.run_info["image_shape"])
         if self.config.data.placement == "device":
-            placement.check_memory(mesh, len(self.train_source), image_shape)
-        return Program(
+            num_classes = len(self.run_info["class_names"])
+            num_labels = num_classes if self.config.loss.multi_label else None
+            num_records = len(self.train_source)
+            placement.check_memory(mesh, num_records, image_shape, num_labels)
+        teacher, constants = self._teacher(mesh)
+        program = Program(
             self.config,
             self.plan,
             mesh=mesh,
             num_classes=len(self.run_info["class_names"]),
             image_shape=image_shape,
+            teacher=teacher,
+        )
+        return program, constants
+
+    def _constant_shapes(
+        self, program: Program, constants: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the shapes of all that stays on the devices besides the state."""
+        shapes = on_all_devices(program.mesh, constants)
+        if self.config.data.placement == "device":
+            shapes["records"] = program.record_shapes(len(self.train_source))
+        return shapes
+
+    def _teacher(self, mesh: Mesh) -> tuple[nn.Module | None, dict[str, Any]]:
+        """Returns the network to learn from, and {"teacher": its variables} on the devices;
+        None and {} where there is none."""
+        distill = self.config.distill
+        if distill is None:
+            return None, {}
+        class_names = self.run_info["class_names"]
+        model, variables = load_teacher(
+            distill.teacher,
+            distill.teacher_model,
+            len(class_names),
+            class_names=class_names,
+            platform=parallel.platform(mesh),
+        )
+        print(f"learns from {distill.teacher}", flush=True)
+        return model, {"teacher": jax.device_put(variables, parallel.replicated(mesh))}
+
+    def _reestimate(
+        self, program: Program, stack: contextlib.ExitStack
+    ) -> Reestimate | None:
+        """Returns what estimates batch statistics, if the config asks for it."""
+        if self.config.precise_bn is None:
+            return None
+        step = program.trace_moments_step().compile(self.config.deterministic)
+        return stack.enter_context(
+            Reestimate(
+                step.call, self.train_source, self.config, self.plan, program.mesh
+            )
         )
 
     def _initial(self, program: Program) -> TrainState:
@@ -485,7 +581,17 @@ class _Run:
             flush=True,
         )
 
-    def _say_complete(self, checkpoints: Checkpoints, last: dict[str, Any]) -> None:
+    def _say_complete(
+        self, checkpoints: Checkpoints, evaluations: list[dict[str, Any]]
+    ) -> None:
+        early, last = self.config.stop_early, evaluations[-1]
+        if early is not None and last["step"] < self.plan.total_steps:
+            best = plateau.best(evaluations, early)
+            print(
+                f"on a plateau at step {last['step']}: {early.metric} has not risen more "
+                f"than {early.min_delta:g} above the {best[early.metric]:.4f} of step "
+                f"{best['step']} in {early.patience}"
+            )
         steps = checkpoints.directory
         print(
             tables.finished(
@@ -498,9 +604,10 @@ class _Run:
         )
 
 
-def _with_records(step: Any, records: dict[str, jax.Array]) -> Any:
-    """Returns a train step of (state, batch) that finds its images in `records`."""
-    return lambda state, batch: step(state, batch, records)
+def _with_constants(step: Any, constants: dict[str, Any]) -> Any:
+    """Returns a train step of (state, batch) that finds in `constants` what stays on the
+    devices."""
+    return lambda state, batch: step(state, batch, constants)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -509,6 +616,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         command = flags.parse(argv)
         if command is None:
+            return COMPLETE
+        if command.dry_run:
+            dry_run(command.config)
             return COMPLETE
         result = train(command.config, command.workdir, fresh=command.fresh)
     except UserError as error:

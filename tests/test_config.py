@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import docstring_parser
+import optax
 import pytest
 
 from jaxcls import config as config_lib
@@ -31,14 +33,39 @@ from jaxcls.augment import (
     Transform,
     Views,
 )
-from jaxcls.config import Checkpoint, Config, Evaluation, Log, Plan
+from jaxcls.config import (
+    SAM,
+    Checkpoint,
+    Config,
+    Distillation,
+    Evaluation,
+    Log,
+    Plan,
+    StopEarly,
+)
 from jaxcls.data import Dataset, Digits
 from jaxcls.duration import Duration, RunLength, epochs, examples, fraction, steps
 from jaxcls.errors import UserError
 from jaxcls.flags import meaning, override
 from jaxcls.models import Model
-from jaxcls.optim import SGD, AdamW, Optimizer, Schedule, WarmupCosine
-from jaxcls.training.loss import SoftmaxCrossEntropy
+from jaxcls.optim import (
+    EMA,
+    SGD,
+    AdamW,
+    Clip,
+    ClipNorm,
+    Freeze,
+    Group,
+    Optax,
+    Optimizer,
+    Schedule,
+    ScheduleFreeAdamW,
+    WarmupCosine,
+)
+from jaxcls.training.loss import (
+    Loss,
+    MultiLabelBinaryCrossEntropy,
+)
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 NUM_TRAIN = 1437
@@ -57,7 +84,8 @@ def load(path: Path) -> ModuleType:
 def recipe(name: str) -> Config:
     """A new config of configs/NAME.py, with the numbers that tests below reckon with."""
     config = load(next(path for path in RECIPES if path.stem == name)).get_config()
-    config.batch_size, config.duration, config.ema_decay = 64, epochs(40), 0.99
+    config.batch_size, config.duration = 64, epochs(40)
+    config.ema, config.clip = EMA(decay=0.99), ClipNorm(max_norm=1.0)
     return config
 
 
@@ -114,8 +142,9 @@ NODE_CLASSES = sorted(
     {
         kind
         for root in (
-            *(Config, Evaluation, Checkpoint, Log, Model, SoftmaxCrossEntropy),
-            *(Dataset, Transform, Views, Optimizer, Schedule),
+            *(Config, Evaluation, Checkpoint, Log, Model, StopEarly, SAM, Distillation),
+            *(Dataset, Transform, Views, Optimizer, Schedule, Loss, Clip),
+            *(EMA, Freeze, Group),
         )
         for kind in all_subclasses(root)
         # One with an underscore is never part of a recipe.
@@ -168,12 +197,18 @@ RULES: list[tuple[str, str, Any]] = [
     ("lenet5", "checkpoint.keep", 0),
     ("lenet5", "devices", 0),
     ("lenet5", "seed", -1),
-    ("lenet5", "clip_norm", 0.0),
-    ("lenet5", "clip_norm", -1.5),
-    ("lenet5", "clip_norm", float("nan")),
-    ("lenet5", "clip_norm", float("inf")),
-    ("lenet5", "ema_decay", 1.0),
-    ("lenet5", "ema_decay", -0.1),
+    ("lenet5", "accumulate", 0),
+    ("lenet5", "accumulate", 48),  # no divisor of the batch of 64
+    ("lenet5", "clip.max_norm", 0.0),
+    ("lenet5", "clip.max_norm", -1.5),
+    ("lenet5", "clip.max_norm", float("nan")),
+    ("lenet5", "clip.max_norm", float("inf")),
+    ("lenet5", "ema.decay", 1.0),
+    ("lenet5", "ema.decay", -0.1),
+    ("lenet5", "layer_decay", 0.0),
+    ("lenet5", "layer_decay", 1.5),
+    ("lenet5", "head_rate", 0.0),
+    ("lenet5", "precise_bn", 0),
     ("lenet5", "checkpoint.best", "eval/top2"),
     ("lenet5", "data.workers", -1),
     ("lenet5", "data.workers", 257),
@@ -237,16 +272,100 @@ def test_a_value_out_of_range_is_named(name: str, option: str, value: Any) -> No
     assert "\n" not in message
 
 
+TEACHER = Distillation(teacher="runs/big")
+
+AT_ODDS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"freeze": ""}, ["freeze is ''", "matches everything"]),
+    ({"sam": SAM(rho=0.0)}, ["sam.rho", "not 0.0"]),
+    ({"ema": None, "precise_bn": 100}, ["precise_bn", "set ema"]),
+    (
+        {"optimizer": ScheduleFreeAdamW(learning_rate=0.1)},
+        ["ScheduleFreeAdamW averages", "set ema to None"],
+    ),
+    ({"distill": dataclasses.replace(TEACHER, alpha=1.5)}, ["distill.alpha", "1.5"]),
+    (
+        {"distill": dataclasses.replace(TEACHER, temperature=0.0)},
+        ["distill.temperature", "0.0"],
+    ),
+    (
+        {"distill": dataclasses.replace(TEACHER, teacher="")},
+        ["distill.teacher", "empty"],
+    ),
+    (
+        {"distill": TEACHER, "loss": MultiLabelBinaryCrossEntropy()},
+        ["distill compares softmax"],
+    ),
+    ({"stop_early": StopEarly(metric="eval/loss")}, ["stop_early.metric", "eval/loss"]),
+    (
+        {"stop_early": StopEarly(metric="eval/balanced_top")},
+        ["Did you mean 'eval/balanced_top1"],
+    ),
+    ({"stop_early": StopEarly(min_delta=1.0)}, ["stop_early.min_delta", "not 1.0"]),
+    (
+        {"stop_early": StopEarly(metric="eval/top1_ema"), "ema": None},
+        ["stop_early.metric is 'eval/top1_ema'"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), AT_ODDS)
+def test_options_at_odds_are_named(options: dict[str, Any], words: list[str]) -> None:
+    config = dataclasses.replace(recipe("lenet5"), **options)
+    with pytest.raises(UserError) as error:
+        config_lib.validate(config)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_part_of_the_batch_holds_whole_groups_of_its_norms() -> None:
+    config = recipe("resnet18")
+    config.accumulate, config.model.bn_group = 4, 16
+    config_lib.validate(config)
+    config.model.bn_group = 32
+    with pytest.raises(UserError, match="bn_group 32 does not divide the 16 images"):
+        config_lib.validate(config)
+
+
+def test_patience_is_planned_in_steps() -> None:
+    config = recipe("lenet5")
+    assert config_lib.plan(config, NUM_TRAIN).patience is None
+    config.stop_early = StopEarly(patience=epochs(3))
+    assert config_lib.plan(config, NUM_TRAIN).patience == 3 * 22
+    config.stop_early.patience = examples(1)
+    with pytest.raises(UserError, match=r"stop_early\.patience of 1 examples"):
+        config_lib.plan(config, NUM_TRAIN)
+
+
+def test_functions_of_a_recipe_are_saved_by_their_names() -> None:
+    config = recipe("lenet5")
+    for direction in (
+        optax.scale_by_belief,
+        functools.partial(optax.scale_by_yogi, b1=0.8),
+    ):
+        config.optimizer = Optax(learning_rate=0.1, direction=direction)
+        config_lib.validate(config)
+        saved = json.loads(json.dumps(config_lib.to_dict(config)))
+        rebuilt = config_lib.from_dict(saved)
+        assert config_lib.to_dict(rebuilt) == config_lib.to_dict(config)
+        found = rebuilt.optimizer.direction
+        if isinstance(direction, functools.partial):
+            assert (found.func, found.keywords) == (direction.func, {"b1": 0.8})
+        else:
+            assert found is direction
+
+
 LIMITS: list[tuple[str, str, Any]] = [
     ("lenet5", "batch_size", 1),
     ("lenet5", "devices", None),
     ("lenet5", "devices", 1),
     ("lenet5", "seed", 0),
     ("lenet5", "seed", 2**32 - 1),
-    ("lenet5", "clip_norm", None),
-    ("lenet5", "clip_norm", 1e-9),
-    ("lenet5", "ema_decay", None),
-    ("lenet5", "ema_decay", 0.0),
+    ("lenet5", "accumulate", 32),
+    ("lenet5", "clip.max_norm", 1e-9),
+    ("lenet5", "ema.decay", 0.0),
+    ("lenet5", "layer_decay", 1.0),
+    ("lenet5", "precise_bn", 1),
+    ("lenet5", "deterministic", True),
     ("lenet5", "checkpoint.best", "eval/top5"),
     ("lenet5", "checkpoint.best", "eval/top1_ema"),
     ("lenet5", "data.threads", None),
@@ -290,8 +409,8 @@ HUGE: list[tuple[str, Any, str]] = [
     # Python cannot make a float of it.
     ("checkpoint.keep", 10**400, "is beyond every range."),
     ("optimizer.learning_rate", 1e30, "must be a number of sensible size, not 1e+30."),
-    ("clip_norm", 1e300, "must be a number of sensible size, not 1e+300."),
-    ("ema_decay", float("nan"), "must be a number of sensible size, not nan."),
+    ("head_rate", 1e300, "must be a number of sensible size, not 1e+300."),
+    ("layer_decay", float("nan"), "must be a number of sensible size, not nan."),
     ("augment[1].fill", float("-inf"), "must be a number of sensible size, not -inf."),
     ("augment[2].std", (0.5, float("nan")), "of sensible size, not nan."),
 ]
@@ -334,8 +453,8 @@ WRONG_TYPES: list[Any] = [
     ("batch_size", 64.0, "int"),
     ("batch_size", True, "int"),
     ("batch_size", None, "int"),
-    ("clip_norm", True, "float or None"),
-    ("clip_norm", "1", "float or None"),
+    ("layer_decay", True, "float or None"),
+    ("layer_decay", "1", "float or None"),
     ("devices", 1.5, "int or None"),
     ("duration", 20, "Duration"),
     ("duration", "20 epochs", "Duration"),
@@ -343,7 +462,7 @@ WRONG_TYPES: list[Any] = [
     ("optimizer.learning_rate", "fast", "float"),
     ("optimizer.learning_rate", False, "float"),
     ("augment[2].mean", (True,), "a tuple (float, ...)"),
-    ("model.dtype", "float16", "'float32' or 'bfloat16'"),
+    ("model.dtype", "float16", "'float32' or 'bfloat16' or None"),
     ("model.stem", "big", "'imagenet' or 'small' or None"),
     ("augment[1].mode", "wrap", "'constant' or 'edge' or 'reflect'"),
     ("augment[2].mean", 0.5, "a tuple (float, ...)"),
@@ -495,7 +614,7 @@ def test_evaluation_is_not_random(random: Transform) -> None:
 def test_the_best_of_an_average_needs_an_average() -> None:
     config = with_option(recipe("lenet5"), "checkpoint.best", "eval/top1_ema")
     config_lib.validate(config)
-    config.ema_decay = None
+    config.ema = None
     with pytest.raises(UserError, match=r"checkpoint\.best is 'eval/top1_ema'"):
         config_lib.validate(config)
 

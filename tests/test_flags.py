@@ -13,6 +13,8 @@ from jaxcls import flags
 from jaxcls.config import Config
 from jaxcls.duration import epochs, examples, fraction, steps
 from jaxcls.errors import UserError
+from jaxcls.optim import LAMB, AdaptiveClip, ClipNorm, Linear
+from jaxcls.training.loss import Focal
 
 ROOT = Path(__file__).parent.parent
 LENET = "--config=configs/lenet5.py"
@@ -144,13 +146,11 @@ OVERRIDES: list[Any] = [
     (LENET, "duration", "500 steps", steps(500)),
     (LENET, "evaluation.every", "10%", fraction(0.1)),
     (LENET, "schedule.warmup", "1e3 examples", examples(1000)),
-    (LENET, "clip_norm", "1.5", 1.5),  # None in the recipe
-    (LENET, "clip_norm", "2", 2.0),
+    (LENET, "layer_decay", "0.5", 0.5),  # None in the recipe
+    (LENET, "layer_decay", "1", 1.0),
+    (LENET, "freeze", "^conv1/", "^conv1/"),
     (LENET, "devices", "1", 1),
     (LENET, "data.threads", "4", 4),
-    (LENET, "ema_decay", "None", None),  # 0.99 in the recipe
-    (LENET, "ema_decay", "none", None),
-    (RESNET, "clip_norm", "None", None),
     (RESNET, "model.stem", "imagenet", "imagenet"),
     (RESNET, "model.stem", "None", None),  # "small" in the recipe
     (LENET, "model.dtype", "bfloat16", "bfloat16"),
@@ -175,7 +175,7 @@ def test_an_override_changes_its_option_alone(
 
 def test_no_node_is_shared_after_copying() -> None:
     config = flags.load_recipe("configs/lenet5.py", "")
-    assert config.augment[-1] is config.eval_transform[-1]
+    config.eval_transform = (*config.eval_transform[:-1], config.augment[-1])
     copy = flags.unshared(config)
     assert copy == config
     nodes = [node for _, node in config_lib.nodes(copy)]
@@ -189,7 +189,7 @@ def test_no_node_is_shared_after_copying() -> None:
     ("path", "word", "value"),
     [
         ("duration", "20 epochs", epochs(20)),
-        ("ema_decay", "None", None),
+        ("ema", "None", None),
         ("log.tensorboard", "false", False),
         ("seed", "4", 4),
     ],
@@ -214,10 +214,59 @@ def test_an_override_may_stand_before_the_recipe(argv: list[str]) -> None:
     [("3", "4", 4), ("3", "None", None), ("None", "3", 3), ("None", "none", None)],
 )
 def test_the_last_of_two_values_counts(first: str, last: str, value: Any) -> None:
-    for recipe in (LENET, RESNET):  # None and 1.0 in the recipes
-        argv = [f"--config.clip_norm={first}", f"--config.clip_norm={last}"]
-        assert command(recipe, *argv).config.clip_norm == value
-        assert command(argv[0], recipe, argv[1]).config.clip_norm == value
+    argv = [f"--config.precise_bn={first}", f"--config.precise_bn={last}"]
+    assert command(LENET, *argv).config.precise_bn == value
+    assert command(argv[0], LENET, argv[1]).config.precise_bn == value
+
+
+# Kinds
+
+
+def test_a_kind_is_chosen_by_its_name_and_keeps_what_the_recipe_has_set() -> None:
+    config = command(
+        LENET, "--config.optimizer=LAMB", "--config.optimizer.weight_decay=0.5"
+    ).config
+    before = command(LENET).config.optimizer
+    assert config.optimizer == LAMB(
+        learning_rate=before.learning_rate, weight_decay=0.5
+    )
+    config = command(LENET, "--config.schedule=Linear").config
+    assert config.schedule == Linear(warmup=command(LENET).config.schedule.warmup)
+
+
+def test_a_kind_where_there_was_none_and_none_where_there_was_one() -> None:
+    assert command(LENET).config.clip is None
+    config = command(LENET, "--config.clip=ClipNorm", "--config.ema=None").config
+    assert config.clip == ClipNorm() and config.ema is None
+    config = command(
+        LENET, "--config.clip=adaptiveclip", "--config.clip.clipping=0.02"
+    ).config
+    assert config.clip == AdaptiveClip(clipping=0.02)
+    smoothing = command(LENET).config.loss.label_smoothing
+    loss = command(LENET, "--config.loss=Focal").config.loss
+    assert loss == Focal(label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.optimizer=LAMP", ["'LAMP'", "Did you mean 'LAMB'?", "AdamW"]),
+        ("--config.optimizer=None", ["'None' none of its kinds"]),
+        ("--config.clip=2", ["'2' none of its kinds", "ClipNorm, ", "None"]),
+        ("--config.distill=Distillation", ["needs teacher", "in the recipe"]),
+        ("--config.optimizer=Optax", ["needs direction"]),
+        ("--config.augment=ClipNorm", ["options of its own", "edit the recipe"]),
+    ],
+)
+def test_a_kind_that_cannot_be_chosen(argument: str, words: list[str]) -> None:
+    said = sentence(LENET, argument)
+    for word in words:
+        assert word in said
+
+
+def test_a_dry_run_is_asked_for() -> None:
+    assert command(LENET, "--dry_run").dry_run
+    assert not command(LENET).dry_run
 
 
 # Help
@@ -247,7 +296,7 @@ def test_help_lists_every_option_with_its_value_and_meaning(
     for path, (owner, _) in found.items():
         assert listed[path][2] == flags.meaning(type(owner), path.rpartition(".")[2])
     assert listed["batch_size"][:2] == ("17", "int")
-    assert listed["clip_norm"][1] == "float or None"
+    assert listed["layer_decay"][1] == "float or None"
     assert listed["checkpoint.every"][:2] == ('"1 epochs"', "duration")
     assert listed["model.stem"][1] == "'imagenet' or 'small' or None"
     assert "Trains the recipe" in "\n".join(lines)
@@ -304,7 +353,10 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, "--config.augment[7].padding=3"], ["augment[7].padding", "augment[1]"]),
     ([LENET, "--config.augment[x].padding=3"], ["augment[x].padding"]),
     ([LENET, "--config.nope=None"], ["no option 'nope'"]),
-    ([LENET, "--config.emadecay=None"], ["'emadecay'", "Did you mean 'ema_decay'?"]),
+    (
+        [LENET, "--config.layerdecay=None"],
+        ["'layerdecay'", "Did you mean 'layer_decay'?"],
+    ),
     ([LENET, "--config.batch_size.x=3"], ["no option 'batch_size.x'"]),
     ([LENET, "--config.model=resnet18"], ["config.model ", "options of its own"]),
     ([LENET, "--config.evaluation=5"], ["config.evaluation ", "own", "--help"]),
@@ -351,7 +403,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, "--config.optimizer.learning_rate=fast"], ["'fast'", "expected float"]),
     ([LENET, "--config.log.tensorboard=maybe"], ["'maybe'", "expected bool"]),
     ([LENET, "--config.log.tensorboard=1"], ["'1'", "expected bool"]),
-    ([LENET, "--config.clip_norm=big"], ["'big'", "expected float or None"]),
+    ([LENET, "--config.layer_decay=big"], ["'big'", "expected float or None"]),
     ([LENET, "--config.devices=all"], ["'all'", "expected int or None"]),
     ([LENET, "--config.augment[1].padding=x"], ["augment[1].padding", "'x'", "int"]),
     ([LENET, "--config.augment[2].mean=(0.8"], ["augment[2].mean", "(0.8", "tuple"]),
@@ -368,7 +420,10 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
         [LENET, "--config.model.name=None"],
         ["unknown model 'None'", "python -m jaxcls.models"],
     ),
-    ([LENET, "--config.model.dtype=None"], ["'None' is not one of float32, bfloat16"]),
+    (
+        [LENET, "--config.model.dtype=float16"],
+        ["'float16' is not one of float32, bfloat16"],
+    ),
     # Ranges, from validate()
     ([LENET, "--config.batch_size=0"], ["batch_size must be 1 or more, not 0"]),
     ([LENET, "--config.optimizer.learning_rate=nan"], ["learning_rate", "nan"]),

@@ -66,11 +66,11 @@ def bare_images_per_second(config: config_lib.Config, num_steps: int) -> float:
     rows = config.batch_size
     order = TrainBatches(source, seed=0, batch_size=rows, num_steps=num_steps)
     batches = [program.put(order[index % 8]) for index in range(8)]
-    state, _ = step(program.init(), batches[0])
+    state, _ = step(program.init(), batches[0], {})
     jax.block_until_ready(state)
     started = time.perf_counter()
     for index in range(num_steps):
-        state, report = step(state, batches[index % 8])
+        state, report = step(state, batches[index % 8], {})
     jax.block_until_ready(report)
     return num_steps * rows / (time.perf_counter() - started)
 

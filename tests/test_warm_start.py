@@ -13,30 +13,31 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxcls import config as config_lib
-from jaxcls.augment import Normalize
+from jaxcls.augment import Normalize, Resize
 from jaxcls.config import Config
 from jaxcls.data import Digits
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model, create_model
-from jaxcls.models.pretrained import to_torch
+from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.pretrained import fit, to_torch
 from jaxcls.optim import SGD
 from jaxcls.parallel import make_mesh
 from jaxcls.train import train
 from jaxcls.training.program import Program
-from jaxcls.training.warm_start import warm_start
+from jaxcls.training.warm_start import load_teacher, load_weights, warm_start
 from tests.recipes import narrow  # noqa: F401 (registers the network)
 
 NARROW, WIDTH = "resnet_narrow", 4
+NORMALIZE = Normalize(mean=(0.5,), std=(0.25,))
 
 
 def config(weights: str | None = None, name: str = NARROW, **changes: Any) -> Config:
-    normalize = Normalize(mean=(0.5,), std=(0.25,))
     made = Config(
         model=Model(name=name, stem="small", width=WIDTH, weights=weights),
         data=Digits(),
-        augment=(normalize,),
-        eval_transform=(normalize,),
+        augment=(NORMALIZE,),
+        eval_transform=(NORMALIZE,),
         optimizer=SGD(learning_rate=0.1),
         batch_size=16,
         duration=steps(2),
@@ -121,6 +122,28 @@ def test_a_run_says_so_and_its_weights_start_another(
     ten = program(config(str(first)), num_classes=3)
     _, said = warm_start(ten.init(), ten, str(first))
     assert said[2:] == ["the head fc is new: 3 classes, not 10"]
+    # It teaches, if its classes are the data's.
+    digits = tuple("0123456789")
+    module, variables = load_teacher(
+        str(first), None, 10, class_names=digits, platform="gpu"
+    )
+    assert module.dtype == jnp.bfloat16  # type: ignore[attr-defined]
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], dict(state.params))
+    exchanged = ("0", "2", "1", *digits[3:])
+    with pytest.raises(
+        UserError, match=r"class 1 is '1' for the teacher .* and '2' in"
+    ):
+        load_teacher(str(first), None, 10, class_names=exchanged)
+    with pytest.raises(UserError, match="tells 10 classes apart, the data has 9"):
+        load_teacher(str(first), None, 9, class_names=digits[:9])
+    with pytest.raises(UserError, match="are of resnet_narrow, not of resnet50"):
+        load_teacher(str(first), "resnet50", 10)
+    # The images of the run that begins with them may be of another size.
+    larger = config(str(first), augment=(Resize(size=12), NORMALIZE))
+    larger.eval_transform = larger.augment
+    bound = program(larger)
+    again, _ = warm_start(bound.init(), bound, str(first))
+    jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
     imagenet = config(str(first))
     imagenet.model.stem = "imagenet"
     bound = program(imagenet)
@@ -130,6 +153,108 @@ def test_a_run_says_so_and_its_weights_start_another(
     bound = program(other)
     with pytest.raises(UserError, match="are of resnet_narrow, not of resnet18"):
         warm_start(bound.init(), bound, str(first))
+
+
+@pytest.mark.parametrize(
+    ("head_init", "factor"), [("default", 1.0), ("zero", 0.0), (0.5, 0.5)]
+)
+def test_a_new_head_starts_as_it_is_told(
+    file: Path, head_init: Any, factor: float
+) -> None:
+    told = config(str(file))
+    told.model.head_init = head_init
+    bound, plain = program(told), program(config(str(file)))
+    state, said = warm_start(bound.init(), bound, str(file))
+    assert "the head fc is new: 10 classes, not 1000" in said
+    default = plain.init().params["fc"]
+    assert np.abs(default["kernel"]).max() > 0
+    for leaf in ("kernel", "bias"):
+        np.testing.assert_array_equal(state.params["fc"][leaf], factor * default[leaf])
+    # Nothing else is new.
+    source = pretrained()["params"]["layer2_0"]
+    jax.tree.map(np.testing.assert_array_equal, state.params["layer2_0"], source)
+
+
+def test_a_head_that_fits_is_not_new(tmp_path: Path) -> None:
+    path = tmp_path / "ten.safetensors"
+    save_file(to_torch(NARROW, pretrained(10), stem="small", width=WIDTH), path)
+    told = config(str(path))
+    told.model.head_init = "zero"
+    bound = program(told)
+    state, _ = warm_start(bound.init(), bound, str(path))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        state.params["fc"],
+        pretrained(10)["params"]["fc"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sides"),
+    [
+        # Their dense layers take maps that are averaged to one size.
+        ("alexnet", {}, (63, 127)),
+        ("vgg11", {"width": 2}, (32, 64)),
+        ("vgg11", {"width": 2, "stem": "small"}, (32, 64)),
+        ("resnet18", {"width": 2}, (32, 64)),
+        ("inception_v3", {}, (75, 107)),
+    ],
+)
+def test_weights_of_one_size_of_images_serve_another(
+    name: str, options: dict[str, Any], sides: tuple[int, int]
+) -> None:
+    module = create_model(name, num_classes=3, **options)
+
+    def of_size(side: int, value: float) -> dict[str, Any]:
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        made = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
+        # One number, seen as an array of this shape: no memory.
+        number = np.float32(value)
+        return jax.tree.map(
+            lambda leaf: np.broadcast_to(number, leaf.shape), dict(made)
+        )
+
+    small, large = of_size(sides[0], 1), of_size(sides[1], 2)
+    fitted, said = fit(module, small, large)
+    assert said == []
+    assert all(leaf.flat[0] == 1 for leaf in jax.tree.leaves(fitted))
+
+
+def test_a_file_teaches_if_its_network_is_named(file: Path) -> None:
+    module, variables, said = load_weights(
+        str(file), NARROW, platform="tpu", stem="small", width=WIDTH
+    )
+    assert (module.num_classes, module.width, module.stem) == (1000, WIDTH, "small")
+    assert module.dtype == jnp.bfloat16 and said == []
+    jax.tree.map(np.testing.assert_array_equal, variables, pretrained())
+    with pytest.raises(UserError, match="does not say what network its weights are of"):
+        load_teacher(str(file), None, 1000)
+    with pytest.raises(UserError, match="there is no file or folder"):
+        load_teacher(f"{file}.not", NARROW, 1000)
+
+
+def test_published_weights_teach_with_their_constants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "timm/tf_efficientnet_b0.in1k"
+    small = functools.partial(EfficientNet, width_factor=0.1, depth_factor=0.1)
+    monkeypatch.setitem(MODELS, "efficientnet_b0", small)
+    module = small(num_classes=1000)
+    images = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), dict(shapes))
+    path = tmp_path / "published.safetensors"
+    save_file(to_torch("efficientnet_b0", zeros, dialect="timm"), path)
+    monkeypatch.setattr("jaxcls.models.pretrained.fetch", lambda weights: path)
+    teacher: Any
+    for given in (None, "efficientnet_b0"):
+        teacher, variables = load_teacher(name, given, 1000)
+        assert (teacher.padding, teacher.bn_epsilon) == ("same", 1e-3)
+        assert set(variables["params"]) == set(zeros["params"])
+    with pytest.raises(UserError, match="tells 1000 classes apart, the data has 10:"):
+        load_teacher(name, None, 10)
+    with pytest.raises(UserError, match="are of efficientnet_b0, not of resnet18"):
+        load_teacher(name, "resnet18", 1000)
 
 
 def test_weights_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:

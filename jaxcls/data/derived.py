@@ -9,7 +9,7 @@ from jaxcls.data.decode import BadImage
 from jaxcls.data.decode import size as image_size
 from jaxcls.data.images import DecodedSource
 from jaxcls.data.listing import count, say
-from jaxcls.data.sampling import Strata, few_of_each_class, labels_of
+from jaxcls.data.sampling import Strata, all_labels, few_of_each_class, labels_of
 from jaxcls.data.sources import (
     Dataset,
     Record,
@@ -67,7 +67,7 @@ class Chosen:
 
     @property
     def labels(self) -> np.ndarray:
-        return labels_of(self._source)[self._ids]
+        return all_labels(self._source)[self._ids]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -102,14 +102,15 @@ class Renumbered:
 
     @property
     def labels(self) -> np.ndarray:
-        return self._new[labels_of(self._source)]
+        return self._renumbered(all_labels(self._source))
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
         record = self._source[index]
-        return {**record, "label": int(self._renumbered(np.array(record["label"])))}
+        label = self._renumbered(np.array([record["label"]]))[0]
+        return {**record, "label": label if label.ndim else int(label)}
 
     def gather(
         self, indices: np.ndarray, words: np.ndarray | None = None
@@ -118,6 +119,11 @@ class Renumbered:
         return {**batch, "label": self._renumbered(batch["label"])}
 
     def _renumbered(self, labels: np.ndarray) -> np.ndarray:
+        """Returns labels, int [n] or ones and zeros [n, classes], by the new class names."""
+        if labels.ndim == 2:
+            columns = np.zeros((len(labels), len(self._class_names)), labels.dtype)
+            columns[:, self._new] = labels
+            return columns
         known = (labels >= 0) & (labels < len(self._new))
         # One that is wrong stays so: who loads it says which record it is.
         return np.where(known, self._new[np.where(known, labels, 0)], -1)
@@ -197,7 +203,7 @@ class Mixed:
 
     @property
     def labels(self) -> np.ndarray:
-        return np.concatenate([labels_of(source) for source in self._sources])
+        return np.concatenate([all_labels(source) for source in self._sources])
 
     def __len__(self) -> int:
         return int(self._starts[-1])

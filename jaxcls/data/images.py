@@ -106,7 +106,11 @@ class DecodedSource:
 
     def __getitem__(self, index: int) -> Record:
         batch = self.gather(np.array([index]))
-        return {"image": batch["image"][0], "label": int(batch["label"][0])}
+        label = batch["label"][0]
+        return {
+            "image": batch["image"][0],
+            "label": label if label.ndim else int(label),
+        }
 
     def gather(
         self, indices: np.ndarray, words: np.ndarray | None = None

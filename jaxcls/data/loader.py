@@ -7,7 +7,8 @@
 A batch has four arrays, one row each for what this host loads:
 
     "image"  uint8 [rows, height, width, channels]
-    "label"  int32 [rows]
+    "label"  int32 [rows], or uint8 [rows, classes] of ones and zeros where an image may be of
+             any number of classes
     "mask"   bool [rows], False where there is no image: padding, or one that cannot be read
     "id"     int64 [rows], the record; -1 for padding. It stays on the host.
 
@@ -62,16 +63,11 @@ def load_rows(
         raise RuntimeError(
             f"{source!r} must give 'image' and 'label', but gives {batch!r:.80}."
         ) from None
-    n, num_classes = len(ids), len(source.class_names)
+    n = len(ids)
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != n:
         raise RuntimeError(
             f"{source!r} gives images of {images.dtype} {images.shape} for {n} records; "
             f"expected uint8 ({n}, height, width, channels)."
-        )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (n,):
-        raise RuntimeError(
-            f"{source!r} gives labels of {labels.dtype} {labels.shape} for records "
-            f"{ids[0]}, ...; expected integers ({n},)."
         )
     mask = np.asarray(batch.get("mask", np.ones(n, bool)))
     if mask.dtype != bool or mask.shape != (n,):
@@ -79,18 +75,41 @@ def load_rows(
             f"{source!r} gives a mask of {mask.dtype} {mask.shape} for {n} records; expected "
             f"bool ({n},)."
         )
-    wrong = ids[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        raise RuntimeError(
-            f"record {wrong[0]} of {source!r} has a label that is no index into its "
-            f"{num_classes} class names."
-        )
     return {
         "image": images,
-        "label": labels.astype(np.int32),
+        "label": _checked_labels(source, ids, labels),
         "mask": mask,
         "id": np.asarray(ids, np.int64),
     }
+
+
+def _checked_labels(source: Source, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the labels of the records `ids` as a batch has them.
+
+    Raises:
+      RuntimeError: naming the source, if they are no labels of its classes.
+    """
+    n, num_classes = len(ids), len(source.class_names)
+    if np.issubdtype(labels.dtype, np.integer) and labels.shape == (n,):
+        wrong = ids[(labels < 0) | (labels >= num_classes)]
+        if len(wrong):
+            raise RuntimeError(
+                f"record {wrong[0]} of {source!r} has a label that is no index into its "
+                f"{num_classes} class names."
+            )
+        return labels.astype(np.int32)
+    if labels.dtype != np.uint8 or labels.shape != (n, num_classes):
+        raise RuntimeError(
+            f"{source!r} gives labels of {labels.dtype} {labels.shape} for records "
+            f"{ids[0]}, ...; expected integers ({n},), or uint8 ({n}, {num_classes}) for any "
+            "number of classes an image."
+        )
+    wrong = ids[(labels > 1).any(axis=1)]
+    if len(wrong):
+        raise RuntimeError(
+            f"record {wrong[0]} of {source!r} has labels other than ones and zeros."
+        )
+    return labels
 
 
 def _call(source: Source, what: str, read: Callable[[], Any]) -> Any:

@@ -160,20 +160,50 @@ def _epoch(strata: Strata, seed: int, epoch: int, size: int) -> np.ndarray:
     return strata.draw(seed, epoch, size)
 
 
-def labels_of(source: "Source") -> np.ndarray:
-    """Returns the class of every record, int [n].
+def all_labels(source: "Source") -> np.ndarray:
+    """Returns the labels of every record: int [n], or uint8 [n, classes] of ones and zeros
+    where an image may have any number of them.
 
     Raises:
       UserError: if the source does not know them without reading its images.
     """
     labels = getattr(source, "labels", None)
-    if labels is None or np.ndim(labels) != 1:
+    if labels is None:
         raise UserError(
             f"{source!r} does not tell the class of each image in advance (`labels`, integers "
-            "[n]), which data.sampling.balance, data.sampling.limit and "
-            "loss.class_weights='auto' need."
+            "[n]), which data.sampling.balance, data.sampling.limit and a loss that counts "
+            "the images of each class need."
         )
     return np.asarray(labels)
+
+
+def labels_of(source: "Source") -> np.ndarray:
+    """Returns the class of every record, int [n].
+
+    Raises:
+      UserError: if the source does not know them without reading its images, or an image may
+        have any number of them.
+    """
+    labels = all_labels(source)
+    if labels.ndim != 1:
+        raise UserError(
+            f"the images of {source!r} have any number of classes each: they cannot be drawn "
+            "by class. Leave out data.sampling.balance and data.sampling.limit."
+        )
+    return labels
+
+
+def class_counts(source: "Source") -> np.ndarray:
+    """Returns the number of images of each class, int64 [classes]: with any number of classes
+    an image, it counts for each.
+
+    Raises:
+      UserError: if the source does not know them without reading its images.
+    """
+    labels = all_labels(source)
+    if labels.ndim == 2:
+        return labels.sum(0, dtype=np.int64)
+    return np.bincount(labels, minlength=len(source.class_names))
 
 
 def few_of_each_class(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:

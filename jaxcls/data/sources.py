@@ -20,10 +20,11 @@ Split = Literal["train", "test"]
 
 
 class Record(TypedDict):
-    """One labelled image: uint8 [height, width, channels] and a class index."""
+    """One labelled image: uint8 [height, width, channels] and a class index, or, where an image
+    may be of any number of classes, uint8 [classes] of ones and zeros."""
 
     image: np.ndarray
-    label: int
+    label: int | np.ndarray
 
 
 @runtime_checkable
@@ -36,11 +37,12 @@ class Source(Protocol):
 
     A source may also have, and what is there is used:
 
-    * `gather(indices) -> {"image": uint8 [n, height, width, channels], "label": int [n]}`, which
-      loads a whole batch of records at once. With a second argument `words`, uint64 [n], it gets
+    * `gather(indices) -> {"image": uint8 [n, height, width, channels], "label": int [n]}` (or
+      uint8 [n, classes]), which loads a whole batch of records at once. With a second argument `words`, uint64 [n], it gets
       a random word for each row in training and None otherwise. It may return "mask" bool
       [n], False where an image cannot be read and the row is to count for nothing.
-    * `labels`, int [n]: the class of each record, known without reading any.
+    * `labels`, int [n] (or uint8 [n, classes]): the class of each record, known without reading
+      any.
     * `explain(index)`: why the image of a record cannot be read, and where it lies; None if it
       can.
     """

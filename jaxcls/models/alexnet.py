@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import check_size, torch_default
+from jaxcls.models.network import HeadInit, Layers, Network, head, singly
 from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 
-class AlexNet(nn.Module):
+class AlexNet(Network):
     """AlexNet on one device (Krizhevsky 2014, "One weird trick", https://arxiv.org/abs/1404.5997,
     without groups and local response normalisation), equal to torchvision's. 61,100,840
     parameters for 1,000 classes.
@@ -21,6 +22,7 @@ class AlexNet(nn.Module):
     Attributes:
       num_classes: length of the logits.
       dropout: probability of dropping an input of the first two dense layers.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters are float32.
     """
 
@@ -38,6 +40,7 @@ class AlexNet(nn.Module):
 
     num_classes: int
     dropout: float = 0.5
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -66,18 +69,27 @@ class AlexNet(nn.Module):
         x = adaptive_avg_pool(x, 6).reshape(len(x), -1)
         for name in ("fc6", "fc7"):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = self._dense(4096, name, x)
+            x = nn.Dense(
+                4096, dtype=self.dtype, name=name, **torch_default(x.shape[-1])
+            )(x)
             x = nn.relu(x)
-        return self._dense(self.num_classes, "fc8", x).astype(jnp.float32)
+        logits = head(
+            self.num_classes,
+            self.head_init,
+            dtype=self.dtype,
+            name="fc8",
+            **torch_default(x.shape[-1]),
+        )(x)
+        return logits.astype(jnp.float32)
 
-    def _dense(self, features: int, name: str, x: jax.Array) -> jax.Array:
-        layer = nn.Dense(
-            features, dtype=self.dtype, name=name, **torch_default(x.shape[-1])
-        )
-        return layer(x)
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: every layer is one."""
+        convolutions = (f"conv{i + 1}" for i in range(len(self.CONVOLUTIONS)))
+        return singly((*convolutions, "fc6", "fc7", *self.heads()))
 
 
-class AlexNet2012(nn.Module):
+class AlexNet2012(Network):
     """The network of Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep
     convolutional neural networks" (NIPS 25, figure 2): convolutions 2, 4 and 5 in two groups,
     one for each of its two GPUs, and local response normalisation. 60,965,224 parameters for
@@ -90,6 +102,7 @@ class AlexNet2012(nn.Module):
     Attributes:
       num_classes: length of the logits.
       dropout: probability of dropping an output of the two hidden dense layers (section 4.2).
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters are float32.
     """
 
@@ -107,6 +120,7 @@ class AlexNet2012(nn.Module):
 
     num_classes: int
     dropout: float = 0.5
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -144,10 +158,20 @@ class AlexNet2012(nn.Module):
                 4096, kernel_init=normal, bias_init=one, dtype=self.dtype, name=name
             )(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
-        x = nn.Dense(
-            self.num_classes, kernel_init=normal, dtype=self.dtype, name="fc8"
+        logits = head(
+            self.num_classes,
+            self.head_init,
+            kernel_init=normal,
+            dtype=self.dtype,
+            name="fc8",
         )(x)
-        return x.astype(jnp.float32)
+        return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: every layer is one."""
+        convolutions = (f"conv{i + 1}" for i in range(len(self.CONVOLUTIONS)))
+        return singly((*convolutions, "fc6", "fc7", *self.heads()))
 
 
 def local_response_norm(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import DropPath, check_stem
+from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
 
 # torchvision's trunc_normal_(std=0.02). Its bounds of -2 and 2 are values, not multiples of the
 # standard deviation: 100 of those away, they cut nothing off.
@@ -55,7 +56,7 @@ class Block(nn.Module):
         return x + self.drop_path()(y * factor.astype(self.dtype))
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Network):
     """A stem of non-overlapping patches, four stages of blocks with 2x2 convolutions of stride 2
     between them, and layer norm in place of batch norm.
 
@@ -73,6 +74,7 @@ class ConvNeXt(nn.Module):
       layer_scale: initial value of the factor of each residual branch's channels (Touvron et
         al. 2021, https://arxiv.org/abs/2103.17239, section 2).
       remat: recompute each block in the backward pass instead of keeping its activations.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters are float32.
     """
 
@@ -87,6 +89,7 @@ class ConvNeXt(nn.Module):
     drop_path: float = 0.1
     layer_scale: float = 1e-6
     remat: bool = False
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -123,10 +126,31 @@ class ConvNeXt(nn.Module):
                 done += 1
         x = norm(name="norm")(x.mean((1, 2)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = nn.Dense(
-            self.num_classes, kernel_init=_normal, dtype=self.dtype, name="fc"
+        logits = head(
+            self.num_classes,
+            self.head_init,
+            kernel_init=_normal,
+            dtype=self.dtype,
+            name="fc",
         )(x)
         return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: the stem, then each block, the first of a stage with the downsampling
+        before it."""
+
+        def with_downsampling(block: str) -> tuple[str, ...]:
+            stage, _, index = block.removeprefix("stage").partition("_")
+            if stage == "1" or index != "0":
+                return (block,)
+            return (f"downsample{stage}_norm", f"downsample{stage}_conv", block)
+
+        return (
+            ("stem_conv", "stem_norm"),
+            *(with_downsampling(block) for (block,) in blocks("stage", self.depths)),
+            ("norm", *self.heads()),
+        )
 
     def _patches(self, side: int, features: int, name: str, x: jax.Array) -> jax.Array:
         """Maps every patch of side x side pixels to one; what does not fill a patch is lost."""

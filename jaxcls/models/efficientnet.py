@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import BatchNorm, DropPath, check_stem, kaiming_fan_out
+from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +189,7 @@ def pad(kernel: int, padding: Literal["symmetric", "same"]) -> int | str:
     return kernel // 2 if padding == "symmetric" else "SAME"
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Network):
     """A 3x3 stem, stages of inverted residual blocks, a 1x1 convolution and a dense layer.
 
     Convolutions start as kaiming_fan_out with bias 0; the dense layer uniform within
@@ -215,6 +216,7 @@ class EfficientNet(nn.Module):
       bn_epsilon: added to the variance.
       bn_group: images that share batch statistics in training (see BatchNorm); None for all.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters and statistics are float32.
     """
 
@@ -235,27 +237,14 @@ class EfficientNet(nn.Module):
     bn_epsilon: float = 1e-5
     bn_group: int | None = None
     remat: bool = False
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes]."""
         check_stem(self.stem, image=images.shape, minimum=1, name="efficientnet")
-        conv = functools.partial(
-            Conv,
-            use_bias=False,
-            kernel_init=kaiming_fan_out,
-            padding=0,
-            dtype=self.dtype,
-        )
-        norm = functools.partial(
-            BatchNorm,
-            train=train,
-            group=self.bn_group,
-            momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon,
-            dtype=self.dtype,
-        )
+        conv, norm = self._conv_and_norm(train)
         block = nn.remat(Block) if self.remat else Block
         stages = scale_stages(self.stages, self.width_factor, self.depth_factor)
         stem_channels = stages[0].channels
@@ -294,13 +283,45 @@ class EfficientNet(nn.Module):
         )
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = nn.Dense(
+        logits = head(
             self.num_classes,
+            self.head_init,
             kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
             dtype=self.dtype,
             name="fc",
         )(x)
         return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def _conv_and_norm(self, train: bool) -> tuple[Any, Any]:
+        """Returns a convolution and a batch norm of the network's options."""
+        conv = functools.partial(
+            Conv,
+            use_bias=False,
+            kernel_init=kaiming_fan_out,
+            padding=0,
+            dtype=self.dtype,
+        )
+        norm = functools.partial(
+            BatchNorm,
+            train=train,
+            group=self.bn_group,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            dtype=self.dtype,
+        )
+        return conv, norm
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: the stem, each block, the last convolution, the head."""
+        stages = scale_stages(self.stages, self.width_factor, self.depth_factor)
+        return (
+            ("stem_conv", "stem_bn"),
+            *blocks("stage", (stage.blocks for stage in stages)),
+            ("head_conv", "head_bn"),
+            self.heads(),
+        )
 
 
 # (width, depth, dropout): Tan & Le 2019, section 5.2, and their published code.

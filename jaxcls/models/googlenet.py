@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.models.layers import BatchNorm, ConvNorm, check_size, uniform
+from jaxcls.models.network import HeadInit, Layers, Network, head, singly
 from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 # torchvision's trunc_normal_(std=0.01, a=-2, b=2). Its bounds are values, not multiples of the
@@ -67,6 +68,7 @@ class AuxiliaryHead(nn.Module):
       num_classes: length of the logits.
       conv: a ConvNorm of the network's norm and dtype.
       dropout: probability of dropping an input of the last layer.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation.
       train: whether dropout applies.
     """
@@ -74,6 +76,7 @@ class AuxiliaryHead(nn.Module):
     num_classes: int
     conv: Any
     dropout: float
+    head_init: HeadInit
     dtype: Any
     train: bool
 
@@ -82,12 +85,15 @@ class AuxiliaryHead(nn.Module):
         """Maps [batch, h, w, channels] to logits float32 [batch, num_classes]."""
         x = self.conv(128, (1, 1), name="conv")(adaptive_avg_pool(x, 4))
         x = x.reshape(len(x), -1)
-        x = nn.relu(_dense(1024, x, self.dtype, name="fc1"))
-        x = nn.Dropout(self.dropout, deterministic=not self.train)(x)
-        return _dense(self.num_classes, x, self.dtype, name="fc2").astype(jnp.float32)
+        x = nn.Dense(1024, dtype=self.dtype, name="fc1", **_inits(x))(x)
+        x = nn.Dropout(self.dropout, deterministic=not self.train)(nn.relu(x))
+        logits = head(
+            self.num_classes, self.head_init, dtype=self.dtype, name="fc2", **_inits(x)
+        )(x)
+        return logits.astype(jnp.float32)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Network):
     """Nine inception modules and two auxiliary heads. 13,004,888 parameters for 1,000 classes,
     6,624,904 of them without the auxiliary heads.
 
@@ -105,6 +111,7 @@ class GoogLeNet(nn.Module):
         builds no heads.
       bn_group: images that share batch statistics in training (see BatchNorm); None for all.
       remat: recompute each module in the backward pass instead of keeping its activations.
+      head_init: initial values of the last layers (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters and statistics are float32.
     """
 
@@ -117,6 +124,7 @@ class GoogLeNet(nn.Module):
     aux_weight: float = 0.3
     bn_group: int | None = None
     remat: bool = False
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -144,15 +152,15 @@ class GoogLeNet(nn.Module):
         for name, channels in INCEPTIONS.items():
             x = module(channels, conv, name=f"inception{name}")(x)
             if name in heads and (train or self.is_initializing()):
-                head = AuxiliaryHead(
+                logits = AuxiliaryHead(
                     self.num_classes,
                     conv,
                     self.aux_dropout,
+                    self.head_init,
                     self.dtype,
                     train,
                     name=heads[name],
-                )
-                logits = head(x)
+                )(x)
                 if train:
                     self.sow("aux_logits", f"{heads[name]}_logits", logits)
             if name == "3b":
@@ -161,17 +169,21 @@ class GoogLeNet(nn.Module):
                 x = max_pool(x, 2, 2, ceil=True)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return _dense(self.num_classes, x, self.dtype, name="fc").astype(jnp.float32)
+        logits = head(
+            self.num_classes, self.head_init, dtype=self.dtype, name="fc", **_inits(x)
+        )(x)
+        return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: each convolution before the modules is one, then each module."""
+        modules = (f"inception{name}" for name in INCEPTIONS)
+        return (*singly(("conv1", "conv2", "conv3", *modules)), self.heads())
 
 
-def _dense(features: int, x: jax.Array, dtype: Any, name: str) -> jax.Array:
-    return nn.Dense(
-        features,
-        kernel_init=_normal,
-        bias_init=uniform(x.shape[-1] ** -0.5),
-        dtype=dtype,
-        name=name,
-    )(x)
+def _inits(x: jax.Array) -> dict[str, Any]:
+    """Returns the initialisers of a dense layer on values [batch, inputs]."""
+    return {"kernel_init": _normal, "bias_init": uniform(x.shape[-1] ** -0.5)}
 
 
 VARIANTS = {"googlenet": GoogLeNet}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.models.layers import BatchNorm, ConvNorm, check_size, uniform
+from jaxcls.models.network import HeadInit, Layers, Network, head, singly
 from jaxcls.models.pooling import max_pool
 
 # torchvision's trunc_normal_(std=0.1). Its bounds of -2 and 2 are values, not multiples of the
@@ -135,11 +136,13 @@ class AuxiliaryHead(nn.Module):
     Attributes:
       num_classes: length of the logits.
       conv: a ConvNorm of the network's norm and dtype.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation.
     """
 
     num_classes: int
     conv: Any
+    head_init: HeadInit
     dtype: Any
 
     @nn.compact
@@ -151,10 +154,11 @@ class AuxiliaryHead(nn.Module):
         height, width = (max(5 - side, 0) for side in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), (0, height), (0, width), (0, 0)))
         x = self.conv(768, (5, 5), name="conv1")(x).mean((1, 2))
-        return _dense(self.num_classes, x, 0.001, self.dtype)
+        layer = _head(self.num_classes, self.head_init, x, 0.001, self.dtype)
+        return layer(x).astype(jnp.float32)
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Network):
     """A stem, eleven blocks and an auxiliary head. 27,161,264 parameters for 1,000 classes,
     23,834,568 of them without the auxiliary head.
 
@@ -172,6 +176,7 @@ class InceptionV3(nn.Module):
         and most implementations; the paper does not say); 0 builds no head.
       bn_group: images that share batch statistics in training (see BatchNorm); None for all.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      head_init: initial values of the last layers (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters and statistics are float32.
     """
 
@@ -183,6 +188,7 @@ class InceptionV3(nn.Module):
     aux_weight: float = 0.4
     bn_group: int | None = None
     remat: bool = False
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -212,25 +218,36 @@ class InceptionV3(nn.Module):
             x = mixed(branches, pool, conv, name=name)(x)
             if name == "mixed_6e" and self.aux_weight:
                 if train or self.is_initializing():
-                    head = AuxiliaryHead(self.num_classes, conv, self.dtype, name="aux")
-                    logits = head(x)
+                    logits = AuxiliaryHead(
+                        self.num_classes, conv, self.head_init, self.dtype, name="aux"
+                    )(x)
                     if train:
                         self.sow("aux_logits", "aux_logits", logits)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return _dense(self.num_classes, x, 0.1, self.dtype)
+        layer = _head(self.num_classes, self.head_init, x, 0.1, self.dtype)
+        return layer(x).astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: each convolution before the blocks is one, then each block."""
+        convolutions = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
+        stem = (f"conv2d_{name}" for name in convolutions)
+        return (*singly((*stem, *BLOCKS)), self.heads())
 
 
-def _dense(features: int, x: jax.Array, std: float, dtype: Any) -> jax.Array:
-    """Applies the last layer of the network or its head; returns float32 logits."""
-    layer = nn.Dense(
-        features,
+def _head(
+    num_classes: int, head_init: HeadInit, x: jax.Array, std: float, dtype: Any
+) -> nn.Dense:
+    """Returns the last layer of the network or of its auxiliary head, for x [batch, inputs]."""
+    return head(
+        num_classes,
+        head_init,
         kernel_init=nn.initializers.normal(std),
         bias_init=uniform(x.shape[-1] ** -0.5),
         dtype=dtype,
         name="fc",
     )
-    return layer(x).astype(jnp.float32)
 
 
 VARIANTS = {"inception_v3": InceptionV3}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import BatchNorm, DropPath
+from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
 
 
 class KerasBlock(nn.Module):
@@ -42,7 +43,7 @@ class KerasBlock(nn.Module):
         return nn.relu(x + self.drop_path()(y))
 
 
-class KerasResNet(nn.Module):
+class KerasResNet(Network):
     """A residual network as one writes it with Keras's layers and their defaults: 3x3 stem, then
     three blocks each of 64, 128 and 256 channels, the second and third stage of stride 2.
 
@@ -59,6 +60,7 @@ class KerasResNet(nn.Module):
         of L drops with l / L of it.
       bn_group: images that share batch statistics in training (see BatchNorm); None for all.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters and statistics are float32.
     """
 
@@ -71,6 +73,7 @@ class KerasResNet(nn.Module):
     drop_path: float = 0.0
     bn_group: int | None = None
     remat: bool = False
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -106,10 +109,19 @@ class KerasResNet(nn.Module):
                 )(x)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(self.num_classes, kernel_init=glorot, dtype=self.dtype, name="fc")(
-            x
-        )
-        return x.astype(jnp.float32)
+        logits = head(
+            self.num_classes,
+            self.head_init,
+            kernel_init=glorot,
+            dtype=self.dtype,
+            name="fc",
+        )(x)
+        return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: the stem, then each block."""
+        return (("conv", "bn"), *blocks("stage", (3, 3, 3)), self.heads())
 
 
 VARIANTS = {"keras_resnet": KerasResNet}

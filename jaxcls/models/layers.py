@@ -1,12 +1,14 @@
 """Layers and initial values that the families share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
@@ -60,6 +62,12 @@ class BatchNorm(nn.Module):
     The running variance takes the unbiased batch variance, n/(n-1) times the one that
     normalises, as torch.nn.BatchNorm2d does.
 
+    A layer that the collection "frozen" has a variable for (see frozen_collection) works in
+    training as in evaluation: it normalises by its running statistics and leaves them as they
+    are. In training every other layer sows what it saw into the collection "moments", if that
+    is mutable: "mean" and "mean_square" float32 [channels] of all images of the step, and
+    "count" float32 [], the values in each channel that they are of.
+
     Attributes:
       train: whether to normalise by the statistics of the batch and to update the running ones
         ("batch_stats"), or to normalise by the running ones.
@@ -89,23 +97,16 @@ class BatchNorm(nn.Module):
             "batch_stats", "var", jnp.ones, (channels,), jnp.float32
         )
         x = inputs.astype(jnp.float32)
-        if not self.train:
+        if not self.train or self.has_variable("frozen", "frozen"):
             mean, var = running_mean.value, running_var.value
         else:
-            batch = inputs.shape[0]
-            group = batch if self.group is None else self.group
-            if group < 1 or batch % group:
-                raise UserError(
-                    f"bn_group {group} does not divide the batch of {batch} images: choose "
-                    "a divisor, or None for statistics of the whole batch."
-                )
-            x = x.reshape(batch // group, group, *inputs.shape[1:])
+            x = self._in_groups(x)
             axes = tuple(range(1, x.ndim - 1))
             # Mean and mean square together are one pass over the images, and one message
             # between devices.
             mean = x.mean(axes, keepdims=True)
-            var = (x**2).mean(axes, keepdims=True) - mean**2
-            var = jnp.maximum(var, 0)
+            mean_square = (x**2).mean(axes, keepdims=True)
+            var = jnp.maximum(mean_square - mean**2, 0)
             if not self.is_initializing():
                 count = x[0, ..., 0].size
                 unbiased = var * (count / max(count - 1, 1))
@@ -114,8 +115,52 @@ class BatchNorm(nn.Module):
                     running.value = (
                         self.momentum * running.value + (1 - self.momentum) * average
                     )
+                self._sow_moments(mean, mean_square, x[..., 0].size)
         normalized = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return normalized.reshape(inputs.shape).astype(self.dtype or inputs.dtype)
+
+    def _in_groups(self, x: jax.Array) -> jax.Array:
+        """Returns [batch, ..., channels] as [groups, images, ..., channels]."""
+        batch = x.shape[0]
+        group = batch if self.group is None else self.group
+        if group < 1 or batch % group:
+            raise UserError(
+                f"bn_group {group} does not divide the batch of {batch} images: choose "
+                "a divisor, or None for statistics of the whole batch."
+            )
+        return x.reshape(batch // group, group, *x.shape[1:])
+
+    def _sow_moments(self, mean: jax.Array, mean_square: jax.Array, count: int) -> None:
+        """Sows the averages over the groups of [groups, ..., channels], and the count of values
+        in a channel. Groups are of one size, so that these are the moments of all of them."""
+        moments = {
+            "mean": mean.reshape(-1, mean.shape[-1]).mean(0),
+            "mean_square": mean_square.reshape(-1, mean.shape[-1]).mean(0),
+            "count": jnp.float32(count),
+        }
+        for name, value in moments.items():
+            # A single call, a single value, not flax's tuple of those of all calls.
+            self.sow("moments", name, value, lambda _, new: new, lambda: None)
+
+
+def frozen_collection(
+    batch_stats: Any, is_frozen: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Returns the collection "frozen", which tells batch norms to work as in evaluation.
+
+    Args:
+      batch_stats: of the network; arrays or their shapes.
+      is_frozen: asked for the path of each batch norm, "layer1_0/bn1".
+
+    Returns:
+      {"layer1_0": {"bn1": {"frozen": marker}}}; that the marker is there says it, its value
+      says nothing. {} if none is frozen.
+    """
+    norms = {path[:-1] for path in traverse_util.flatten_dict(dict(batch_stats))}
+    marked = {
+        (*norm, "frozen"): np.True_ for norm in norms if is_frozen("/".join(norm))
+    }
+    return traverse_util.unflatten_dict(marked)
 
 
 class ConvNorm(nn.Module):

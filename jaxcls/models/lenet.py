@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
+from jaxcls.models.network import HeadInit, Layers, Network, head, singly
 
 
-class LeNet5(nn.Module):
+class LeNet5(Network):
     """LeNet-5 for 32 x 32 images, with every feature map of C3 seeing all of S2's.
 
     C1 5x5 x6 - S2 average 2x2 - C3 5x5 x16 - S4 average 2x2 - C5 5x5 x120 - F6 84 - output,
@@ -25,6 +26,7 @@ class LeNet5(nn.Module):
 
     Attributes:
       num_classes: length of the logits.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters are float32.
     """
 
@@ -32,6 +34,7 @@ class LeNet5(nn.Module):
     HEADS: ClassVar = ("output",)
 
     num_classes: int
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -55,8 +58,19 @@ class LeNet5(nn.Module):
         x = nn.tanh(Conv(120, (5, 5), padding="VALID", dtype=self.dtype, name="c5")(x))
         x = x.reshape(len(x), 120)
         x = nn.tanh(nn.Dense(84, dtype=self.dtype, name="f6")(x))
-        x = nn.Dense(self.num_classes, dtype=self.dtype, name="output")(x)
-        return x.astype(jnp.float32)
+        logits = head(
+            self.num_classes,
+            self.head_init,
+            kernel_init=nn.initializers.lecun_normal(),
+            dtype=self.dtype,
+            name="output",
+        )(x)
+        return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: every layer is one."""
+        return singly(("c1", "c3", "c5", "f6", *self.heads()))
 
 
 VARIANTS = {"lenet5": LeNet5}

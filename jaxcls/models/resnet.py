@@ -22,6 +22,7 @@ from jaxcls.models.layers import (
     kaiming_fan_out,
     torch_default,
 )
+from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
 from jaxcls.models.pooling import max_pool
 
 
@@ -102,7 +103,7 @@ class Bottleneck(Block):
         return self.add(x, self.norm(name="bn3")(y))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A residual network; each stage after the first halves the image and doubles the channels.
 
     Convolutions start as kaiming_fan_out, the last layer uniform within 1/sqrt(fan-in), the
@@ -126,6 +127,7 @@ class ResNet(nn.Module):
         equation 4).
       bn_group: images that share batch statistics in training (see BatchNorm); None for all.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters and statistics are float32.
     """
 
@@ -144,6 +146,7 @@ class ResNet(nn.Module):
     drop_path: float = 0.0
     bn_group: int | None = None
     remat: bool = False
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -195,10 +198,19 @@ class ResNet(nn.Module):
                 )(x)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = nn.Dense(
-            self.num_classes, dtype=self.dtype, name="fc", **torch_default(x.shape[-1])
+        logits = head(
+            self.num_classes,
+            self.head_init,
+            dtype=self.dtype,
+            name="fc",
+            **torch_default(x.shape[-1]),
         )(x)
         return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: the stem, then each block."""
+        return (("conv1", "bn1"), *blocks("layer", self.stage_sizes), self.heads())
 
 
 _basic = functools.partial(ResNet, block=BasicBlock)

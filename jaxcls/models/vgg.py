@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxcls.errors import UserError
 from jaxcls.models.convolution import Conv
 from jaxcls.models.layers import BatchNorm, check_stem, kaiming_fan_out
+from jaxcls.models.network import HeadInit, Layers, Network, head, singly
 from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Five stages of 3x3 convolutions, each ending in a max-pool of stride 2, then three dense
     layers. VGG-16 has 138,357,544 parameters for 1,000 classes.
 
@@ -33,6 +34,7 @@ class VGG(nn.Module):
       dropout: probability of dropping an output of the hidden dense layers.
       bn_group: images that share batch statistics in training (see BatchNorm); None for all.
       remat: recompute each stage in the backward pass instead of keeping its activations.
+      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation; parameters and statistics are float32.
     """
 
@@ -47,6 +49,7 @@ class VGG(nn.Module):
     dropout: float = 0.5
     bn_group: int | None = None
     remat: bool = False
+    head_init: HeadInit = "default"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -79,13 +82,25 @@ class VGG(nn.Module):
             )(x)
         small = self.stem == "small"
         x = adaptive_avg_pool(x, 1 if small else 7).reshape(len(x), -1)
-        dense = functools.partial(
-            nn.Dense, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
-        )
+        normal = nn.initializers.normal(0.01)
+        hidden = self.width * (8 if small else 64)
         for name in ("fc6", "fc7"):
-            x = nn.relu(dense(self.width * (8 if small else 64), name=name)(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return dense(self.num_classes, name="fc8")(x).astype(jnp.float32)
+            x = nn.Dense(hidden, kernel_init=normal, dtype=self.dtype, name=name)(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        logits = head(
+            self.num_classes,
+            self.head_init,
+            kernel_init=normal,
+            dtype=self.dtype,
+            name="fc8",
+        )(x)
+        return logits.astype(jnp.float32)
+
+    @nn.nowrap
+    def layers(self) -> Layers:
+        """See Network: a stage is one, as its convolutions are not on the top level."""
+        stages = (f"stage{i + 1}" for i in range(len(self.stage_sizes)))
+        return singly((*stages, "fc6", "fc7", *self.heads()))
 
 
 class Stage(nn.Module):

@@ -1,6 +1,70 @@
 """The optimizer as one optax chain, and the rate that it follows."""
 
-from jaxcls.optim.optimizers import SGD, AdamW, Optimizer
-from jaxcls.optim.schedules import Schedule, WarmupCosine
+from jaxcls.optim.adafactor import Adafactor
+from jaxcls.optim.clipping import AdaptiveClip, Clip, ClipNorm, ClipValue
+from jaxcls.optim.ema import EMA
+from jaxcls.optim.groups import Freeze, Group
+from jaxcls.optim.layerwise import LAMB, LARS
+from jaxcls.optim.muon import Muon
+from jaxcls.optim.optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Lion,
+    Optax,
+    Optimizer,
+    RMSpropTF,
+)
+from jaxcls.optim.schedule_free import ScheduleFreeAdamW
+from jaxcls.optim.schedules import (
+    Constant,
+    CosineRestarts,
+    Descent,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    MultiStep,
+    OneCycle,
+    Piecewise,
+    Polynomial,
+    Schedule,
+    Step,
+    WarmupCosine,
+    WarmupStableDecay,
+)
 
-__all__ = ["SGD", "AdamW", "Optimizer", "Schedule", "WarmupCosine"]
+__all__ = [
+    "EMA",
+    "LAMB",
+    "LARS",
+    "SGD",
+    "Adafactor",
+    "Adam",
+    "AdamW",
+    "AdaptiveClip",
+    "Clip",
+    "ClipNorm",
+    "ClipValue",
+    "Constant",
+    "CosineRestarts",
+    "Descent",
+    "Exponential",
+    "Freeze",
+    "Group",
+    "InverseSqrt",
+    "Linear",
+    "Lion",
+    "MultiStep",
+    "Muon",
+    "OneCycle",
+    "Optax",
+    "Optimizer",
+    "Piecewise",
+    "Polynomial",
+    "RMSpropTF",
+    "Schedule",
+    "ScheduleFreeAdamW",
+    "Step",
+    "WarmupCosine",
+    "WarmupStableDecay",
+]

@@ -1,11 +1,13 @@
-"""The optimizer: one optax chain over the parameters, and the average that follows it.
+"""The optimizer: one optax chain over the parameters.
 
-    clip by global norm -> direction -> decoupled decay of kernels -> rate        (chain)
-    -> exponential moving average of parameters and batch statistics              (ema_update)
+    no gradients where frozen -> clip -> direction, decay and rate, as the optimizer orders them
 
-The average is a function of its own, the last link, because it also takes the batch
-statistics, which an optax chain never sees. The guard against non-finite steps stands around
-all of it, in the train step.
+The rate and the decay are functions of the step, which the train step hands in:
+`chain.update(gradients, state, params, step=good_steps)`. No link counts steps for them, so
+that a run that is continued, and a bad step that changes nothing, need no care.
+
+The guard against non-finite steps stands around it in the train step, and the average of the
+weights (ema.py) after it.
 """
 
 from typing import Any
@@ -15,8 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.duration import RunLength
-from jaxcls.optim import masks
-from jaxcls.optim.optimizers import Optimizer
+from jaxcls.optim.clipping import Clip
+from jaxcls.optim.groups import Groups
+from jaxcls.optim.optimizers import Links, Optimizer
 from jaxcls.optim.schedules import Schedule
 
 
@@ -24,53 +27,165 @@ def learning_rate(
     optimizer: Optimizer, schedule: Schedule, run: RunLength
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the optimizer step, 0 for the first."""
+    peak, factor = optimizer.peak(run.batch_size), schedule.factor(run)
+    return lambda step: peak * factor(step)
+
+
+def weight_decay(
+    optimizer: Optimizer, schedule: Schedule | None, run: RunLength
+) -> optax.Schedule:
+    """Returns the weight decay as a function of the optimizer step: the optimizer's, times the
+    factor of the schedule if there is one."""
+    if schedule is None:
+        return lambda step: optimizer.weight_decay
     factor = schedule.factor(run)
-    return lambda step: optimizer.learning_rate * factor(step)
+    return lambda step: optimizer.weight_decay * factor(step)
 
 
 def chain(
     optimizer: Optimizer,
     schedule: Schedule,
-    clip_norm: float | None,
+    *,
+    clip: Clip | None,
+    groups: Groups,
+    decay_schedule: Schedule | None,
     run: RunLength,
-) -> optax.GradientTransformation:
-    """Returns the optax chain: clip -> direction -> decay -> rate.
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optax chain; its `update` takes `step`, the good steps made before.
 
     Args:
-      optimizer: gives the direction, the peak rate and the decay.
-      schedule: the factor of the peak for each step.
-      clip_norm: largest global norm of the gradients, above 0; None does not clip.
+      optimizer: what makes an update of gradients.
+      schedule: the factor of the peak rate for each step.
+      clip: of the gradients of what is trained; None leaves them as they are.
+      groups: what each parameter's rate and decay are multiplied by, and what is frozen.
+      decay_schedule: the factor of the weight decay for each step; None keeps it.
       run: the length of the run, total_steps included.
     """
-    links = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    links.append(optimizer.direction())
-    if optimizer.weight_decay:
-        links.append(
-            optax.add_decayed_weights(optimizer.weight_decay, mask=masks.decayed)
-        )
     rate = learning_rate(optimizer, schedule, run)
-    return optax.chain(*links, optax.scale_by_learning_rate(rate))
-
-
-def ema_decay(decay: float, step: jax.typing.ArrayLike) -> jax.Array:
-    """Returns min(decay, (1 + t) / (10 + t)): the average forgets its start quickly and then
-    slowly (the num_updates rule of TensorFlow's ExponentialMovingAverage).
-
-    Args:
-      decay: the final share of the old average, 0..1.
-      step: t, optimizer steps made before this one.
-    """
-    t = jnp.asarray(step, jnp.float32)
-    return jnp.minimum(decay, (1 + t) / (10 + t))
-
-
-def ema_update(average: Any, values: Any, decay: jax.Array) -> Any:
-    """Returns decay * average + (1 - decay) * values for each float32 leaf.
-
-    Written as a step towards the values, so that equal trees stay exactly equal.
-    """
-    return jax.tree.map(
-        lambda old, new: old + (1 - decay) * (new.astype(jnp.float32) - old),
-        average,
-        values,
+    links = Links(
+        learning_rate=rate,
+        decay=add_decay(weight_decay(optimizer, decay_schedule, run), groups)
+        if optimizer.weight_decay
+        else optax.with_extra_args_support(optax.identity()),
+        rate=scale_by_rate(rate, groups),
+        decays=groups.decays,
     )
+    parts = [] if clip is None else [clip.link()]
+    if any(one.thaws_at != 0 for one in groups.by_path.values()):
+        parts = [drop_frozen(groups), *parts, in_stages(optimizer, links, groups)]
+    else:
+        parts.append(optimizer.transformation(links))
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def add_decay(
+    strength: optax.Schedule, groups: Groups
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a link that adds strength(step) x the parameter's multiplier x the parameter to
+    the updates of those that decay."""
+
+    def update(
+        updates: Any, state: Any, params: Any, *, step: jax.Array, **_: Any
+    ) -> tuple[Any, Any]:
+        now = strength(step)
+
+        def decayed(change: jax.Array, param: jax.Array, treatment: Any) -> jax.Array:
+            if treatment.decay == 0:
+                return change
+            return change + jnp.asarray(now * treatment.decay, change.dtype) * param
+
+        return jax.tree.map(decayed, updates, params, groups.of(updates)), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def scale_by_rate(
+    rate: optax.Schedule, groups: Groups
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a link that multiplies updates by -rate(step) and the parameter's multiplier."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+        now = rate(step)
+
+        def scaled(change: jax.Array, treatment: Any) -> jax.Array:
+            return change * jnp.asarray(-now * treatment.rate, change.dtype)
+
+        return jax.tree.map(scaled, updates, groups.of(updates)), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def drop_frozen(groups: Groups) -> optax.GradientTransformationExtraArgs:
+    """Returns a link that puts zeros, for whatever there is, in the place of the gradients of
+    parameters that are frozen at this step."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+
+        def kept(gradient: jax.Array, treatment: Any) -> jax.Array:
+            if treatment.thaws_at == 0:
+                return gradient
+            zeros = jnp.zeros_like(gradient)
+            if treatment.thaws_at is None:
+                return zeros
+            return jnp.where(step < treatment.thaws_at, zeros, gradient)
+
+        return jax.tree.map(kept, updates, groups.of(updates)), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def in_stages(
+    optimizer: Optimizer, links: Links, groups: Groups
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer, with a state of its own for the parameters of each thaw.
+
+    Those that never thaw have no state, and updates of zero. Those that thaw later have one
+    that is as init() made it until then: a shared Adam would already count thousands of steps
+    for its bias correction while their moments are still zero, and their first updates would
+    be several times too large.
+    """
+    thaws = {one.thaws_at for one in groups.by_path.values()}
+    parts: dict[str, optax.GradientTransformation] = {}
+    for first in thaws:
+        if first is None:
+            parts[_stage_name(first)] = optax.set_to_zero()
+        else:
+            moving = optimizer.transformation(links)
+            parts[_stage_name(first)] = starting_at(first, moving) if first else moving
+    return optax.partition(
+        parts,
+        lambda params: jax.tree.map(
+            lambda one: _stage_name(one.thaws_at), groups.of(params)
+        ),
+    )
+
+
+def _stage_name(first: int | None) -> str:
+    """Returns the key, in the optimizer's state, of what thaws at a step."""
+    return "frozen" if first is None else f"from_step_{first}"
+
+
+def starting_at(
+    first: int, link: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a link that before the step `first` gives zeros and keeps its state, and from
+    then on is `link`."""
+    inner = optax.with_extra_args_support(link)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, step: jax.Array, **extra: Any
+    ) -> tuple[Any, Any]:
+        # A real branch: before the thaw nothing of the optimizer is computed.
+        return jax.lax.cond(
+            step >= first,
+            lambda: inner.update(updates, state, params, step=step, **extra),
+            lambda: (jax.tree.map(jnp.zeros_like, updates), state),
+        )
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -77,14 +77,27 @@ def eval_line(values: dict[str, Any]) -> str:
     """Returns an evaluation as a person would read it: raw and averaged weights."""
     text = (
         f"evaluation at step {values['step']} on {values['eval/examples']} images: "
-        f"top-1 {values['eval/top1']:.2%}  top-5 {values['eval/top5']:.2%}  "
-        f"loss {values['eval/loss']:.4f}"
+        f"{_measured(values, '')}"
     )
     if "eval/bad_images" in values:
         text += f"  (bad images left out: {values['eval/bad_images']})"
     if "eval/top1_ema" in values:
-        text += (
-            f"  |  EMA: top-1 {values['eval/top1_ema']:.2%}  "
-            f"top-5 {values['eval/top5_ema']:.2%}  loss {values['eval/loss_ema']:.4f}"
-        )
+        text += f"  |  EMA: {_measured(values, '_ema')}"
     return text
+
+
+def _measured(values: dict[str, Any], suffix: str) -> str:
+    """Returns the metrics of one set of weights: those that there are, in percent, and the
+    loss."""
+    titles = {
+        "top1": "top-1",
+        "balanced_top1": "balanced",
+        "top5": "top-5",
+        "mAP": "mAP",
+    }
+    parts = [
+        f"{title} {values[f'eval/{name}{suffix}']:.2%}"
+        for name, title in titles.items()
+        if f"eval/{name}{suffix}" in values
+    ]
+    return "  ".join([*parts, f"loss {values[f'eval/loss{suffix}']:.4f}"])

@@ -1,44 +1,90 @@
 """What a run says about itself at its start and at its end."""
 
+import collections
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
 
 from jaxcls.config import Config, Plan
 from jaxcls.data.sources import Source
-from jaxcls.optim import masks
+from jaxcls.optim.chain import weight_decay
+from jaxcls.optim.groups import Groups, Treatment, path_of
+from jaxcls.report.plot import schedule_plot
+from jaxcls.training.state import TrainState
 
 
-def parameters(params: Any, weight_decay: float) -> str:
-    """Returns the table of parameters, and which of them decay.
+def parameters(
+    params: Any, groups: Groups, peak_rate: float, weight_decay: float
+) -> str:
+    """Returns the table of parameters, and below it what is done with which of them.
 
     Args:
       params: the parameters, or their jax.ShapeDtypeStruct.
-      weight_decay: the decay, of those that do.
+      groups: the treatment of each.
+      peak_rate: learning rate at the peak of the schedule, before multipliers.
+      weight_decay: of the optimizer, before multipliers.
     """
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    decays = jax.tree.leaves(masks.decayed(params))
-    groups: dict[bool, list[tuple[str, int]]] = {True: [], False: []}
-    for (path, leaf), decay in zip(
-        jax.tree_util.tree_leaves_with_path(params), decays, strict=True
-    ):
-        name = "/".join(str(key.key) for key in path)
-        groups[decay].append((name, leaf.size))
-    lines = [table]
-    for decay, title in (
-        (True, f"decayed by {weight_decay:g}"),
-        (False, "not decayed"),
-    ):
-        members = groups[decay]
-        kinds = sorted({name.rpartition("/")[2] for name, _ in members})
-        count = sum(size for _, size in members)
+    return f"{table}\n{treatments(params, groups, peak_rate, weight_decay)}"
+
+
+def treatments(
+    params: Any, groups: Groups, peak_rate: float, weight_decay: float
+) -> str:
+    """Returns a table with a line for each combination of learning rate, weight decay and
+    thaw: how many values and arrays have it, and which.
+
+    What is frozen comes last, the layers with the highest rate first. Takes what parameters()
+    takes.
+    """
+    members: dict[Treatment, list[tuple[str, int]]] = collections.defaultdict(list)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        one = groups.by_path[path_of(keys)]
+        if one.thaws_at is None:  # its rate and decay say nothing
+            one = Treatment(thaws_at=None)
+        members[one].append((path_of(keys), leaf.size))
+    lines = [("learning rate", "weight decay", "trained", "values", "arrays", "which")]
+    for one in sorted(members, key=_order):
+        found = members[one]
+        frozen = one.thaws_at is None
+        when = f"from step {one.thaws_at:,}" if one.thaws_at else "always"
         lines.append(
-            f"{title}: {count:,} values in {len(members)} arrays ({', '.join(kinds)})"
+            (
+                "-" if frozen else f"{one.rate * peak_rate:.4g}",
+                "-" if frozen else f"{one.decay * weight_decay:.4g}",
+                "never" if frozen else when,
+                f"{sum(size for _, size in found):,}",
+                f"{len(found):,}",
+                _summary([name for name, _ in found]),
+            )
         )
-    return "\n".join(lines)
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=False))
+        + f"  {line[-1]}"
+        for line in lines
+    )
+
+
+def _order(one: Treatment) -> tuple[float, ...]:
+    """Returns what the table is sorted by: what never thaws last, the highest rate first."""
+    thaw = float("inf") if one.thaws_at is None else one.thaws_at
+    return (thaw, -one.rate, -one.decay)
+
+
+def _summary(names: list[str]) -> str:
+    """Returns "bn1, conv1, ... layer4_2 (18 layers): kernel" for the paths of parameters."""
+    layers = list(dict.fromkeys(name.split("/")[0] for name in names))
+    kinds = sorted({name.rpartition("/")[2] for name in names})
+    if len(layers) > 3:
+        layers = [*layers[:2], f"... {layers[-1]} ({len(layers)} layers)"]
+    return f"{', '.join(layers)}: {', '.join(kinds)}"
 
 
 def run(
@@ -56,8 +102,19 @@ def run(
         f"devices: {mesh.size} x {device.device_kind}, batch {config.batch_size} = "
         f"{mesh.size} x {config.batch_size // mesh.size}\n"
         f"run: {plan.total_steps:,} steps, {epochs:.4g} epochs of "
-        f"{plan.run.steps_per_epoch:,} steps; peak learning rate "
-        f"{config.optimizer.learning_rate:g}"
+        f"{plan.run.steps_per_epoch:,} steps; peak learning rate {_peak(config)}"
+    )
+
+
+def _peak(config: Config) -> str:
+    """Returns the peak rate, and what it comes from."""
+    optimizer = config.optimizer
+    peak = f"{optimizer.peak(config.batch_size):g}"
+    if optimizer.rate_per is None:
+        return peak
+    return (
+        f"{peak} ({optimizer.learning_rate:g} per {optimizer.rate_per} images, "
+        f"{optimizer.rate_scaling} scaling)"
     )
 
 
@@ -68,6 +125,56 @@ def compiled(seconds: dict[str, tuple[float, float]]) -> str:
         for name, (trace, compile_) in seconds.items()
     ]
     return f"compiled: {', '.join(parts)}"
+
+
+def memory(state: TrainState, constants: dict[str, Any], program: Any) -> str:
+    """Returns what a train step needs of each device's memory.
+
+    Args:
+      state: as jax.ShapeDtypeStruct, of which every device holds a copy.
+      constants: shapes of what else stays on the devices: "records", "teacher".
+      program: the compiled step, jax.stages.Compiled.
+    """
+    parts = {
+        "parameters and batch statistics": (state.params, state.batch_stats),
+        "optimizer": state.opt_state,
+        "averaged weights": state.ema,
+        **constants,
+    }
+    megabytes = {name: _bytes_held(tree) / 1e6 for name, tree in parts.items()}
+    found = program.memory_analysis()
+    megabytes["temporary, in a step"] = found.temp_size_in_bytes / 1e6
+    lines = [f"  {size:10,.1f} MB  {name}" for name, size in megabytes.items() if size]
+    total = sum(megabytes.values())
+    return "\n".join(["memory of each device:", *lines, f"  {total:10,.1f} MB  in all"])
+
+
+def _bytes_held(shapes: Any) -> int:
+    """Returns the bytes of a tree of jax.ShapeDtypeStruct that one device holds."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )
+
+
+def schedules(config: Config, plan: Plan, learning_rate: optax.Schedule) -> str:
+    """Returns how rate and weight decay go over the run: first, highest and last value, and a
+    plot."""
+    curves = {"learning rate": learning_rate}
+    if config.decay_schedule is not None:
+        strength = weight_decay(config.optimizer, config.decay_schedule, plan.run)
+        curves["weight decay"] = strength
+    texts = []
+    for name, curve in curves.items():
+        steps = np.unique(np.linspace(0, plan.total_steps - 1, 512).astype(np.int32))
+        values = np.asarray(jax.vmap(curve)(steps))
+        title = (
+            f"{name}: {values[0]:.4g} at step 0, {values.max():.4g} at the highest, "
+            f"{values[-1]:.4g} at step {plan.total_steps - 1:,}"
+        )
+        last = plan.total_steps - 1
+        texts.append(schedule_plot(values.tolist(), title=title, last_step=last))
+    return "\n".join(texts)
 
 
 def finished(

@@ -83,6 +83,10 @@ class MetricWriter:
         """Returns the evaluation of a step; {} if there was none."""
         return next((v for v in self._evaluations if v["step"] == step), {})
 
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Returns the evaluations of the run so far, in the order of their steps."""
+        return self._evaluations
+
     def last_evaluation(self) -> dict[str, Any]:
         """Returns the latest evaluation; {} if there was none."""
         return self._evaluations[-1] if self._evaluations else {}

@@ -1,7 +1,8 @@
 """One pass over a split: raw and averaged weights side by side, every image once."""
 
 import collections
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,6 +19,69 @@ from jaxcls.report.progress import say
 from jaxcls.training import metrics
 
 
+@dataclasses.dataclass
+class _Pass:
+    """What has come of the batches so far.
+
+    Attributes:
+      sums: of each batch, by the suffix of the metrics' names.
+      logits: of the images, float32 [n, classes] each, likewise; [] where they are not needed.
+      labels: of the images, where their logits are kept: uint8 [n, classes] each.
+      in_flight: batches that the devices may still work on, with their labels and masks.
+    """
+
+    sums: dict[str, list[Any]]
+    logits: dict[str, list[np.ndarray]]
+    labels: list[np.ndarray] = dataclasses.field(default_factory=list)
+    in_flight: collections.deque[Any] = dataclasses.field(
+        default_factory=collections.deque
+    )
+
+    @classmethod
+    def of(cls, suffixes: Iterable[str]) -> "_Pass":
+        """Returns one that has seen no batch."""
+        suffixes = list(suffixes)
+        return cls({suffix: [] for suffix in suffixes}, {s: [] for s in suffixes})
+
+    def add(
+        self, outputs: dict[str, metrics.EvalOutput], loaded: dict[str, np.ndarray]
+    ) -> None:
+        """Takes what a batch gives, by suffix, while the devices work on it."""
+        for suffix, output in outputs.items():
+            self.sums[suffix].append(output.sums)
+        self.in_flight.append((outputs, loaded["label"], loaded["mask"]))
+        # Two batches ahead of the devices keep them busy; more would only fill memory.
+        if len(self.in_flight) > 2:
+            self.wait_for_one()
+
+    def wait_for_one(self) -> None:
+        """Waits for the oldest batch, and takes its logits off the devices if there are any."""
+        outputs, labels, mask = self.in_flight.popleft()
+        jax.block_until_ready(outputs)
+        for suffix, output in outputs.items():
+            if output.logits is not None:
+                self.logits[suffix].append(jax.device_get(output.logits)[mask])
+        if labels.ndim == 2:
+            self.labels.append(labels[mask])
+
+    def results(self, suffix: str, num_images: int) -> dict[str, float]:
+        """Returns the metrics of one set of weights when all batches are done, without the
+        suffix."""
+        # Batches are added up in float64 on the host.
+        total = jax.tree.map(
+            lambda *parts: np.sum(np.stack(parts), axis=0, dtype=np.float64),
+            *jax.device_get(self.sums[suffix]),
+        )
+        counted = int(total.top1.count)
+        assert counted == num_images, (counted, num_images)
+        found = metrics.compute(total, "eval")
+        if self.labels:
+            found["eval/mAP"] = metrics.mean_average_precision(
+                np.concatenate(self.logits[suffix]), np.concatenate(self.labels)
+            )
+        return found
+
+
 class Evaluator:
     """Evaluates weights on a split, as often as asked. Use it in a `with` statement.
 
@@ -27,7 +91,7 @@ class Evaluator:
 
     def __init__(
         self,
-        eval_step: Callable[[Any, dict[str, jax.Array]], metrics.EvalMetrics],
+        eval_step: Callable[[Any, dict[str, jax.Array]], metrics.EvalOutput],
         source: Source,
         config: Config,
         mesh: Mesh,
@@ -79,13 +143,12 @@ class Evaluator:
           should_stop: asked before each batch; True ends the evaluation without a result.
 
         Returns:
-          {"eval/loss", "eval/top1", "eval/top5", "eval/loss_ema", ..., "eval/examples"}, or
-          None if it was stopped. Accuracies are in 0..1. Records whose image cannot be read
-          are left out and not counted; "eval/bad_images" says how many, if any.
+          What metrics.metric_names() lists, for each suffix, and "eval/examples"; or None if
+          it was stopped. Records whose image cannot be read are left out and not counted;
+          "eval/bad_images" says how many, if any.
         """
-        sums: dict[str, list[metrics.EvalMetrics]] = {suffix: [] for suffix in weights}
+        done = _Pass.of(weights)
         num_records = num_images = 0
-        in_flight: collections.deque[Any] = collections.deque()
         for _ in range(self._num_batches):
             if should_stop():
                 return None
@@ -93,24 +156,18 @@ class Evaluator:
             num_records += int((loaded.pop("id") >= 0).sum())
             num_images += int(loaded["mask"].sum())
             batch = put_batch(self._mesh, loaded)
-            for suffix, variables in weights.items():
-                sums[suffix].append(self._eval_step(variables, batch))
-            # Two batches ahead of the devices keep them busy; more would only fill memory.
-            in_flight.append([parts[-1] for parts in sums.values()])
-            if len(in_flight) > 2:
-                jax.block_until_ready(in_flight.popleft())
+            outputs = {
+                suffix: self._eval_step(variables, batch)
+                for suffix, variables in weights.items()
+            }
+            done.add(outputs, loaded)
+        while done.in_flight:
+            done.wait_for_one()
 
         assert num_records == self._num_examples, (num_records, self._num_examples)
         results: dict[str, float] = {}
-        for suffix, parts in sums.items():
-            # Batches are added up in float64 on the host.
-            total = jax.tree.map(
-                lambda *parts: np.sum(np.stack(parts), dtype=np.float64),
-                *jax.device_get(parts),
-            )
-            counted = int(total.top1.count)
-            assert counted == num_images, (counted, num_images)
-            for name, value in metrics.compute(total, "eval").items():
+        for suffix in weights:
+            for name, value in done.results(suffix, num_images).items():
                 results[name + suffix] = value
         results["eval/examples"] = num_images
         if num_images < num_records:

@@ -19,10 +19,11 @@ from jaxcls.data.bad_images import BadImages
 from jaxcls.parallel import replicated
 from jaxcls.report.progress import Progress, eval_line
 from jaxcls.report.writers import MetricWriter
-from jaxcls.training import metrics
+from jaxcls.training import metrics, plateau
 from jaxcls.training.checkpoint import Checkpoints
 from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.prefetch import DevicePrefetch
+from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
 
@@ -94,6 +95,7 @@ class Loop:
       writer: takes the lines of metrics, and knows the evaluations of the run so far.
       progress: shows them.
       bad_images: the training images that could not be read so far.
+      reestimate: gives averaged weights their batch statistics; None where those are averaged.
       should_stop: asked after each call and within evaluations.
     """
 
@@ -108,6 +110,7 @@ class Loop:
     writer: MetricWriter
     progress: Progress
     bad_images: BadImages
+    reestimate: Reestimate | None
     should_stop: StopSignal
 
     def __post_init__(self) -> None:
@@ -120,14 +123,15 @@ class Loop:
         # At the last line of metrics: steps made, seconds of training, and of waiting.
         self._last_line = (self.step, 0.0, 0.0)
         self._waiting_lines = 0
+        self._reestimated = -1  # the step of the last time
 
     def run(self, batches: DevicePrefetch) -> bool:
         """Trains on `batches`, each of one call, the first of which begins with the state's
         next step.
 
         Returns:
-          Whether the run is complete; False if a signal stopped it. Either way its last state
-          is saved.
+          Whether the run is complete, at its end or on a plateau; False if a signal stopped it.
+          Either way its last state is saved.
 
         Raises:
           Diverged: if max_bad_steps steps in a row were not finite.
@@ -135,7 +139,7 @@ class Loop:
         calls = self.plan.calls(self.step)
         # A signal may have cut short what was due at the step that was saved.
         self._do_what_is_due()
-        while self.step < self.plan.total_steps and not self.should_stop():
+        while not (self._is_over() or self.should_stop()):
             batch = batches.next(self._devices_idle, count=not self._clock.paused)
             if self._clock.paused:
                 self._clock.run()
@@ -151,10 +155,17 @@ class Loop:
                 self._drain(batches)
                 self._do_what_is_due()
         self._drain(batches)
-        complete = self.step == self.plan.total_steps and not self._evaluation_is_due()
+        complete = self._is_over() and not self._evaluation_is_due()
         if self.step > 0 and not self.checkpoints.has(self.step):
             self._save()
         return complete
+
+    def _is_over(self) -> bool:
+        """Whether the end is reached, or a plateau."""
+        on_plateau = plateau.reached(
+            self.writer.evaluations(), self.config.stop_early, self.plan.patience
+        )
+        return self.step == self.plan.total_steps or on_plateau
 
     def _devices_idle(self) -> bool:
         """Whether the devices have done all that was dispatched."""
@@ -223,7 +234,7 @@ class Loop:
             f"the loss, the gradients or the update were not finite in "
             f"{self.config.max_bad_steps} steps in a row, from step {first} on (the first "
             f"step is 0). Nothing of them was kept: the last {last}. Begin anew with a lower "
-            "optimizer.learning_rate, a longer schedule.warmup or clip_norm=1.0, in another "
+            "optimizer.learning_rate, a longer schedule.warmup or clip=ClipNorm(max_norm=1.0), in another "
             "--workdir or with --fresh."
         )
 
@@ -270,6 +281,7 @@ class Loop:
 
     def _evaluate(self) -> bool:
         """Evaluates raw and averaged weights; False if a signal cut it short."""
+        self._estimate_statistics()
         weights = {"": self.state.variables()}
         if self.state.ema is not None:
             weights["_ema"] = self.state.ema
@@ -287,8 +299,20 @@ class Loop:
         self.progress.say(eval_line(values))
         return True
 
+    def _estimate_statistics(self) -> None:
+        """Gives the averaged weights of this step batch statistics of their own. Training never
+        reads them, so that it does not depend on when they are needed."""
+        if self.reestimate is None or self._reestimated == self.step:
+            return
+        estimated = self.reestimate(self.state.ema)
+        estimated = jax.device_put(estimated, replicated(self.mesh))
+        average = {**self.state.ema, "batch_stats": estimated}
+        self.state = dataclasses.replace(self.state, ema=average)
+        self._reestimated = self.step
+
     def _save(self) -> None:
         """Starts saving the state, with every line of metrics up to it already on disk."""
+        self._estimate_statistics()
         self.writer.sync()
         self.checkpoints.save(
             self.step, self.state, {**self.run_info, "step": self.step}

@@ -28,29 +28,54 @@ from jaxcls.parallel import batch_sharded, put_batch
 MEGABYTE = 1e6
 
 
+def label_shape(
+    mesh: Mesh, rows: int, num_labels: int | None = None
+) -> jax.ShapeDtypeStruct:
+    """Returns the shape of labels, sharded by rows.
+
+    Args:
+      mesh: the devices.
+      rows: number of labels.
+      num_labels: classes that an image may have or not, uint8 [rows, num_labels] of ones and
+        zeros; None where it has exactly one, int32 [rows].
+    """
+    sharding = batch_sharded(mesh)
+    if num_labels is None:
+        return jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding)
+    return jax.ShapeDtypeStruct((rows, num_labels), jnp.uint8, sharding=sharding)
+
+
 def record_shapes(
-    mesh: Mesh, num_records: int, image_shape: tuple[int, ...]
+    mesh: Mesh,
+    num_records: int,
+    image_shape: tuple[int, ...],
+    num_labels: int | None = None,
 ) -> dict[str, Any]:
     """Returns the shapes of the records on the devices: "image" uint8 [n, height * width *
-    channels], "label" int32 [n] and "mask" bool [n], n being `num_records` rounded up to a
-    multiple of the devices."""
+    channels], "label" as label_shape() says and "mask" bool [n], n being `num_records` rounded
+    up to a multiple of the devices."""
     n, sharding = padded_rows(num_records, mesh.size), batch_sharded(mesh)
     pixels = math.prod(image_shape)
     return {
         "image": jax.ShapeDtypeStruct((n, pixels), jnp.uint8, sharding=sharding),
-        "label": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=sharding),
+        "label": label_shape(mesh, n, num_labels),
         "mask": jax.ShapeDtypeStruct((n,), jnp.bool_, sharding=sharding),
     }
 
 
-def check_memory(mesh: Mesh, num_records: int, image_shape: tuple[int, ...]) -> None:
+def check_memory(
+    mesh: Mesh,
+    num_records: int,
+    image_shape: tuple[int, ...],
+    num_labels: int | None = None,
+) -> None:
     """Refuses records that cannot lie in the memory of the devices, or of this machine, which
-    holds them on their way there.
+    holds them on their way there. Arguments as those of record_shapes().
 
     Raises:
       UserError: if they do not fit.
     """
-    shapes = record_shapes(mesh, num_records, image_shape)
+    shapes = record_shapes(mesh, num_records, image_shape, num_labels)
     size = sum(shape.size * shape.dtype.itemsize for shape in shapes.values())
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     places = [("this machine", size, machine)]
@@ -135,8 +160,8 @@ def gather(
       image_shape: of a record, (height, width, channels).
 
     Returns:
-      "image" uint8 [batch, height, width, channels], "label" int32 [batch] and "mask" bool
-      [batch], each device having its rows.
+      "image" uint8 [batch, height, width, channels], "label" int32 [batch] (or uint8 [batch,
+      classes]) and "mask" bool [batch], each device having its rows.
     """
     rows = _rows(mesh, records, ids)
     return {**rows, "image": rows["image"].reshape(len(ids), *image_shape)}

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls import augment
@@ -18,9 +17,11 @@ from jaxcls.augment import Transform, Views
 from jaxcls.config import Config, Plan
 from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
+from jaxcls.optim import groups
 from jaxcls.optim.chain import chain, learning_rate
-from jaxcls.parallel import batch_sharded, replicated
+from jaxcls.parallel import batch_sharded, platform, replicated
 from jaxcls.training import placement
+from jaxcls.training.batch_statistics import moments_step
 from jaxcls.training.state import TrainState, create_state
 from jaxcls.training.step import eval_step, train_step
 
@@ -51,10 +52,15 @@ class Traced:
     lowered: jax.stages.Lowered
     seconds: float
 
-    def compile(self) -> Compiled:
-        """Compiles, or reads the result of an earlier run from disk."""
+    def compile(self, deterministic: bool = False) -> Compiled:
+        """Compiles, or reads the result of an earlier run from disk.
+
+        Args:
+          deterministic: on GPUs leave out what depends on the order of threads.
+        """
         start = time.perf_counter()
-        compiled = self.lowered.compile()
+        options: Any = {"xla_gpu_deterministic_ops": True} if deterministic else None
+        compiled = self.lowered.compile(compiler_options=options)
         return Compiled(compiled, (self.seconds, time.perf_counter() - start))
 
 
@@ -65,14 +71,26 @@ def trace(function: Any, *shapes: Any) -> Traced:
     return Traced(lowered, time.perf_counter() - start)
 
 
-def batch_shapes(mesh: Mesh, rows: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the shapes of a global batch of `rows` images [height, width, channels]."""
+def batch_shapes(
+    mesh: Mesh,
+    rows: int,
+    image_shape: tuple[int, ...],
+    num_labels: int | None = None,
+) -> dict[str, Any]:
+    """Returns the shapes of a global batch.
+
+    Args:
+      mesh: the devices.
+      rows: of the batch, over all of them.
+      image_shape: (height, width, channels).
+      num_labels: classes that an image may have or not; None where it has exactly one.
+    """
     sharding = batch_sharded(mesh)
     return {
         "image": jax.ShapeDtypeStruct(
             (rows, *image_shape), jnp.uint8, sharding=sharding
         ),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
+        "label": placement.label_shape(mesh, rows, num_labels),
         "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=sharding),
     }
 
@@ -112,6 +130,21 @@ def input_shape(
     ).shape
 
 
+def layers(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Returns the names of a network's parts from the stem to the head.
+
+    Raises:
+      UserError: if the network does not know them.
+    """
+    if not hasattr(model, "layers"):
+        raise UserError(
+            f"layer_decay needs to know the order of the layers of {type(model).__name__}: "
+            "give it a method layers() as the networks of jaxcls/models have, or set "
+            "layer_decay to None."
+        )
+    return model.layers()
+
+
 def on_all_devices(mesh: Mesh, shapes: Any) -> Any:
     """Returns a tree of jax.ShapeDtypeStruct with the sharding of whole copies."""
     sharding = replicated(mesh)
@@ -138,7 +171,7 @@ def weight_shapes(
         lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
     )
     weights = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
-    if config.ema_decay is not None:
+    if config.has_average:
         weights["ema"] = dict(weights)
     return on_all_devices(mesh, weights)
 
@@ -154,6 +187,7 @@ class Program:
         mesh: Mesh,
         num_classes: int,
         image_shape: tuple[int, ...],
+        teacher: nn.Module | None = None,
     ):
         """Binds, without compiling or allocating anything.
 
@@ -163,9 +197,11 @@ class Program:
           mesh: the devices.
           num_classes: length of the logits.
           image_shape: of the records, (height, width, channels).
+          teacher: a network to learn from; None for none.
 
         Raises:
-          UserError: if the batch does not divide among the devices.
+          UserError: if the batch does not divide among the devices, or the options of groups
+            do not fit the parameters.
         """
         num_devices = mesh.size
         if config.batch_size % num_devices:
@@ -179,25 +215,49 @@ class Program:
         self.mesh = mesh
         self.num_classes = num_classes
         self.image_shape = image_shape
-        self.model: nn.Module = config.model.create(num_classes)
-        self.optimizer: optax.GradientTransformation = chain(
-            config.optimizer, config.schedule, config.clip_norm, plan.run
+        self.model: nn.Module = config.model.create(num_classes, platform(mesh))
+        self.groups = groups.resolve(
+            self.param_shapes(),
+            layers(self.model) if config.layer_decay is not None else (),
+            getattr(self.model, "HEADS", ()),
+            groups=config.groups,
+            freeze=config.frozen,
+            layer_decay=config.layer_decay,
+            head_rate=config.head_rate,
+            decays=config.optimizer.decays,
+            run=plan.run,
         )
+        self.optimizer = chain(
+            config.optimizer,
+            config.schedule,
+            clip=config.clip,
+            groups=self.groups,
+            decay_schedule=config.decay_schedule,
+            run=plan.run,
+        )
+        self.learning_rate = learning_rate(config.optimizer, config.schedule, plan.run)
+        self.teacher = teacher
         self._step = functools.partial(
             train_step,
+            config=config,
             model=self.model,
-            transforms=config.augment,
-            loss=config.loss,
             optimizer=self.optimizer,
-            learning_rate=learning_rate(config.optimizer, config.schedule, plan.run),
-            ema_decay=config.ema_decay,
+            learning_rate=self.learning_rate,
+            groups=self.groups,
             num_classes=num_classes,
-            seed=config.seed,
-            max_bad_steps=config.max_bad_steps,
             run=plan.run,
+            teacher=teacher,
         )
         self._state_shapes: TrainState | None = None
         self._init = jax.jit(self._create_state, out_shardings=replicated(mesh))
+
+    def param_shapes(self) -> Any:
+        """Returns the parameters as jax.ShapeDtypeStruct."""
+        shape = input_shape(self.config.augment, self.image_shape)
+        made = jax.eval_shape(
+            lambda: self.model.init(jax.random.key(0), jnp.zeros(shape), train=False)
+        )
+        return made["params"]
 
     def _create_state(self) -> TrainState:
         return create_state(
@@ -205,8 +265,13 @@ class Program:
             self.optimizer,
             input_shape(self.config.augment, self.image_shape),
             self.config.seed,
-            with_ema=self.config.ema_decay is not None,
+            with_ema=self.config.has_average,
         )
+
+    @property
+    def num_labels(self) -> int | None:
+        """Classes that an image may have or not; None where it has exactly one."""
+        return self.num_classes if self.config.loss.multi_label else None
 
     def init(self) -> TrainState:
         """Returns the state before the first step, on the devices."""
@@ -220,42 +285,45 @@ class Program:
         return self._state_shapes
 
     def trace_train_step(
-        self, steps: int = 1, num_records: int | None = None
+        self, steps: int = 1, constants: dict[str, Any] | None = None
     ) -> Traced:
-        """Traces train_step(state, batch[, records]); the state is donated.
+        """Traces train_step(state, batch, constants); the state is donated.
 
         Args:
           steps: made in one call, 1 or more. With more than one the arrays of the batch are
             [steps, rows, ...], and the report is that of the last.
-          num_records: the training images, if they lie on the devices: the batch then is
-            {"id": int32 [rows]} and the program takes the records besides.
+          constants: shapes of what stays on the devices: "records", the training images, if
+            they lie there: the batch then is {"id": int32 [rows]}; "teacher", the teacher's
+            variables.
         """
+        constants = constants or {}
         function = self.train_step if steps == 1 else self.train_steps
         jitted = jax.jit(
             function, out_shardings=replicated(self.mesh), donate_argnums=0
         )
-        on_devices = num_records is not None
-        shapes = [self.state_shapes(), self._call_shapes(steps, on_devices)]
-        if num_records is not None:
-            shapes.append(
-                placement.record_shapes(self.mesh, num_records, self.image_shape)
-            )
-        return trace(jitted, *shapes)
+        batch = self._call_shapes(steps, "records" in constants)
+        return trace(jitted, self.state_shapes(), batch, constants)
 
     def train_step(
-        self, state: TrainState, batch: dict[str, jax.Array], records: Any = None
+        self, state: TrainState, batch: dict[str, jax.Array], constants: dict[str, Any]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Makes one step. `batch` is {"id": int32 [rows]} if the images lie in `records`."""
-        if records is not None:
+        """Makes one step. `batch` is {"id": int32 [rows]} if there are "records"."""
+        if "records" in constants:
+            records = constants["records"]
             batch = placement.gather(self.mesh, records, batch["id"], self.image_shape)
-        return self._step(state, batch)
+        return self._step(state, batch, constants.get("teacher"))
 
     def train_steps(
-        self, state: TrainState, batches: dict[str, jax.Array], records: Any = None
+        self,
+        state: TrainState,
+        batches: dict[str, jax.Array],
+        constants: dict[str, Any],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one step a row of `batches`, [steps, rows, ...]; the report is of the last."""
         state, reports = jax.lax.scan(
-            lambda state, batch: self.train_step(state, batch, records), state, batches
+            lambda state, batch: self.train_step(state, batch, constants),
+            state,
+            batches,
         )
         return state, jax.tree.map(lambda steps: steps[-1], reports)
 
@@ -263,7 +331,7 @@ class Program:
         """Returns the shapes of the batch that a call of `steps` steps takes: indices if the
         images lie on the devices."""
         rows = self.config.batch_size
-        shapes = batch_shapes(self.mesh, rows, self.image_shape)
+        shapes = batch_shapes(self.mesh, rows, self.image_shape, self.num_labels)
         if on_devices:
             whole = replicated(self.mesh)
             shapes = {"id": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=whole)}
@@ -277,12 +345,39 @@ class Program:
           batch: "image", "label" and "mask", or "id" alone if the images lie on the devices.
         """
         on_devices = "label" not in batch
-        rows = batch["id" if on_devices else "label"]
+        rows = batch["id" if on_devices else "mask"]
         shapes = self._call_shapes(1 if rows.ndim == 1 else len(rows), on_devices)
         return {
             name: jax.make_array_from_process_local_data(shape.sharding, batch[name])
             for name, shape in shapes.items()
         }
+
+    def record_shapes(self, num_records: int) -> dict[str, Any]:
+        """Returns the shapes of the training images on the devices."""
+        return placement.record_shapes(
+            self.mesh, num_records, self.image_shape, self.num_labels
+        )
+
+    def trace_moments_step(self) -> Traced:
+        """Traces moments_step(variables, batch) for batches of training images."""
+        step = jax.jit(
+            functools.partial(
+                moments_step,
+                model=self.model,
+                transforms=self.config.eval_transform,
+                num_classes=self.num_classes,
+            ),
+            out_shardings=replicated(self.mesh),
+        )
+        shapes = batch_shapes(self.mesh, self.config.batch_size, self.image_shape)
+        batch = {name: shapes[name] for name in ("image", "mask")}
+        variables = self.state_shapes().variables()
+        if not jax.tree.leaves(jax.eval_shape(step, variables, batch)):
+            raise UserError(
+                f"precise_bn estimates the statistics of batch norms, but {self.config.model.name} "
+                "has none of jaxcls.models.layers.BatchNorm: set precise_bn to None."
+            )
+        return trace(step, variables, batch)
 
     def trace_eval_step(self) -> Traced:
         """Traces eval_step(variables, batch), for raw and averaged weights alike."""
@@ -322,8 +417,10 @@ def trace_eval_step(
             transforms=config.eval_transform,
             views=config.eval_views,
             num_classes=num_classes,
+            loss=config.loss,
         ),
         out_shardings=replicated(mesh),
     )
     rows = padded_rows(config.evaluation.batch_size, mesh.size)
-    return trace(step, variables, batch_shapes(mesh, rows, image_shape))
+    num_labels = num_classes if config.loss.multi_label else None
+    return trace(step, variables, batch_shapes(mesh, rows, image_shape, num_labels))

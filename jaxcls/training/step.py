@@ -16,31 +16,75 @@ import optax
 
 from jaxcls import augment
 from jaxcls.augment import Moment, Transform, Views
+from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
-from jaxcls.optim.chain import ema_decay as decay_at
-from jaxcls.optim.chain import ema_update
-from jaxcls.training.loss import SoftmaxCrossEntropy
-from jaxcls.training.metrics import EvalMetrics, eval_metrics, train_metrics
+from jaxcls.models.layers import frozen_collection
+from jaxcls.optim import ema
+from jaxcls.optim.groups import Groups, frozen_modules, stop_gradients
+from jaxcls.training.loss import Loss, as_targets, distillation_loss
+from jaxcls.training.metrics import EvalOutput, eval_output, train_metrics
 from jaxcls.training.state import TrainState
 
 # Streams of random numbers within a step.
 AUGMENT, DROPOUT = 0, 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A network to learn from.
+
+    Attributes:
+      model: the network.
+      variables: its "params" and "batch_stats", which do not change.
+    """
+
+    model: nn.Module
+    variables: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is compiled anew on the way through a run.
+
+    Attributes:
+      first: its first step.
+      transforms: augmentation, ending in normalised floats.
+      frozen: paths of parameters that are not trained, "layer1_0/conv1/kernel".
+      frozen_modules: those all of whose parameters are frozen, "layer1_0/bn1".
+    """
+
+    first: int
+    transforms: tuple[Transform, ...]
+    frozen: frozenset[str]
+    frozen_modules: frozenset[str]
+
+
+def stages(config: Config, groups: Groups, total_steps: int) -> list[Stage]:
+    """Returns the stages of a run; most runs have one."""
+    of_images = augment.in_stages(config.augment, total_steps)
+    of_parameters = groups.stages()
+    found = []
+    for first in sorted({step for step, _ in (*of_images, *of_parameters)}):
+        transforms = [value for begin, value in of_images if begin <= first][-1]
+        frozen = [value for begin, value in of_parameters if begin <= first][-1]
+        modules = frozen_modules(frozen, groups.by_path)
+        found.append(Stage(first, transforms, frozen, modules))
+    return found
+
+
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
+    teacher_variables: Any = None,
     *,
+    config: Config,
     model: nn.Module,
-    transforms: Sequence[Transform],
-    loss: SoftmaxCrossEntropy,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: optax.Schedule,
-    ema_decay: float | None,
+    groups: Groups,
     num_classes: int,
-    seed: int,
-    max_bad_steps: int,
     run: RunLength,
+    teacher: nn.Module | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one step of training.
 
@@ -56,19 +100,19 @@ def train_step(
 
     Args:
       state: the state before the step.
-      batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch], over all
+      batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch] or, where an
+        image may be of any number of classes, uint8 [batch, classes] of ones and zeros, over all
         devices, and "mask" bool [batch], False for rows without an image.
+      teacher_variables: of the teacher, if there is one.
+      config: how is trained: augmentation, loss, accumulation, average, seed and so on.
       model: the network. The losses of auxiliary heads, if it sows any "aux_logits", join the
         loss with its `aux_weight`; the metrics are of the main logits alone.
-      transforms: augmentation, ending in normalised floats.
-      loss: the loss of each image.
-      optimizer: the optax chain.
+      optimizer: the optax chain, which takes `step`.
       learning_rate: the rate that the chain follows, only reported here.
-      ema_decay: of the average of the weights; None keeps no average.
+      groups: which parameters are frozen, and when.
       num_classes: length of the logits.
-      seed: of the random numbers, which are a function of it and the step.
-      max_bad_steps: non-finite steps in a row that end the run.
       run: its length, for transforms that change on the way.
+      teacher: the network that teaches, None for none.
 
     Returns:
       The state after the step, and a report: its counters "step", "bad_steps" and
@@ -76,64 +120,59 @@ def train_step(
       for and read when it has donated the state to the next step, and "learning_rate".
     """
     # Stream 0 of the seed made the initial weights.
-    rng = jax.random.fold_in(jax.random.key(seed), state.step + 1)
+    rng = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
     assert run.total_steps is not None
     moment = Moment(state.step, run.steps_per_epoch, run.total_steps)
     mask = batch["mask"]
-    targets_given = jax.nn.one_hot(batch["label"], num_classes) * mask[:, None]
-    # Means over rows become means over images: exactly 1 where every row has one.
-    rows_per_image = mask.size / jnp.maximum(mask.sum(), 1)
+    given = as_targets(batch["label"], num_classes) * mask[:, None]
+    teaching = None if teacher is None else Teacher(teacher, teacher_variables)
 
-    def gradients(transforms: Sequence[Transform]) -> tuple[Any, ...]:
+    def forward_and_backward(stage: Stage) -> tuple[Any, ...]:
         images, targets = augment.apply(
-            transforms,
+            stage.transforms,
             jax.random.fold_in(rng, AUGMENT),
             batch["image"],
-            targets_given,
+            given,
             moment,
         )
+        rows = {"images": images, "targets": targets, "mask": mask}
+        compute = Gradients(config, model, teaching, stage)
+        grads, results = compute(
+            state.params, state.batch_stats, rows, jax.random.fold_in(rng, DROPOUT)
+        )
+        return grads, results, targets
 
-        def total_loss(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats", "aux_logits"],
-                rngs={"dropout": jax.random.fold_in(rng, DROPOUT)},
-            )
-            losses = loss(logits, targets)
-            total = losses.mean() * rows_per_image
-            for aux_logits in jax.tree.leaves(updated.get("aux_logits", {})):
-                aux_losses = loss(aux_logits, targets)
-                total += model.aux_weight * aux_losses.mean() * rows_per_image
-            batch_stats = updated.get("batch_stats", {})
-            return total, (losses, logits, targets, batch_stats)
-
-        return jax.grad(total_loss, has_aux=True)(state.params)
-
-    # One branch for each size of images that the run goes through; most have one.
-    stages = augment.in_stages(transforms, run.total_steps)
-    stage = sum(state.step >= first for first, _ in stages[1:])
-    branches = [functools.partial(gradients, chosen) for _, chosen in stages]
-    grads, (losses, logits, targets, batch_stats) = jax.lax.switch(stage, branches)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # By the count that the chain goes by, so that what thaws there thaws here.
     good_steps = state.step - state.bad_steps
-    ema = state.ema
-    if ema_decay is not None:
-        averaged = {"params": params, "batch_stats": batch_stats}
-        ema = ema_update(ema, averaged, decay_at(ema_decay, good_steps))
+    course = stages(config, groups, run.total_steps)
+    index = sum(good_steps >= stage.first for stage in course[1:])
+    branches = [functools.partial(forward_and_backward, stage) for stage in course]
+    grads, (losses, logits, batch_stats), targets = jax.lax.switch(index, branches)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, step=good_steps
+    )
+    params = optax.apply_updates(state.params, updates)
+    averaged = state.ema
+    if config.ema is not None:
+        values = {"params": params, "batch_stats": batch_stats}
+        averaged = ema.update(config.ema, state.ema, values, good_steps, run)
+    elif config.optimizer.averages:
+        average = config.optimizer.average(opt_state, params)
+        averaged = {"params": average, "batch_stats": batch_stats}
+    if config.precise_bn is not None:
+        # They are estimated anew before the average is used.
+        averaged = {**averaged, "batch_stats": state.ema["batch_stats"]}
 
     finite = jnp.stack(
         [all_finite(tree) for tree in (losses, grads, batch_stats, updates)]
     ).all()
-    may_change = finite & (state.bad_in_a_row < max_bad_steps)
+    may_change = finite & (state.bad_in_a_row < config.max_bad_steps)
     good = may_change & mask.any()
     changed = {
         "params": params,
         "batch_stats": batch_stats,
         "opt_state": opt_state,
-        "ema": ema,
+        "ema": averaged,
     }
     kept = {name: getattr(state, name) for name in changed}
     selected = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
@@ -145,13 +184,156 @@ def train_step(
             good, 0, jnp.where(may_change, state.bad_in_a_row, state.bad_in_a_row + 1)
         ),
         metrics=state.metrics.merge(
-            train_metrics(losses, logits, targets, good & mask)
+            train_metrics(
+                losses,
+                logits,
+                targets,
+                good & mask,
+                multi_label=config.loss.multi_label,
+            )
         ),
         **selected,
     )
     counters = ("step", "bad_steps", "bad_in_a_row")
     report = {name: jnp.copy(getattr(state, name)) for name in counters}
     return state, {**report, "learning_rate": learning_rate(good_steps)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Computes the gradients of a batch that is already augmented.
+
+    Attributes:
+      config: gives the loss, accumulation and sharpness-aware minimisation.
+      model: the network.
+      teacher: a network to learn from, or None.
+      stage: says which parameters have gradients of zero, and which batch norms work as in
+        evaluation, because all of their parameters are frozen.
+    """
+
+    config: Config
+    model: nn.Module
+    teacher: Teacher | None
+    stage: Stage
+
+    def __call__(
+        self, params: Any, batch_stats: Any, rows: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[Any, tuple[jax.Array, jax.Array, Any]]:
+        """Returns gradients and (losses, logits, new batch statistics).
+
+        Args:
+          params: the parameters.
+          batch_stats: the running statistics before the step.
+          rows: "images" float32 [batch, height, width, channels], "targets" float32 [batch,
+            classes] and "mask" bool [batch].
+          rng: of dropout.
+        """
+        grads, results = self._accumulated(params, batch_stats, rows, rng)
+        if self.config.sam is not None:
+            # The statistics are those of the parameters that stay.
+            worst = optax.apply_updates(params, _ascent(self.config.sam, params, grads))
+            grads, _ = self._accumulated(worst, batch_stats, rows, rng)
+        return grads, results
+
+    def _accumulated(
+        self, params: Any, batch_stats: Any, rows: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[Any, tuple[jax.Array, jax.Array, Any]]:
+        """Goes through the batch in parts and adds up their gradients."""
+        parts = self.config.accumulate
+        # Means over all rows become means over images: exactly 1 where every row has one.
+        rows_per_image = rows["mask"].size / jnp.maximum(rows["mask"].sum(), 1)
+        if parts == 1:
+            return self._part(params, batch_stats, rows, rng, rows_per_image)
+
+        def one(carry: tuple[Any, Any], given: Any) -> tuple[Any, Any]:
+            added, batch_stats = carry
+            part, index = given
+            grads, (losses, logits, batch_stats) = self._part(
+                params,
+                batch_stats,
+                part,
+                jax.random.fold_in(rng, index),
+                rows_per_image / parts,
+            )
+            return (jax.tree.map(jnp.add, added, grads), batch_stats), (losses, logits)
+
+        # Part i takes the rows i, i + parts, ...: of each device its own, so that none travel.
+        split = {
+            name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+            for name, x in rows.items()
+        }
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (grads, batch_stats), results = jax.lax.scan(
+            one, (zeros, batch_stats), (split, jnp.arange(parts))
+        )
+        losses, logits = (x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) for x in results)
+        return grads, (losses, logits, batch_stats)
+
+    def _part(
+        self,
+        params: Any,
+        batch_stats: Any,
+        rows: dict[str, jax.Array],
+        rng: jax.Array,
+        scale: jax.Array,
+    ) -> tuple[Any, tuple[jax.Array, jax.Array, Any]]:
+        """Returns the gradients of `scale` x the mean of the losses of some rows."""
+
+        def total_loss(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+            params = stop_gradients(params, self.stage.frozen)
+            logits, updated = self.model.apply(
+                {
+                    "params": params,
+                    "batch_stats": batch_stats,
+                    "frozen": frozen_collection(
+                        batch_stats, self.stage.frozen_modules.__contains__
+                    ),
+                },
+                rows["images"],
+                train=True,
+                mutable=["batch_stats", "aux_logits"],
+                rngs={"dropout": rng},
+            )
+            losses = self._losses(logits, rows)
+            total = losses.mean()
+            for aux_logits in jax.tree.leaves(updated.get("aux_logits", {})):
+                total += (
+                    self.model.aux_weight * self._label_losses(aux_logits, rows).mean()
+                )
+            return total * scale, (losses, logits, updated.get("batch_stats", {}))
+
+        return jax.grad(total_loss, has_aux=True)(params)
+
+    def _losses(self, logits: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+        """Returns the loss of each row, with the teacher's share."""
+        losses = self._label_losses(logits, rows)
+        distill = self.config.distill
+        if distill is None:
+            return losses
+        assert self.teacher is not None
+        theirs: Any = self.teacher.model.apply(
+            self.teacher.variables, rows["images"], train=False
+        )
+        taught = distillation_loss(logits, theirs, distill.temperature) * rows["mask"]
+        return (1 - distill.alpha) * losses + distill.alpha * taught
+
+    def _label_losses(self, logits: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+        losses = self.config.loss(logits, rows["targets"])
+        # Without an image there are no labels, which a loss of several could not tell from
+        # an image of nothing.
+        return losses * rows["mask"] if self.config.loss.multi_label else losses
+
+
+def _ascent(sam: SAM, params: Any, grads: Any) -> Any:
+    """Returns the step to where the loss is the worst, to first order."""
+    if not sam.adaptive:
+        factor = sam.rho / (optax.tree.norm(grads) + 1e-12)
+        return jax.tree.map(lambda grad: factor * grad, grads)
+    scaled = jax.tree.map(lambda param, grad: jnp.abs(param) * grad, params, grads)
+    factor = sam.rho / (optax.tree.norm(scaled) + 1e-12)
+    return jax.tree.map(
+        lambda param, grad: factor * jnp.abs(param) * grad, params, scaled
+    )
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -172,22 +354,26 @@ def eval_step(
     transforms: Sequence[Transform],
     views: Views | None,
     num_classes: int,
-) -> EvalMetrics:
+    loss: Loss,
+) -> EvalOutput:
     """Evaluates one batch.
 
     Args:
       variables: "params" and "batch_stats" of the network.
-      batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch], "mask"
+      batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch] (or uint8
+        [batch, classes] of ones and zeros, if the loss is for any number of labels), "mask"
         bool [batch], False for padding.
       model: the network.
       transforms: deterministic, ending in normalised floats.
       views: of each image, over which the logits are averaged; None for the image alone.
       num_classes: length of the logits.
+      loss: what was trained with. It says of which kind the labels are, and nothing else: what
+        is measured is the same whatever was trained with.
 
     Returns:
-      Sums over the images of the batch.
+      Sums over the images of the batch, and the logits where mAP needs them.
     """
-    targets = jax.nn.one_hot(batch["label"], num_classes)
+    targets = as_targets(batch["label"], num_classes)
 
     def transform(chosen: Sequence[Transform], images: jax.Array) -> jax.Array:
         # Deterministic transforms do not use the key.
@@ -206,4 +392,6 @@ def eval_step(
             transform(before, batch["image"]),
             views,
         )
-    return eval_metrics(logits, batch["label"], batch["mask"])
+    return eval_output(
+        logits, batch["label"], batch["mask"], multi_label=loss.multi_label
+    )

@@ -103,6 +103,34 @@ def test_evaluation_uses_the_running_statistics() -> None:
     )
 
 
+def test_a_frozen_layer_works_as_in_evaluation() -> None:
+    frozen = {**variables(), "frozen": {"frozen": np.True_}}
+    # A group that does not divide the batch matters only where it is used.
+    layer = BatchNorm(train=True, group=5)
+    y, updated = jax.jit(
+        lambda v: layer.apply(v, inputs(), mutable=["batch_stats", "moments"])
+    )(frozen)
+    expected = jax.jit(lambda v: BatchNorm(train=False).apply(v, inputs()))(variables())
+    np.testing.assert_array_equal(y, expected)
+    stats = dict(updated.get("batch_stats", variables()["batch_stats"]))
+    jax.tree.map(np.testing.assert_array_equal, stats, variables()["batch_stats"])
+    assert "moments" not in updated
+
+
+@pytest.mark.parametrize("group", [None, 4])
+def test_moments_are_those_of_the_whole_step(group: int | None) -> None:
+    x = inputs()
+    layer = BatchNorm(train=True, group=group)
+    _, updated = layer.apply(variables(), x, mutable=["batch_stats", "moments"])
+    values = np.float64(x).reshape(-1, 6)
+    moments = updated["moments"]
+    np.testing.assert_allclose(moments["mean"], values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moments["mean_square"], (values**2).mean(0), rtol=1e-5)
+    assert moments["count"] == len(values) == 16 * 3 * 5
+    _, plain = layer.apply(variables(), x, mutable=["batch_stats"])
+    assert set(plain) == {"batch_stats"}
+
+
 def test_it_starts_as_no_change() -> None:
     for is_training in (False, True):
         fresh = BatchNorm(train=is_training).init(jax.random.key(0), inputs())

@@ -2,6 +2,8 @@
 
 import functools
 import math
+import subprocess
+import sys
 from typing import Any
 
 import flax.traverse_util
@@ -349,7 +351,11 @@ def test_lenet5_starts_with_variance_one_over_fan_in() -> None:
             {"widht": 3},
             "model 'resnet18' has no option 'widht'. Did you mean 'width'?",
         ),
-        ("lenet5", {"stem": "small"}, "has no option 'stem'. Its options: dtype."),
+        (
+            "lenet5",
+            {"stem": "small"},
+            "has no option 'stem'. Its options: head_init, dtype.",
+        ),
     ],
 )
 @pytest.mark.usefixtures("only_ours")
@@ -373,7 +379,7 @@ def test_an_unknown_stem_is_an_error(stem: Any) -> None:
 
 
 def test_options_are_those_of_the_network() -> None:
-    assert model_options("lenet5") == ["dtype"]
+    assert model_options("lenet5") == ["head_init", "dtype"]
     assert set(model_options("resnet18")) == {
         "stage_sizes",
         "block",
@@ -386,6 +392,7 @@ def test_options_are_those_of_the_network() -> None:
         "drop_path",
         "bn_group",
         "remat",
+        "head_init",
         "dtype",
     }
 
@@ -414,6 +421,10 @@ def test_lenet5_names_the_size_it_takes() -> None:
             Model(name="resnet18", bn_group=65537),
             "model.bn_group must lie in 1..65536, not 65537.",
         ),
+        (
+            Model(name="resnet18", head_init=-0.5),
+            "model.head_init must be 'default', 'zero' or a factor of 0 or more, not -0.5.",
+        ),
         (Model(name="lenet5", width=8), "model 'lenet5' has no option 'width'"),
     ],
 )
@@ -424,7 +435,9 @@ def test_a_configs_model_is_validated(model: Model, said: str) -> None:
     assert said in str(error.value)
 
 
-def test_a_configs_model_passes_its_options_on() -> None:
+def test_a_configs_model_passes_its_options_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = Model(name="resnet18", stem="small", width=3, bn_group=4, dtype="bfloat16")
     model.validate()
     created: Any = model.create(num_classes=7)
@@ -445,3 +458,35 @@ def test_a_configs_model_passes_its_options_on() -> None:
         "resnet18", num_classes=7, dtype=jnp.dtype("float32")
     )
     Model(name="lenet5").validate()
+    assert Model(name="lenet5", head_init=0.0).create(num_classes=7).head_init == 0
+    # What asks for nothing asks it also of networks that lack the option.
+    monkeypatch.setitem(MODELS, "plain", lambda num_classes, dtype: dtype)
+    assert Model(name="plain").create(num_classes=7) == jnp.dtype("float32")
+    with pytest.raises(UserError, match="'plain' has no option 'head_init'"):
+        Model(name="plain", head_init="zero").validate()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "platform", "expected"),
+    [
+        (None, "cpu", "float32"),
+        (None, "gpu", "bfloat16"),
+        (None, "tpu", "bfloat16"),
+        ("float32", "tpu", "float32"),
+        ("bfloat16", "cpu", "bfloat16"),
+    ],
+)
+def test_the_platform_decides_a_dtype_that_is_not_given(
+    dtype: Any, platform: str, expected: str
+) -> None:
+    model: Any = Model(name="lenet5", dtype=dtype).create(10, platform)
+    assert model.dtype == jnp.dtype(expected)
+
+
+def test_a_config_is_checked_before_jax_starts() -> None:
+    """What JAX computes on is settled by its first use; a check must not be that."""
+    code = (
+        "from jaxcls.models import Model; Model(name='resnet18', head_init=0.1).validate();"
+        "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

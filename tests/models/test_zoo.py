@@ -1,6 +1,5 @@
 """Every network: sizes against counts of torchvision's, and what holds in training."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,42 +17,16 @@ from jaxcls.models.__main__ import main
 from jaxcls.models.efficientnet import BASE, scale_channels, scale_stages
 from jaxcls.models.facts import FACTS
 from jaxcls.models.layers import BatchNorm, DropPath
+from tests.models.tiny import (
+    TINY,
+    Variables,
+    apply_in_training,
+    each_tiny,
+    modules_called,
+    shapes,
+    trained,
+)
 from tests.programs import products
-
-Variables = dict[str, Any]
-
-# The smallest of each family that still has all of its parts, and the side of its images.
-TINY: dict[str, tuple[dict[str, Any], int]] = {
-    "lenet5": ({}, 32),
-    "alexnet": ({}, 63),
-    "alexnet_2012": ({}, 63),
-    "vgg11": ({"stem": "small", "width": 8}, 32),
-    "vgg11_bn": ({"stem": "small", "width": 8}, 32),
-    "googlenet": ({}, 32),
-    "inception_v3": ({}, 75),
-    "resnet18": ({"stem": "small", "width": 8}, 16),
-    "resnet20": ({"width": 8}, 16),
-    "resnet50": (
-        {"stem": "small", "width": 16, "stage_sizes": (1, 1, 1, 1)},
-        16,
-    ),
-    "keras_resnet": ({"width": 8}, 16),
-    "efficientnet_b0": (
-        {"stem": "small", "width_factor": 0.25, "depth_factor": 0.3},
-        16,
-    ),
-    "efficientnet_v2_s": (
-        {"stem": "small", "width_factor": 0.25, "depth_factor": 0.1},
-        16,
-    ),
-    "convnext_tiny": ({"stem": "small", "width": 16, "depths": (1, 1, 2, 1)}, 16),
-}
-
-
-def shapes(module: nn.Module, side: int, channels: int = 3) -> Variables:
-    """The variables of a network, without computing anything."""
-    images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
 
 
 def count(tree: Any) -> int:
@@ -141,35 +114,6 @@ def test_compound_scaling_rounds_channels_to_eights() -> None:
 # Training
 
 
-@functools.cache
-def trained(name: str) -> tuple[nn.Module, Variables, jax.Array]:
-    """A tiny network with its initial variables, and images."""
-    options, side = TINY[name]
-    module = create_model(name, num_classes=5, **options)
-    images = jax.random.normal(jax.random.key(1), (4, side, side, 3))
-    variables = jax.jit(lambda: module.init(jax.random.key(0), images[:1]))()
-    return module, variables, images
-
-
-def apply_in_training(module: nn.Module, variables: Variables, images: Any) -> Any:
-    return module.apply(
-        variables,
-        images,
-        train=True,
-        mutable=["batch_stats", "aux_logits"],
-        rngs={"dropout": jax.random.key(2)},
-    )
-
-
-# Half a minute each to compile; the golden values of GoogLeNet's and Inception's training, which
-# the normal tests check, need all of their layers too.
-SLOW = ("googlenet", "inception_v3")
-each_tiny = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TINY],
-)
-
-
 @each_tiny
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     module, variables, images = trained(name)
@@ -216,20 +160,6 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
             # padding.)
             channels = (leaf != 0).reshape(-1, leaf.shape[-1]).any(0)
             assert channels.mean() > 0.7, path
-
-
-def modules_called(module: nn.Module, variables: Variables, images: Any) -> list[Any]:
-    """Every submodule in the order in which training calls it."""
-    found: list[Any] = []
-
-    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if context.method_name == "__call__":
-            found.append(context.module)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda v, x: apply_in_training(module, v, x), variables, images)
-    return found
 
 
 @pytest.mark.parametrize(

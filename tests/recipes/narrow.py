@@ -9,7 +9,7 @@ from jaxcls.data import Digits
 from jaxcls.duration import steps
 from jaxcls.models import MODELS, Model
 from jaxcls.models.resnet import ResNet
-from jaxcls.optim import SGD, WarmupCosine
+from jaxcls.optim import EMA, SGD, ClipNorm, WarmupCosine
 from jaxcls.training.loss import SoftmaxCrossEntropy
 
 # Two stages of one block: a tenth of ResNet-18's time to compile.
@@ -24,12 +24,12 @@ def get_config(dataset: str = "digits") -> Config:
         augment=(RandomCrop(padding=1, mode="edge"), HorizontalFlip(), normalize),
         eval_transform=(normalize,),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
-        optimizer=SGD(learning_rate=0.05, weight_decay=1e-3),
+        optimizer=SGD(learning_rate=0.05, weight_decay=1e-3, decay="decoupled"),
         schedule=WarmupCosine(warmup=steps(4)),
         batch_size=48,
         duration=steps(40),
-        clip_norm=1.0,
-        ema_decay=0.9,
+        clip=ClipNorm(max_norm=1.0),
+        ema=EMA(decay=0.9),
         evaluation=Evaluation(every=steps(10), batch_size=64),
         checkpoint=Checkpoint(every=steps(5)),
         log=Log(every=steps(4)),

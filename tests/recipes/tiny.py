@@ -12,6 +12,7 @@ from jaxcls.config import Checkpoint, Config, Evaluation, Log
 from jaxcls.data import Digits
 from jaxcls.duration import steps
 from jaxcls.models import MODELS, Model
+from jaxcls.models.layers import BatchNorm
 from jaxcls.optim import SGD, WarmupCosine
 
 
@@ -30,7 +31,7 @@ class Tiny(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images [batch, h, w, channels] to logits [batch, num_classes]."""
         x = nn.Conv(8, (3, 3), strides=(2, 2), use_bias=False, dtype=self.dtype)(x)
-        x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        x = BatchNorm(train, momentum=0.99, dtype=self.dtype)(x)
         x = nn.relu(x).reshape(len(x), -1)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 

@@ -73,8 +73,8 @@ def train_step_hlo(mesh: Mesh, transforms: tuple[Transform, ...]) -> str:
         augment=transforms,
         eval_transform=(NORMALIZE,),
         batch_size=CHIPS * IMAGES_A_CHIP,
-        clip_norm=None,
-        ema_decay=None,
+        clip=None,
+        ema=None,
     )
     crops = any(isinstance(part, RandomResizedCrop) for part in transforms)
     side = DECODED if crops else SIDE

@@ -20,6 +20,7 @@ from jaxcls.data import ArraySource, Digits
 from jaxcls.data.order import record_ids
 from jaxcls.data.sources import Split
 from jaxcls.duration import RunLength, steps
+from jaxcls.optim import EMA
 from jaxcls.report.progress import Progress
 from jaxcls.train import train
 from jaxcls.training.loop import Diverged
@@ -33,7 +34,7 @@ def tiny(steps_per_call: int, where: Literal["host", "device"] = "host") -> Conf
     config = commands.load_config(commands.RECIPES / "tiny.py")
     config.steps_per_call, config.data.placement = steps_per_call, where
     config.augment = (HorizontalFlip(), *config.augment)
-    config.ema_decay = 0.9
+    config.ema = EMA(decay=0.9)
     config.checkpoint.keep = 8
     return config
 
@@ -130,7 +131,7 @@ def test_each_step_of_a_call_draws_anew(tmp_path: Path) -> None:
     losses = {}
     for per_call in (1, 4):
         config = dataclasses.replace(
-            tiny(per_call), duration=steps(8), data=OneDigit(), ema_decay=None
+            tiny(per_call), duration=steps(8), data=OneDigit(), ema=None
         )
         config.optimizer.learning_rate = 1e-30
         config.log.every = steps(4)

@@ -21,11 +21,15 @@ from jaxcls.augment import (
     Transform,
     Views,
 )
+from jaxcls.config import Config
+from jaxcls.data import Digits
 from jaxcls.duration import RunLength, steps
-from jaxcls.models import create_model
-from jaxcls.optim import SGD, AdamW, Optimizer, WarmupCosine
+from jaxcls.models import Model, create_model
+from jaxcls.optim import EMA, SGD, AdamW, ClipNorm, Optimizer, WarmupCosine
 from jaxcls.optim.chain import chain, learning_rate
+from jaxcls.optim.groups import resolve
 from jaxcls.parallel import make_mesh, put_batch, replicated
+from jaxcls.training import loss as losses
 from jaxcls.training.loss import SoftmaxCrossEntropy
 from jaxcls.training.metrics import TrainMetrics, compute
 from jaxcls.training.state import TrainState, create_state
@@ -63,34 +67,96 @@ class Setup(NamedTuple):
     initial: TrainState
 
 
+def make_config(
+    optimizer: Optimizer,
+    *,
+    transforms: tuple[Transform, ...] = (NORMALIZE,),
+    loss: losses.Loss | None = None,
+    ema_decay: float | None = None,
+    clip_norm: float | None = None,
+    **options: Any,
+) -> Config:
+    """The root as train_step reads it: the network and the data are given besides."""
+    return Config(
+        model=Model(name="lenet5"),
+        data=Digits(),
+        augment=transforms,
+        eval_transform=(NORMALIZE,),
+        loss=loss or SoftmaxCrossEntropy(),
+        optimizer=optimizer,
+        schedule=SCHEDULE,
+        batch_size=16,
+        duration=steps(100),
+        clip=None if clip_norm is None else ClipNorm(max_norm=clip_norm),
+        ema=None if ema_decay is None else EMA(decay=ema_decay),
+        max_bad_steps=MAX_BAD,
+        **options,
+    )
+
+
+def bind(
+    config: Config,
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    num_classes: int = CLASSES,
+    optimizer: optax.GradientTransformationExtraArgs | None = None,
+    teacher: nn.Module | None = None,
+) -> tuple[Any, Any]:
+    """Returns step(state, batch, seed=..., teacher_variables=...) and create(seed=...)."""
+    images = jnp.zeros((1, *image_shape))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
+    groups = resolve(
+        shapes,
+        (),
+        (),
+        groups=config.groups,
+        freeze=config.frozen,
+        layer_decay=None,
+        head_rate=1.0,
+        decays=config.optimizer.decays,
+        run=RUN,
+    )
+    tx = optimizer or chain(
+        config.optimizer,
+        config.schedule,
+        clip=config.clip,
+        groups=groups,
+        decay_schedule=None,
+        run=RUN,
+    )
+
+    def step(state: TrainState, batch: Batch, seed: Any, teacher_variables: Any = None):
+        return train_step(
+            state,
+            batch,
+            teacher_variables,
+            # The seed is an argument of the program, so that one serves all seeds.
+            config=dataclasses.replace(config, seed=seed),
+            model=model,
+            optimizer=tx,
+            learning_rate=learning_rate(config.optimizer, config.schedule, RUN),
+            groups=groups,
+            num_classes=num_classes,
+            run=RUN,
+            teacher=teacher,
+        )
+
+    create = functools.partial(
+        create_state, model, tx, (1, *image_shape), with_ema=config.has_average
+    )
+    return step, create
+
+
 def setup(
     model: nn.Module,
     optimizer: Optimizer,
     *,
-    transforms: tuple[Transform, ...],
-    loss: SoftmaxCrossEntropy,
     image_shape: tuple[int, ...],
-    ema_decay: float | None,
-    clip_norm: float | None = None,
     num_classes: int = CLASSES,
+    **options: Any,
 ) -> Setup:
-    """Binds a step. The seed is an argument of the program, so that one serves all seeds."""
-    tx = chain(optimizer, SCHEDULE, clip_norm, RUN)
-    step = functools.partial(
-        train_step,
-        model=model,
-        transforms=transforms,
-        loss=loss,
-        optimizer=tx,
-        learning_rate=learning_rate(optimizer, SCHEDULE, RUN),
-        ema_decay=ema_decay,
-        num_classes=num_classes,
-        max_bad_steps=MAX_BAD,
-        run=RUN,
-    )
-    create = functools.partial(
-        create_state, model, tx, (1, *image_shape), with_ema=ema_decay is not None
-    )
+    config = make_config(optimizer, **options)
+    step, create = bind(config, model, image_shape, num_classes)
     return Setup(jax.jit(step), jax.jit(create)(seed=0))
 
 
@@ -189,7 +255,7 @@ def linear_batches(number: int) -> Iterator[Batch]:
 def test_steps_of_a_linear_classifier_are_numpys() -> None:
     found = setup(
         Linear(),
-        SGD(learning_rate=0.2, weight_decay=0.05, momentum=0.9),
+        SGD(learning_rate=0.2, weight_decay=0.05, decay="decoupled"),
         transforms=(NORMALIZE,),
         loss=SoftmaxCrossEntropy(label_smoothing=0.3),
         image_shape=(3, 3, 1),
@@ -201,7 +267,7 @@ def test_steps_of_a_linear_classifier_are_numpys() -> None:
     weights = {name: np.float64(leaf) for name, leaf in dense.items()}
     average = dict(weights)
     velocity = {name: np.zeros_like(leaf) for name, leaf in weights.items()}
-    losses, agree = [], []
+    each, agree = [], []
     for t, batch in enumerate(linear_batches(6)):
         state, report = found.step(state, batch, seed=0)
 
@@ -209,7 +275,7 @@ def test_steps_of_a_linear_classifier_are_numpys() -> None:
         targets = np.eye(3)[batch["label"]]
         smoothed = 0.7 * targets + 0.3 / 3
         probabilities = softmax(x @ weights["kernel"] + weights["bias"])
-        losses += list(-(smoothed * np.log(probabilities)).sum(-1))
+        each += list(-(smoothed * np.log(probabilities)).sum(-1))
         agree += list(probabilities.argmax(-1) == batch["label"])
         slope = (probabilities - smoothed) / 8  # of the mean over the batch
         gradients = {"kernel": x.T @ slope, "bias": slope.sum(0)}
@@ -236,7 +302,7 @@ def test_steps_of_a_linear_classifier_are_numpys() -> None:
                 )
     assert counters(state) == (6, 0, 0)
     assert compute(state.metrics, "train") == pytest.approx(
-        {"train/loss": np.mean(losses), "train/top1": np.mean(agree)}, rel=1e-5
+        {"train/loss": np.mean(each), "train/top1": np.mean(agree)}, rel=1e-5
     )
 
 
@@ -253,17 +319,24 @@ def test_eval_step_is_numpys_and_leaves_padding_out(views: Views | None) -> None
         transforms=(NORMALIZE,),
         views=views,
         num_classes=3,
+        loss=SoftmaxCrossEntropy(),
     )
+    assert found.logits is None
     x = (batch["image"] / 255 - 0.5) / 0.25
     if views is not None:  # of a linear network, the mean over both is that of the mean
         x = (x + x[:, :, ::-1]) / 2
     probabilities = softmax(x.reshape(8, 9) @ np.float64(kernel) + bias)[mask]
     labels = batch["label"][mask]
-    assert compute(found, "eval") == pytest.approx(
+    recalls = [
+        (probabilities.argmax(-1) == labels)[labels == label].mean()
+        for label in np.unique(labels)
+    ]
+    assert compute(found.sums, "eval") == pytest.approx(
         {
             "eval/loss": -np.log(probabilities[np.arange(5), labels]).mean(),
             "eval/top1": (probabilities.argmax(-1) == labels).mean(),
             "eval/top5": 1.0,
+            "eval/balanced_top1": np.mean(recalls),
         },
         rel=1e-5,
     )
@@ -299,24 +372,11 @@ def test_a_bfloat16_network_has_a_float32_state() -> None:
     model = create_model(
         "resnet18", num_classes=10, stage_sizes=(1,), width=4, dtype=jnp.bfloat16
     )
-    tx = chain(AdamW(learning_rate=0.1), SCHEDULE, None, RUN)
-    state = jax.eval_shape(
-        lambda: create_state(model, tx, (1, 32, 32, 1), 0, with_ema=True)
-    )
+    config = make_config(AdamW(learning_rate=0.1), ema_decay=0.9)
+    step, create = bind(config, model, (32, 32, 1))
+    state = jax.eval_shape(functools.partial(create, seed=0))
     after, _ = jax.eval_shape(
-        functools.partial(
-            train_step,
-            model=model,
-            transforms=(NORMALIZE,),
-            loss=SoftmaxCrossEntropy(),
-            optimizer=tx,
-            learning_rate=lambda step: jnp.float32(0),
-            ema_decay=0.9,
-            num_classes=10,
-            seed=0,
-            max_bad_steps=3,
-            run=RUN,
-        ),
+        functools.partial(step, seed=0),
         state,
         {
             "image": jax.ShapeDtypeStruct((4, 32, 32, 1), jnp.uint8),
@@ -391,7 +451,7 @@ class BlendWithNext(Transform):
 def plain(*transforms: Transform, loss: SoftmaxCrossEntropy) -> Setup:
     return setup(
         Linear(),
-        SGD(learning_rate=0.2, weight_decay=0.05, momentum=0.9),
+        SGD(learning_rate=0.2, weight_decay=0.05, decay="decoupled"),
         transforms=(*transforms, NORMALIZE),
         loss=loss,
         image_shape=(3, 3, 1),
@@ -504,21 +564,12 @@ def test_statistics_that_are_no_numbers_make_a_bad_step(
 
 
 def test_an_update_that_is_no_number_makes_a_bad_step() -> None:
-    model, sgd = Linear(), optax.sgd(lambda step: jnp.where(step == 1, jnp.inf, 0.1))
-    state = create_state(model, sgd, (1, 3, 3, 1), 0, with_ema=False)
-    step = functools.partial(
-        train_step,
-        model=model,
-        transforms=(NORMALIZE,),
-        loss=SoftmaxCrossEntropy(),
-        optimizer=sgd,
-        learning_rate=lambda step: jnp.float32(0.1),
-        ema_decay=None,
-        num_classes=3,
-        seed=0,
-        max_bad_steps=MAX_BAD,
-        run=RUN,
-    )
+    sgd = optax.sgd(lambda step: jnp.where(step == 1, jnp.inf, 0.1))
+    tx = optax.with_extra_args_support(sgd)
+    config = make_config(SGD(learning_rate=0.1))
+    step, create = bind(config, Linear(), (3, 3, 1), 3, optimizer=tx)
+    step = functools.partial(step, seed=0)
+    state = create(seed=0)
     first, second = linear_batches(2)
     good, _ = jax.jit(step)(state, first)
     assert counters(good) == (1, 0, 0)
@@ -588,16 +639,22 @@ def test_random_numbers_are_a_function_of_seed_and_step(
 ) -> None:
     batch = make_batch()
 
-    def after(step: int, seed: int, bad_steps: int = 0) -> list[tuple[str, bytes]]:
+    def made(step: int, seed: int, bad_steps: int = 0) -> TrainState:
         start = dataclasses.replace(
             trained, step=jnp.int32(step), bad_steps=jnp.int32(bad_steps)
         )
-        return bits(resnet.step(start, batch, seed=seed)[0], "params", "batch_stats")
+        return resnet.step(start, batch, seed=seed)[0]
+
+    def after(step: int, seed: int) -> list[tuple[str, bytes]]:
+        return bits(made(step, seed), "params", "batch_stats")
 
     reference = after(step=5, seed=1)
     assert after(step=5, seed=1) == reference
-    # What went wrong before does not matter: no draw is skipped or repeated.
-    assert after(step=5, seed=1, bad_steps=2) == reference
+    # What went wrong before does not matter: no draw is skipped or repeated. (The rate does
+    # follow the good steps, and with it the parameters.)
+    statistics = bits(made(step=5, seed=1), "batch_stats")
+    assert bits(made(step=5, seed=1, bad_steps=2), "batch_stats") == statistics
+    assert bits(made(step=6, seed=1), "batch_stats") != statistics
     for step, seed in ((4, 1), (6, 1), (5, 0), (5, 2), (1, 5)):
         assert after(step=step, seed=seed) != reference
 
@@ -638,7 +695,7 @@ def test_the_seed_makes_the_initial_weights() -> None:
 def test_eight_devices_train_like_one(bn_group: int | None) -> None:
     found = setup(
         tiny_resnet(bn_group),
-        SGD(learning_rate=0.05, weight_decay=0.01),
+        SGD(learning_rate=0.05, weight_decay=0.01, decay="decoupled"),
         transforms=(RandomCrop(padding=1), HorizontalFlip(), NORMALIZE),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         image_shape=(8, 8, 1),

@@ -1,0 +1,18 @@
+"""EfficientNet-B2 as its paper trained it: effnet_b0.py's training at 260 pixels.
+
+    python -m jaxcls.train --config configs/effnet_b2.py
+
+Digits: effnet_b0.py's training there; not measured here.
+
+Other datasets, as configs/effnet_b2.py:imagenet: 80.1 % on ImageNet in the paper, on Cloud TPUs
+(table 2); not measured here.
+
+Network: Tan & Le 2019 (https://arxiv.org/abs/1905.11946).
+"""
+
+from configs.effnet_b0 import efficientnet
+from jaxcls.config import Config
+
+
+def get_config(dataset: str = "digits") -> Config:
+    return efficientnet("efficientnet_b2", dataset, size=260, dropout=0.3)

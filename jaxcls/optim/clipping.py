@@ -1,0 +1,109 @@
+"""How gradients that are too large are made smaller, before the optimizer sees them."""
+
+import abc
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import optax
+
+from jaxcls.errors import UserError
+from jaxcls.optim.groups import path_of
+from jaxcls.optim.optimizers import check_pattern
+
+
+@dataclasses.dataclass(kw_only=True)
+class Clip(abc.ABC):
+    """A way to clip gradients."""
+
+    @abc.abstractmethod
+    def link(self) -> optax.GradientTransformation:
+        """Returns the link from gradients to clipped gradients."""
+
+    @abc.abstractmethod
+    def validate(self) -> None:
+        """Raises UserError for values out of range."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class ClipNorm(Clip):
+    """Scales all gradients by one factor so that their global norm is at most max_norm
+    (Pascanu et al. 2012, https://arxiv.org/abs/1211.5063, algorithm 1). The factor is
+    max_norm / norm; torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
+
+    Attributes:
+      max_norm: largest norm of all gradients together, above 0.
+    """
+
+    max_norm: float = 1.0
+
+    def link(self) -> optax.GradientTransformation:
+        return optax.clip_by_global_norm(self.max_norm)
+
+    def validate(self) -> None:
+        _above_zero("max_norm", self.max_norm)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ClipValue(Clip):
+    """Cuts every gradient to -max_value..max_value by itself, which changes their direction
+    (torch.nn.utils.clip_grad_value_).
+
+    Attributes:
+      max_value: largest absolute value of a gradient, above 0.
+    """
+
+    max_value: float
+
+    def link(self) -> optax.GradientTransformation:
+        return optax.clip(self.max_value)
+
+    def validate(self) -> None:
+        _above_zero("max_value", self.max_value)
+
+
+@dataclasses.dataclass(kw_only=True)
+class AdaptiveClip(Clip):
+    """Limits the gradient of each unit relative to its weights (AGC, Brock et al. 2021,
+    https://arxiv.org/abs/2102.06171, equation 3), for networks without batch norm:
+
+        |g| <= clipping * max(|weights|, epsilon)
+
+    A unit is what feeds one output: a kernel [..., out] without its last axis; a bias or the
+    scale of a norm is one unit as a whole.
+
+    Attributes:
+      clipping: largest norm of a gradient as a share of the weights', above 0.
+      epsilon: the least that the norm of weights counts as, so that those of 0 can move; above 0.
+      exclude: a regular expression, searched in the paths of parameters ("fc/kernel"), of those
+        that are not clipped; the paper leaves out the classifier, "^fc/" where it is called so.
+        None clips all.
+    """
+
+    clipping: float = 0.01
+    epsilon: float = 1e-3
+    exclude: str | None = None
+
+    def link(self) -> optax.GradientTransformation:
+        clip = optax.adaptive_grad_clip(self.clipping, self.epsilon)
+        return clip if self.exclude is None else optax.masked(clip, self._clipped)
+
+    def _clipped(self, tree: Any) -> Any:
+        """Returns a tree of bools like one of parameters: which of them are clipped."""
+        assert self.exclude is not None
+        pattern = re.compile(self.exclude)
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: not pattern.search(path_of(keys)), tree
+        )
+
+    def validate(self) -> None:
+        _above_zero("clipping", self.clipping)
+        _above_zero("epsilon", self.epsilon)
+        if self.exclude is not None:
+            check_pattern("clip.exclude", self.exclude)
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise UserError(f"clip.{name} must be a number above 0, not {value}.")

@@ -1,0 +1,158 @@
+"""Muon: momentum, made orthogonal."""
+
+import dataclasses
+import math
+import re
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcls.errors import UserError
+from jaxcls.optim.groups import path_of
+from jaxcls.optim.optimizers import (
+    Links,
+    MomentumDtype,
+    Optimizer,
+    above_zero,
+    check_pattern,
+    momentum_link,
+    share,
+)
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Coefficients of x, x^3 and x^5 that Jordan chose: steepest at 0, and after five rounds every
+singular value of a matrix of norm 1 that is not tiny lies near 0.7..1.2."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Muon(Optimizer):
+    """Steps whose singular values are all about 1 (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/): the momentum of each kernel, a matrix
+    [height * width * in, out], is made nearly orthogonal by five Newton-Schulz rounds.
+
+        v <- momentum * v + g;   u = orthogonal(g + momentum * v), without Nesterov's of v
+        parameter <- parameter - rate * (sqrt(max(1, out / (height * width * in))) * u + decay)
+
+    AdamW trains the rest with a rate of its own: biases, norms, what `exclude` names, and kernels
+    of one input channel, whose filters have nothing to do with each other (depthwise
+    convolutions; also the first layer on grey images).
+
+    The decay is decoupled, in both parts. Optax's contrib.muon is not used: it takes convolutions
+    only through a private class, and its Nesterov is Dozat's, corrected for a start at 0.
+
+    Attributes:
+      momentum: share of v that is kept, 0..1.
+      nesterov: look one step of momentum ahead.
+      rounds: of Newton-Schulz, 1 or more.
+      precision: of the Newton-Schulz products; "bfloat16" is enough, and fast on accelerators.
+      consistent_rms: gives each step this root mean square, through sqrt(max(height * width * in,
+        out)) in place of the factor above (Liu et al. 2025, https://arxiv.org/abs/2502.16982,
+        equation 4): at 0.2 a rate and decay tuned for AdamW fit, with adam_rate 1; None for
+        Jordan's factor.
+      exclude: a regular expression, searched in the paths of kernels ("fc/kernel"), of those that
+        AdamW trains too; Jordan leaves it the classifier, here the usual names of one. None
+        leaves it no kernels.
+      adam_rate: AdamW's rate as a multiple of the rate, above 0; Jordan's is 3e-4 beside 0.02.
+      beta1: share that AdamW's mean of the gradients keeps, 0..1.
+      beta2: share that AdamW's mean of their squares keeps, 0..1.
+      epsilon: added to the root of AdamW's mean square, above 0.
+      momentum_dtype: of v and of AdamW's mean; "bfloat16" halves their memory.
+    """
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    rounds: int = 5
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    consistent_rms: float | None = None
+    exclude: str | None = "(^|/)(fc|fc8|output|head|classifier|aux[0-9]/fc2)/"
+    adam_rate: float = 0.015
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    momentum_dtype: MomentumDtype = "float32"
+
+    def transformation(self, links: Links) -> optax.GradientTransformation:
+        orthogonal = optax.chain(
+            momentum_link(self.momentum, self.momentum_dtype, self.nesterov),
+            optax.stateless_with_tree_map(lambda v, _: self._step(v)),
+        )
+        adam = optax.scale_by_adam(
+            b1=self.beta1,
+            b2=self.beta2,
+            eps=self.epsilon,
+            mu_dtype=self.momentum_dtype,
+        )
+        directions = optax.partition({"adam": adam, "muon": orthogonal}, self._parts)
+        # It scales AdamW's decay too, as if the parameters had an optimizer of their own.
+        adam_rate = optax.masked(optax.scale(self.adam_rate), self._by_adam)
+        return optax.chain(directions, links.decay, adam_rate, links.rate)
+
+    def _by_adam(self, params: Any) -> Any:
+        """Returns a tree of bools like `params`: which of them AdamW trains."""
+
+        def by_adam(keys: Any, leaf: jax.Array) -> bool:
+            if leaf.ndim < 2 or leaf.shape[-2] == 1:
+                return True
+            return self.exclude is not None and bool(
+                re.search(self.exclude, path_of(keys))
+            )
+
+        return jax.tree_util.tree_map_with_path(by_adam, params)
+
+    def _parts(self, params: Any) -> Any:
+        """Returns a tree like `params` of what trains each: "adam" or "muon"."""
+        return jax.tree.map(
+            lambda adam: "adam" if adam else "muon", self._by_adam(params)
+        )
+
+    def _step(self, v: jax.Array) -> jax.Array:
+        """Returns a momentum [..., in, out], made orthogonal and scaled by its shape."""
+        matrix = v.reshape(-1, v.shape[-1])
+        fan_in, out = matrix.shape
+        if self.consistent_rms is None:
+            scale = math.sqrt(max(1, out / fan_in))
+        else:
+            scale = self.consistent_rms * math.sqrt(max(fan_in, out))
+        u = orthogonalized(matrix, self.rounds, self.precision)
+        return scale * u.reshape(v.shape)
+
+    def validate(self) -> None:
+        super().validate()
+        share("momentum", self.momentum)
+        share("beta1", self.beta1)
+        share("beta2", self.beta2)
+        above_zero("adam_rate", self.adam_rate)
+        above_zero("epsilon", self.epsilon)
+        if self.consistent_rms is not None:
+            above_zero("consistent_rms", self.consistent_rms)
+        if self.rounds < 1:
+            raise UserError(f"optimizer.rounds must be 1 or more, not {self.rounds}.")
+        if self.exclude is not None:
+            check_pattern("optimizer.exclude", self.exclude)
+
+
+def orthogonalized(matrix: jax.Array, rounds: int, precision: str) -> jax.Array:
+    """Returns U S' V^T for a matrix U S V^T, all values of S' near 1, float32 [m, n].
+
+    Each round makes every singular value s into a s + b s^3 + c s^5 (QUINTIC), by products alone.
+    A matrix of zeros stays one.
+
+    Args:
+      matrix: float32 [m, n], of any norm.
+      rounds: of Newton-Schulz.
+      precision: dtype of the products.
+    """
+    a, b, c = QUINTIC
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (
+        matrix.T if tall else matrix
+    )  # the Gram matrix of the shorter side is the cheaper
+    # The Frobenius norm is the largest singular value's upper bound.
+    x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(precision)
+    for _ in range(rounds):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.astype(jnp.float32)
+    return x.T if tall else x

@@ -1,0 +1,203 @@
+"""Whole runs: early stopping, estimated statistics, distillation, dry runs, averages."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxcls.augment import HorizontalFlip
+from jaxcls.config import Config, Distillation, StopEarly
+from jaxcls.data.loader import TrainBatches
+from jaxcls.duration import fraction, steps
+from jaxcls.errors import UserError
+from jaxcls.optim import EMA, Constant, Group, WarmupCosine
+from jaxcls.report.writers import read_metrics
+from jaxcls.train import dry_run, main, train
+from jaxcls.training.loss import MultiLabelBinaryCrossEntropy
+from tests import commands
+from tests.training.test_loop import train_and_stop
+
+
+def tiny(**options: Any) -> Config:
+    """40 steps on digits, evaluated and logged every 10, saved every 5."""
+    config = commands.load_config(commands.RECIPES / "tiny.py")
+    return dataclasses.replace(config, **options)
+
+
+def lines(workdir: Path, having: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(workdir / "metrics.jsonl") if having in line]
+
+
+# -------------------------------------------------------------------------- early stopping
+
+
+def test_a_plateau_ends_the_run_for_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nothing rises by 0.9: the second evaluation is one patience after the best, the first.
+    config = tiny(stop_early=StopEarly(patience=steps(10), min_delta=0.9))
+    result = train(config, tmp_path / "run")
+    assert (result.complete, result.step) == (True, 20)
+    assert "on a plateau at step 20" in capsys.readouterr().out
+    folders = {path.name for path in (tmp_path / "run" / "checkpoints").glob("*")}
+    assert "20" in folders and "25" not in folders
+    again = train(config, tmp_path / "run")
+    assert (again.complete, again.step, again.metrics) == (True, 20, result.metrics)
+    assert "is complete at step 20" in capsys.readouterr().out
+    # More patience is another run.
+    with pytest.raises(UserError, match=r"stop_early\.patience"):
+        train(tiny(stop_early=StopEarly(patience=steps(15))), tmp_path / "run")
+
+
+# ---------------------------------------------------------------------- batch statistics
+
+
+def test_estimated_statistics_are_those_of_the_images(tmp_path: Path) -> None:
+    config = tiny(ema=EMA(decay=0.8), precise_bn=130, duration=steps(20))
+    config.augment = (HorizontalFlip(), *config.augment)
+    train(config, tmp_path / "run")
+    state = commands.nested(commands.arrays(tmp_path / "run" / "checkpoints" / "20"))
+    # 130 images are three batches of 48, the first of the run.
+    batches = TrainBatches(
+        config.data.source("train"), seed=0, batch_size=48, num_steps=3
+    )
+    pixels = np.concatenate([batches[step]["image"] for step in range(3)])
+    x = np.pad(np.float64(pixels) / 255 * 2 - 1, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    kernel = np.float64(state["ema"]["params"]["Conv_0"]["kernel"])
+    # Stride 2 with "SAME" padding: a window at every second pixel, one row of zeros below.
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))[:, ::2, ::2]
+    seen = np.einsum("nyxchw,hwco->nyxo", windows, kernel).reshape(-1, 8)
+    found = state["ema"]["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(found["mean"], seen.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["var"], seen.var(0, ddof=1), rtol=1e-4)
+    # The raw weights keep the running ones.
+    raw = state["batch_stats"]["BatchNorm_0"]
+    assert np.abs(raw["mean"] - found["mean"]).max() > 1e-3
+
+
+def test_when_statistics_are_estimated_does_not_change_the_run(tmp_path: Path) -> None:
+    ends = []
+    for every in (10, 40):
+        config = tiny(ema=EMA(decay=0.8), precise_bn=48)
+        config.evaluation.every = steps(every)
+        config.checkpoint.every = steps(every)
+        train(config, tmp_path / str(every))
+        ends.append(commands.arrays(tmp_path / str(every) / "checkpoints" / "40"))
+    assert ends[0].keys() == ends[1].keys()
+    for name, values in ends[0].items():
+        np.testing.assert_array_equal(values, ends[1][name], err_msg=name)
+
+
+# --------------------------------------------------------------------------------- averages
+
+
+def test_after_a_hundred_steps_the_average_is_as_good(tmp_path: Path) -> None:
+    config = tiny(ema=EMA(decay=0.9999), duration=steps(100))
+    config.optimizer.learning_rate = 0.1
+    found = train(config, tmp_path / "run").metrics
+    assert found["eval/top1"] > 0.8
+    assert abs(found["eval/top1_ema"] - found["eval/top1"]) <= 0.02
+
+
+# -------------------------------------------------------------------------------- schedules
+
+
+def test_a_stopped_run_goes_on_with_the_same_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(
+        schedule=WarmupCosine(warmup=steps(7), every="epoch", end=0.1),
+        decay_schedule=Constant(warmup=fraction(0.5)),
+    )
+    config.log.every = steps(1)
+    train(config, tmp_path / "whole")
+    assert 17 <= train_and_stop(config, tmp_path / "parts", monkeypatch, at=17) < 40
+    assert train(config, tmp_path / "parts").complete
+    rates = [
+        [(line["step"], line["lr"]) for line in lines(tmp_path / name, "lr")]
+        for name in ("whole", "parts")
+    ]
+    assert rates[0] == rates[1] and len(rates[0]) == 40
+    assert rates[0][0][1] > 0
+
+
+# ----------------------------------------------------------------------------- distillation
+
+
+def test_a_run_teaches_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(duration=steps(100))
+    config.optimizer.learning_rate = 0.1
+    teacher = train(config, tmp_path / "teacher").metrics["eval/top1"]
+    assert teacher > 0.8
+    # By the teacher alone: what is learned did not come from labels.
+    student = tiny(
+        duration=steps(100),
+        distill=Distillation(teacher=str(tmp_path / "teacher"), alpha=1.0),
+        seed=1,
+    )
+    student.optimizer.learning_rate = 0.05
+    assert train(student, tmp_path / "student").metrics["eval/top1"] > 0.75
+    assert f"learns from {tmp_path / 'teacher'}" in capsys.readouterr().out
+    student.distill = Distillation(teacher=str(tmp_path / "nobody"))
+    with pytest.raises(UserError, match="nobody"):
+        train(student, tmp_path / "none")
+    assert not (tmp_path / "none").exists() or not any((tmp_path / "none").iterdir())
+
+
+# --------------------------------------------------------------------------------- dry runs
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(ema=EMA(decay=0.9), groups=(Group(pattern="Dense", rate=0.5),))
+    config.optimizer.learning_rate, config.optimizer.rate_per = 0.1, 256
+    monkeypatch.chdir(tmp_path)
+    dry_run(config)
+    assert not list(tmp_path.iterdir())
+    said = capsys.readouterr().out
+    peak = 0.1 * 48 / 256
+    assert f"peak learning rate {peak:g} (0.1 per 256 images, linear scaling)" in said
+    assert f"{peak / 2:.4g}" in said and "Dense_0: bias" in said
+    # Weights, momentum and average: 1 x 3 x 3 x 8 + 3 x 8 numbers and a layer of 128 x 10 + 10,
+    # twice 8 statistics.
+    megabytes = (72 + 16 + 1290 + 16) * 4 / 1e6
+    assert f"{megabytes:.1f} MB  averaged weights" in said
+    assert "temporary, in a step" in said
+    assert f"{peak * 0.01:.4g} at step 0" in said and "0 at step 39" in said
+
+
+def test_a_dry_run_by_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"--config={commands.RECIPES / 'tiny.py'}", "--dry_run"]
+    assert main([*arguments, "--config.freeze=Conv"]) == 0
+    assert "never" in capsys.readouterr().out
+    assert main([*arguments, "--config.freeze=conv1"]) == 2
+    assert "Conv_0" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_and_loss_must_be_of_one_kind(tmp_path: Path) -> None:
+    config = tiny(loss=MultiLabelBinaryCrossEntropy())
+    with pytest.raises(
+        UserError, match="have one class each, but the loss is MultiLabel"
+    ):
+        train(config, tmp_path / "run")
+
+
+def test_deterministic_is_the_same_run_on_a_cpu(tmp_path: Path) -> None:
+    ends = []
+    for deterministic in (False, True):
+        config = tiny(duration=steps(10), deterministic=deterministic)
+        folder = tmp_path / str(deterministic)
+        train(config, folder)
+        ends.append(commands.arrays(folder / "checkpoints" / "10"))
+    assert ends[0].keys() == ends[1].keys()
+    for name, values in ends[0].items():
+        np.testing.assert_array_equal(values, ends[1][name], err_msg=name)

@@ -71,7 +71,7 @@ def probe(
     out = Path(out)
     weights_only.check_free(out)
     _check(config, head, strength)
-    run = trainer._open(config, out)
+    run = trainer.open_run(config, out)
     program = _program(run)
     variables = _variables(program)
     source = open_split(without_chance(run.config.data), "train")

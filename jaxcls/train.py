@@ -78,7 +78,7 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
       UserError: for a mistake in the config, the folder, its checkpoints or the data.
       Diverged: if too many steps in a row were not finite.
     """
-    run = _open(config, Path(workdir).absolute())
+    run = open_run(config, Path(workdir).absolute())
     with StopSignal() as stop, _locked(run.workdir, fresh):
         newest = _newest_checkpoint(run.workdir)
         if newest is not None:
@@ -96,10 +96,10 @@ def dry_run(config: Config) -> None:
     Raises:
       UserError: as train() does.
     """
-    _open(config, Path()).describe()
+    open_run(config, Path()).describe()
 
 
-def _open(config: Config, workdir: Path) -> "_Run":
+def open_run(config: Config, workdir: Path) -> "Run":
     """Checks a config and opens its data."""
     config_lib.validate(config)
     train_source = _source(config, "train")
@@ -109,7 +109,7 @@ def _open(config: Config, workdir: Path) -> "_Run":
     # What is saved with the run keeps the words, by which it is compared.
     run_info = _run_info(config, train_source, test_source)
     config = _fitted(config, train_source)
-    return _Run(config, plan, workdir, train_source, test_source, run_info)
+    return Run(config, plan, workdir, train_source, test_source, run_info)
 
 
 def _source(config: Config, split: Split) -> Source:
@@ -286,7 +286,7 @@ def _check_same_run(
         )
 
 
-def _already_complete(run: "_Run", step: int) -> Result | None:
+def _already_complete(run: "Run", step: int) -> Result | None:
     """Says so if the run's end, or a plateau, is reached at `step` and evaluated; None if it
     is not."""
     workdir, plan = run.workdir, run.plan
@@ -309,7 +309,7 @@ def _already_complete(run: "_Run", step: int) -> Result | None:
 
 
 @dataclasses.dataclass
-class _Run:
+class Run:
     """The parts of a run, brought together.
 
     Attributes:
@@ -336,12 +336,12 @@ class _Run:
           stop: becomes true when a signal asks to stop.
         """
         config, plan = self.config, self.plan
-        program, constants = self._program()
+        program, constants = self.program()
         mesh = program.mesh
         # Traced here, before anything is written: shapes that do not fit fail now.
         step = 0 if newest is None else int(newest.name)
         lengths = plan.call_lengths(step)
-        shapes = self._constant_shapes(program, constants)
+        shapes = self.constant_shapes(program, constants)
         traced_train = {n: program.trace_train_step(n, shapes) for n in lengths}
         traced_eval = program.trace_eval_step()
         # Leaving the stack closes what was opened, the last first, however the run ends.
@@ -362,7 +362,7 @@ class _Run:
                 Checkpoints(self.workdir, config.checkpoint.keep, score)
             )
             if newest is None:
-                state = self._initial(program)
+                state = self.initial(program)
             else:
                 state = self._restore(checkpoints, step, program)
             deterministic = config.deterministic
@@ -387,7 +387,7 @@ class _Run:
                 constants["records"] = self._place(mesh, bad_images)
                 batches = self._train_ids(step)
             else:
-                loader = stack.enter_context(self._train_loader(step))
+                loader = stack.enter_context(self.train_loader(step))
                 batches = bad_images.watched(loader)
             calls = {
                 n: _with_constants(compiled.call, constants)
@@ -427,10 +427,10 @@ class _Run:
     def describe(self) -> None:
         """Prints what would be trained."""
         config, plan = self.config, self.plan
-        program, constants = self._program()
+        program, constants = self.program()
         self._say_what(program)
         length = max(plan.call_lengths(0))
-        shapes = self._constant_shapes(program, constants)
+        shapes = self.constant_shapes(program, constants)
         compiled = program.trace_train_step(length, shapes).compile(
             config.deterministic
         )
@@ -452,7 +452,7 @@ class _Run:
         sources = (self.train_source, self.test_source)
         print(tables.run(config, self.plan, program.mesh, *sources), flush=True)
 
-    def _program(self) -> tuple[Program, dict[str, Any]]:
+    def program(self) -> tuple[Program, dict[str, Any]]:
         """Binds the config to the data's shapes and the devices. Also returns what stays on
         these besides the state: {"teacher": variables}, if there is one to learn from."""
         parallel.enable_compilation_cache()
@@ -479,7 +479,7 @@ class _Run:
         )
         return program, constants
 
-    def _constant_shapes(
+    def constant_shapes(
         self, program: Program, constants: dict[str, Any]
     ) -> dict[str, Any]:
         """Returns the shapes of all that stays on the devices besides the state."""
@@ -518,7 +518,7 @@ class _Run:
             )
         )
 
-    def _initial(self, program: Program) -> TrainState:
+    def initial(self, program: Program) -> TrainState:
         """Returns the state before the first step: random weights, or those that
         config.model.weights names."""
         state = program.init()
@@ -547,7 +547,7 @@ class _Run:
             sampling=self.config.data.sampling,
         )
 
-    def _train_loader(self, step: int) -> Loader:
+    def train_loader(self, step: int) -> Loader:
         return self._loader(self._train_batches(), step)
 
     def _train_ids(self, step: int) -> Iterator[Batch]:

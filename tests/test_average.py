@@ -11,11 +11,11 @@ from jaxcls import average as command
 from jaxcls import config as config_lib
 from jaxcls.augment import Normalize
 from jaxcls.average import average, mean
-from jaxcls.config import Config
+from jaxcls.config import Config, StopEarly
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.evaluate import evaluate_checkpoint
-from jaxcls.optim import EMA
+from jaxcls.optim import EMA, ScheduleFreeAdamW
 from jaxcls.train import train
 from jaxcls.training import checkpoint, warm_start, weights_only
 from tests import commands
@@ -93,6 +93,23 @@ def test_a_soup_of_runs_evaluates_like_its_weights(
     assert results["eval/top1"] == pytest.approx(top1, abs=1e-12)
     assert results["step"] == 80
     assert "eval/top1_ema" not in results  # there is but one set of weights
+
+
+@pytest.mark.parametrize(
+    "averaging",
+    [
+        {"ema": EMA(decay=0.9), "precise_bn": 10},
+        {"ema": None, "optimizer": ScheduleFreeAdamW(learning_rate=0.01)},
+    ],
+)
+def test_the_config_of_raw_weights_is_valid_without_an_average(averaging: Any) -> None:
+    config = narrow(**averaging, stop_early=StopEarly(metric="eval/top1_ema"))
+    config.checkpoint.best = "eval/top1_ema"
+    config_lib.validate(config)
+    raw = weights_only.without_average(config)
+    config_lib.validate(raw)
+    assert config.has_average and not raw.has_average
+    assert config.checkpoint.best == "eval/top1_ema"  # that of the run stays
 
 
 def test_equal_weights_are_their_own_mean() -> None:

@@ -12,6 +12,7 @@ import operator
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,17 @@ from jaxcls import config as config_lib
 from jaxcls import flags
 from jaxcls.augment import HorizontalFlip, Normalize, Resize
 from jaxcls.config import Config
-from jaxcls.data import CenterSquare, HostRandomResizedCrop
+from jaxcls.data import (
+    CenterSquare,
+    Cifar10,
+    Digits,
+    HostRandomResizedCrop,
+    ImageFolder,
+    Mnist,
+)
 from jaxcls.data.images import Images
 from jaxcls.duration import RunLength, epochs, steps
+from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model
 from jaxcls.models.efficientnet import Stage
 from jaxcls.optim.chain import learning_rate
@@ -658,6 +667,77 @@ def test_fine_tuning_begins_with_weights_where_they_fit(dataset: str) -> None:
     (normalize,) = (t for t in config.eval_transform if isinstance(t, Normalize))
     assert (normalize.mean == (0.485, 0.456, 0.406)) == published
     assert (Resize(size=224) in config.eval_transform) == published
+
+
+# Where a recipe may be run, and on what
+
+
+def test_a_recipe_imports_its_sibling_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "my_recipes"
+    mine.mkdir()
+    (mine / "first.py").write_text(
+        (commands.ROOT / "configs" / "lenet5.py").read_text()
+    )
+    (mine / "second.py").write_text("from my_recipes.first import get_config\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = list(sys.path)
+    try:
+        for path in (str(mine / "second.py"), "../my_recipes/second.py"):
+            config = flags.load_recipe(path, "mnist")
+            assert config == load("lenet5", "mnist")
+            assert sys.path == before
+    finally:
+        for name in ("my_recipes", "my_recipes.first"):
+            sys.modules.pop(name, None)
+
+
+def test_the_path_stays_as_it_was_where_a_recipe_fails(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    before = list(sys.path)
+    with pytest.raises(UserError, match="line 1: ZeroDivisionError"):
+        flags.load_recipe(str(tmp_path / "fails.py"), "")
+    assert sys.path == before
+
+
+def parsed(*argv: str) -> flags.Command:
+    command = flags.parse(argv)
+    assert command is not None
+    return command
+
+
+def test_a_path_alone_names_a_folder_of_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(commands.ROOT)
+    recipe, path = "--config=configs/resnet18.py", "--config.data.path=/pets"
+    short = parsed(recipe, path, "--config.batch_size=16")
+    long = parsed(f"{recipe}:folder", path, "--config.batch_size=16")
+    assert short == long
+    assert isinstance(short.config.data, ImageFolder)
+    assert (short.config.data.path, short.config.batch_size) == ("/pets", 16)
+    assert short.workdir == Path("runs/resnet18-folder")
+    # Where a dataset is named, it is meant.
+    cifar = parsed(f"{recipe}:cifar10", path)
+    assert isinstance(cifar.config.data, Cifar10)
+    assert cifar.workdir == Path("runs/resnet18-cifar10")
+    with pytest.raises(UserError, match=r"no option 'data\.path'"):
+        flags.parse([f"{recipe}:digits", path])
+    # Without a path nothing changes.
+    assert isinstance(parsed(recipe).config.data, Digits)
+
+
+def test_a_path_is_the_default_datasets_own_if_it_has_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.py"
+    source = (commands.ROOT / "configs" / "lenet5.py").read_text()
+    recipe.write_text(
+        source.replace('dataset: str = "digits"', 'dataset: str = "mnist"')
+    )
+    command = parsed(f"--config={recipe}", "--config.data.path=/mnist")
+    assert isinstance(command.config.data, Mnist)
+    assert command.workdir == Path("runs/own-mnist")
 
 
 # Every option does something

@@ -10,8 +10,7 @@ Other datasets, as configs/effnet_b0.py:imagenet: 350 epochs of TensorFlow's RMS
 256 images, 0.97 of it every 2.4 epochs, AutoAugment, dropout, stochastic depth, averaged weights
 (section 5.2; what the paper leaves open is tensorflow/tpu's models/official/efficientnet/main.py).
 77.1 % on ImageNet there, on Cloud TPUs (table 2); not measured here. There the rate falls from the
-start of the run, here from the end of the warm-up; batch norm there keeps 0.99 of its statistics,
-here 0.9 up to B4.
+start of the run, here from the end of the warm-up.
 
 Network: Tan & Le 2019 (https://arxiv.org/abs/1905.11946); for small images stride 1 in the stem
 and in the first stage that has a stride.
@@ -51,6 +50,7 @@ def efficientnet(name: str, dataset: str, *, size: int, dropout: float) -> Confi
         stem=here.stem,
         dropout=dropout,
         drop_path=0.2,
+        bn_momentum=here.choose(0.99, digits=None),
         bn_epsilon=here.choose(1e-3, digits=None),
         padding=here.choose("same", digits=None),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,6 +19,7 @@ from jaxcls import augment, flags
 from jaxcls.augment import Normalize, Transform
 from jaxcls.config import Config
 from jaxcls.errors import UserError
+from jaxcls.training.loss import as_targets
 
 CELL, GAP, LINE = 112, 4, 14
 """Pixels: least side of an image, space between two, height of a line of text."""
@@ -45,7 +47,7 @@ def preview(config: Config, *, count: int = 16, seed: int = 0) -> Image.Image:
     count = min(count, len(source))
     images, labels = _examples(source, count)
     names = source.class_names
-    targets = np.eye(len(names), dtype=np.float32)[labels]
+    targets = np.asarray(as_targets(jnp.asarray(labels), len(names)))
     rng = jax.random.key(seed)
     before, after = augment.around_normalize(config.augment)
     normalize = after[0]
@@ -66,17 +68,18 @@ def preview(config: Config, *, count: int = 16, seed: int = 0) -> Image.Image:
 
 
 def _examples(source: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first records, one of each class before a second of any."""
+    """Returns images and labels of the first records, one of each class (or choice of classes,
+    where an image may be of any number) before a second of any."""
     looked_at = [source[i] for i in range(min(len(source), max(20 * count, 200)))]
-    seen: dict[int, int] = {}
+    seen: dict[bytes, int] = {}
     order = []
     for place, record in enumerate(looked_at):
-        label = int(record["label"])
+        label = np.asarray(record["label"]).tobytes()
         order.append((seen.get(label, 0), place))
         seen[label] = seen.get(label, 0) + 1
     chosen = [looked_at[place] for _, place in sorted(order)[:count]]
     images = np.stack([record["image"] for record in chosen])
-    return images, np.array([int(record["label"]) for record in chosen])
+    return images, np.stack([record["label"] for record in chosen])
 
 
 def _apply(
@@ -148,8 +151,8 @@ def words(target: np.ndarray, names: Sequence[str]) -> str:
     """Returns a soft label in words, its largest parts first: "70% cat\\n30% dog"."""
     order = np.argsort(-target, kind="stable")
     parts = [index for index in order[:3] if target[index] > 0.005]
-    if len(parts) == 1 and target[parts[0]] > 0.995:
-        return str(names[parts[0]])
+    if all(target[part] > 0.995 for part in parts):  # whole labels, one or several
+        return "\n".join(str(names[part]) for part in parts)
     return "\n".join(f"{target[index]:.0%} {names[index]}" for index in parts)
 
 

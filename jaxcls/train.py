@@ -41,6 +41,7 @@ from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
 from jaxcls.training.warm_start import load_teacher, warm_start
+from jaxcls.training.weights_only import refuse_training
 
 COMPLETE, MISTAKE, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
 """Exit codes. 75 is sysexits.h's EX_TEMPFAIL: nothing is wrong, run it again."""
@@ -83,6 +84,7 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
         newest = _newest_checkpoint(run.workdir)
         if newest is not None:
             saved = checkpoint.read_run(newest)
+            refuse_training(saved, run.workdir)
             _check_same_run(saved, run.run_info, run.workdir)
             if result := _already_complete(run, saved["step"]):
                 return result
@@ -500,6 +502,7 @@ class Run:
             distill.teacher_model,
             len(class_names),
             class_names=class_names,
+            channels=self.run_info["image_shape"][-1],
             platform=parallel.platform(mesh),
         )
         print(f"learns from {distill.teacher}", flush=True)

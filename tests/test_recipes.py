@@ -882,8 +882,7 @@ def test_its_command_runs(path: Path, tmp_path: Path) -> None:
     shortened = [
         f"--workdir={tmp_path / 'run'}",
         "--config.duration=3 steps",
-        "--config.schedule=Constant",
-        "--config.stop_early=None",
+        "--config.schedule.warmup=0 steps",
     ]
     python, minus_m, *arguments = command_line(path)
     assert (python, minus_m) == ("python", "-m")

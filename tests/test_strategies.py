@@ -9,13 +9,18 @@ import pytest
 
 from jaxcls.augment import HorizontalFlip
 from jaxcls.config import Config, Distillation, StopEarly
+from jaxcls.data import Digits
 from jaxcls.data.loader import TrainBatches
+from jaxcls.data.sources import ArraySource, Source, Split
 from jaxcls.duration import fraction, steps
 from jaxcls.errors import UserError
+from jaxcls.evaluate import evaluate_checkpoint
 from jaxcls.optim import EMA, Constant, Group, WarmupCosine
+from jaxcls.preview import preview, words
 from jaxcls.report.writers import read_metrics
 from jaxcls.train import dry_run, main, train
-from jaxcls.training.loss import MultiLabelBinaryCrossEntropy
+from jaxcls.training.loss import MultiLabelAsymmetric, MultiLabelBinaryCrossEntropy
+from jaxcls.training.warm_start import load_teacher
 from tests import commands
 from tests.training.test_loop import train_and_stop
 
@@ -142,6 +147,9 @@ def test_a_run_teaches_another(
     student.optimizer.learning_rate = 0.05
     assert train(student, tmp_path / "student").metrics["eval/top1"] > 0.75
     assert f"learns from {tmp_path / 'teacher'}" in capsys.readouterr().out
+    # The rules that a teacher of other images breaks.
+    with pytest.raises(UserError, match="takes images of 1 channels"):
+        load_teacher(str(tmp_path / "teacher"), None, 10, channels=3)
     student.distill = Distillation(teacher=str(tmp_path / "nobody"))
     with pytest.raises(UserError, match="nobody"):
         train(student, tmp_path / "none")
@@ -189,6 +197,62 @@ def test_labels_and_loss_must_be_of_one_kind(tmp_path: Path) -> None:
         UserError, match="have one class each, but the loss is MultiLabel"
     ):
         train(config, tmp_path / "run")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Strokes(Digits):
+    """Digits by what they have, of which some have both and some nothing: a loop (0, 6, 8, 9),
+    and an even number."""
+
+    def source(self, split: Split) -> Source:
+        return ManyLabels(super().source(split))
+
+
+class ManyLabels:
+    class_names = ("loop", "even")
+
+    def __init__(self, digits: ArraySource):
+        self.digits = digits
+        digit = digits.labels[:, None]
+        self.labels = np.concatenate(
+            [np.isin(digit, [0, 6, 8, 9]), digit % 2 == 0], axis=1
+        ).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.digits.images[index], "label": self.labels[index]}
+
+    def __repr__(self) -> str:
+        return repr(self.digits).replace("digits", "strokes")
+
+
+def test_images_of_any_number_of_classes(tmp_path: Path) -> None:
+    losses = {
+        "host": MultiLabelBinaryCrossEntropy(positive_weights="auto"),
+        "device": MultiLabelAsymmetric(),
+    }
+    for placement, loss in losses.items():
+        config = tiny(data=Strokes(placement=placement), loss=loss, duration=steps(80))
+        config.optimizer.learning_rate = 0.1
+        config.checkpoint.best = "eval/mAP"
+        found = train(config, tmp_path / placement).metrics
+        # By chance it would be the share of the classes, 0.4 and 0.5.
+        assert found["eval/mAP"] > 0.9 and found["eval/examples"] == 360
+        assert "eval/top5" not in found
+        again = evaluate_checkpoint(tmp_path / placement)
+        for name in ("eval/mAP", "eval/top1", "eval/loss"):
+            assert again[name] == found[name]
+    with pytest.raises(UserError, match="any number of classes each, but the loss is"):
+        train(tiny(data=Strokes()), tmp_path / "none")
+
+
+def test_preview_shows_images_of_several_classes() -> None:
+    config = tiny(data=Strokes(), loss=MultiLabelBinaryCrossEntropy())
+    assert preview(config, count=6).width > 100
+    assert words(np.array([1.0, 1.0]), ("loop", "even")) == "loop\neven"
+    assert words(np.array([0.0, 0.0]), ("loop", "even")) == ""
 
 
 def test_deterministic_is_the_same_run_on_a_cpu(tmp_path: Path) -> None:

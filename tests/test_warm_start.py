@@ -21,7 +21,7 @@ from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model, create_model
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.pretrained import fit, to_torch
-from jaxcls.optim import SGD
+from jaxcls.optim import EMA, SGD
 from jaxcls.parallel import make_mesh
 from jaxcls.train import train
 from jaxcls.training.program import Program
@@ -41,7 +41,7 @@ def config(weights: str | None = None, name: str = NARROW, **changes: Any) -> Co
         optimizer=SGD(learning_rate=0.1),
         batch_size=16,
         duration=steps(2),
-        ema_decay=0.5,
+        ema=EMA(decay=0.5),
     )
     return dataclasses.replace(made, **changes)
 

@@ -104,6 +104,8 @@ class Model:
       drop_path: rate of stochastic depth, 0..1, by the rule of the network's paper.
       aux_weight: weight of each auxiliary head's loss; 0 builds no auxiliary heads.
       bn_group: images that share batch statistics in training; None for the whole batch.
+      bn_momentum: share of the running statistics that EfficientNet's batch norms keep at each
+        step; TensorFlow's have 0.99, torchvision's 0.9 up to B4.
       bn_epsilon: of EfficientNet's batch norms; published weights that are named bring theirs.
       padding: of EfficientNet's strided convolutions, "symmetric" as torchvision or "same" as
         TensorFlow; published weights that are named bring theirs.
@@ -127,6 +129,7 @@ class Model:
     drop_path: float | None = None
     aux_weight: float | None = None
     bn_group: int | None = None
+    bn_momentum: float | None = None
     bn_epsilon: float | None = None
     padding: Literal["symmetric", "same"] | None = None
     remat: bool = False
@@ -185,17 +188,10 @@ class Model:
             raise UserError(
                 f"model.aux_weight must be 0 or more, not {self.aux_weight}."
             )
-        if self.bn_epsilon is not None and not 0 < self.bn_epsilon < 1:
-            raise UserError(
-                f"model.bn_epsilon must lie in 0..1, not {self.bn_epsilon}."
-            )
-        if self.head_init not in ("default", "zero"):
-            factor = float(self.head_init)
-            if not 0 <= factor <= 1e6:
-                raise UserError(
-                    "model.head_init must be 'default', 'zero' or a factor of 0 or more, not "
-                    f"{self.head_init}."
-                )
+        for option in ("bn_momentum", "bn_epsilon"):
+            value = getattr(self, option)
+            if value is not None and not 0 < value < 1:
+                raise UserError(f"model.{option} must lie in 0..1, not {value}.")
         if self.weights == "":
             raise UserError(
                 "model.weights is empty: name weights, a file or a run's folder, or leave it "

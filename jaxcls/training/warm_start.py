@@ -2,6 +2,8 @@
 learns from a network that has them."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ def load_teacher(
     num_classes: int,
     *,
     class_names: Sequence[str] | None = None,
+    channels: int | None = None,
     platform: str = "cpu",
 ) -> tuple[nn.Module, Variables]:
     """Returns a trained network whose logits another one may learn from.
@@ -91,6 +94,7 @@ def load_teacher(
       num_classes: of the data.
       class_names: of the data, in the order of its labels: those of a run must be the same.
         None does not compare. (Published weights do not say theirs.)
+      channels: of the data's images; None does not compare.
       platform: of the devices that will compute (see Model.create).
 
     Returns:
@@ -105,6 +109,14 @@ def load_teacher(
         raise UserError(
             f"the teacher {source} tells {theirs} classes apart, the data has {num_classes}: "
             "a teacher must have been trained on the same classes."
+        )
+    stem = functools.reduce(
+        operator.getitem, module.STEM.split("/"), variables["params"]
+    )
+    if channels is not None and (taken := stem["kernel"].shape[-2]) != channels:
+        raise UserError(
+            f"the teacher {source} takes images of {taken} channels, those of the data have "
+            f"{channels}."
         )
     if class_names is not None and _is_run(source):
         known = checkpoint.read_run(checkpoint.find(Path(source)))["class_names"]

@@ -401,6 +401,10 @@ def test_images_that_are_too_small_are_an_error(
         ),
         (Model(name="vgg16", padding="same"), "no option 'padding'"),
         (Model(name="efficientnet_b0", bn_epsilon=0.0), "bn_epsilon must lie in 0..1"),
+        (
+            Model(name="efficientnet_b0", bn_momentum=1.0),
+            "bn_momentum must lie in 0..1",
+        ),
         (Model(name="vgg16", weights=""), "model.weights is empty"),
         (
             Model(name="resnet18", weights="timm/resnet50.a1_in1k"),

@@ -444,6 +444,7 @@ PUBLISHED: list[tuple[str, str, str, float, dict[str, Any]]] = [
                 **EFFICIENTNET,
                 "model.dropout": dropout,
                 "model.bn_epsilon": 1e-3,
+                "model.bn_momentum": 0.99,
                 "model.padding": "same",
                 "augment[1].policy": "imagenet",
                 "data.canvas.size": size,

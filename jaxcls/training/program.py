@@ -17,6 +17,7 @@ from jaxcls.augment import Transform, Views
 from jaxcls.config import Config, Plan
 from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
+from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import groups
 from jaxcls.optim.chain import chain, learning_rate
 from jaxcls.parallel import batch_sharded, platform, replicated
@@ -360,15 +361,20 @@ class Program:
 
     def trace_moments_step(self) -> Traced:
         """Traces moments_step(variables, batch) for batches of training images."""
-        step = jax.jit(
-            functools.partial(
-                moments_step,
+        always = groups.frozen_modules(self.groups.frozen(2**31), self.groups.by_path)
+
+        def estimate(variables: dict[str, Any], batch: dict[str, jax.Array]) -> Any:
+            # Norms that are frozen to the end keep their statistics here too.
+            frozen = frozen_collection(variables["batch_stats"], always.__contains__)
+            return moments_step(
+                {**variables, "frozen": frozen},
+                batch,
                 model=self.model,
                 transforms=self.config.eval_transform,
                 num_classes=self.num_classes,
-            ),
-            out_shardings=replicated(self.mesh),
-        )
+            )
+
+        step = jax.jit(estimate, out_shardings=replicated(self.mesh))
         shapes = batch_shapes(self.mesh, self.config.batch_size, self.image_shape)
         batch = {name: shapes[name] for name in ("image", "mask")}
         variables = self.state_shapes().variables()

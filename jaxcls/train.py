@@ -36,7 +36,7 @@ from jaxcls.training.checkpoint import Checkpoints
 from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.loop import Diverged, Loop
 from jaxcls.training.prefetch import DevicePrefetch, in_calls
-from jaxcls.training.program import Program, on_all_devices
+from jaxcls.training.program import Program, Traced, on_all_devices
 from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
@@ -349,13 +349,7 @@ class Run:
         # Leaving the stack closes what was opened, the last first, however the run ends.
         with contextlib.ExitStack() as stack:
             self._say_what(program)
-            writer = MetricWriter(
-                self.workdir, step=step, tensorboard=config.log.tensorboard
-            )
-            stack.callback(writer.close)
-            (self.workdir / "config.json").write_text(
-                json.dumps(self.run_info["config"], indent=2) + "\n"
-            )
+            writer = self._writer(step, stack)
 
             def score(step: int) -> float | None:
                 return writer.evaluated(step).get(config.checkpoint.best)
@@ -367,35 +361,18 @@ class Run:
                 state = self.initial(program)
             else:
                 state = self._restore(checkpoints, step, program)
-            deterministic = config.deterministic
-            train_steps = {
-                n: traced.compile(deterministic) for n, traced in traced_train.items()
-            }
-            eval_step = traced_eval.compile(deterministic)
-            seconds = {
-                "train step" if n == 1 else f"{n} train steps": compiled.seconds
-                for n, compiled in train_steps.items()
-            }
-            seconds["eval step"] = eval_step.seconds
-            print(tables.compiled(seconds), flush=True)
+            train_steps, eval_step = self._compiled(traced_train, traced_eval)
             bad_images = BadImages(
                 self.train_source,
                 "train",
                 max_share=max_bad_share(config.data),
                 say=say,
             )
-            batches: Iterator[Batch]
             if config.data.placement == "device":
                 constants["records"] = self._place(mesh, bad_images)
-                batches = self._train_ids(step)
-            else:
-                loader = stack.enter_context(self.train_loader(step))
-                batches = bad_images.watched(loader)
-            calls = {
-                n: _with_constants(compiled.call, constants)
-                for n, compiled in train_steps.items()
-            }
-            evaluator = Evaluator(eval_step.call, self.test_source, config, mesh)
+            batches = self._batches(step, bad_images, stack)
+            calls = {n: _with_constants(c, constants) for n, c in train_steps.items()}
+            evaluator = Evaluator(eval_step, self.test_source, config, mesh)
             progress = Progress(step=step, total_steps=plan.total_steps)
             stack.callback(progress.close)
             loop = Loop(
@@ -425,6 +402,41 @@ class Run:
             else:
                 self._say_stopped(stop, loop.step)
             return Result(complete, loop.step, writer.last_evaluation(), self.workdir)
+
+    def _writer(self, step: int, stack: contextlib.ExitStack) -> MetricWriter:
+        """Writes the config into the run's folder and opens the files of its metrics."""
+        writer = MetricWriter(
+            self.workdir, step=step, tensorboard=self.config.log.tensorboard
+        )
+        stack.callback(writer.close)
+        (self.workdir / "config.json").write_text(
+            json.dumps(self.run_info["config"], indent=2) + "\n"
+        )
+        return writer
+
+    def _compiled(
+        self, traced_train: dict[int, Traced], traced_eval: Traced
+    ) -> tuple[dict[int, Any], Any]:
+        """Compiles the train steps, by their number in a call, and the eval step."""
+        deterministic = self.config.deterministic
+        train_steps = {n: t.compile(deterministic) for n, t in traced_train.items()}
+        eval_step = traced_eval.compile(deterministic)
+        seconds = {
+            "train step" if n == 1 else f"{n} train steps": compiled.seconds
+            for n, compiled in train_steps.items()
+        }
+        seconds["eval step"] = eval_step.seconds
+        print(tables.compiled(seconds), flush=True)
+        return {n: compiled.call for n, compiled in train_steps.items()}, eval_step.call
+
+    def _batches(
+        self, step: int, bad_images: BadImages, stack: contextlib.ExitStack
+    ) -> Iterator[Batch]:
+        """Returns the batches from `step` on: of images, or of indices into those that lie on
+        the devices."""
+        if self.config.data.placement == "device":
+            return self._train_ids(step)
+        return bad_images.watched(stack.enter_context(self.train_loader(step)))
 
     def describe(self) -> None:
         """Prints what would be trained."""

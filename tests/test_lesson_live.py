@@ -359,7 +359,7 @@ def test_the_lessons_keras_program_runs(
     lesson_keras: Any,
 ) -> None:
     """The whole of it, augmentation included, on a few images."""
-    monkeypatch.setattr(lesson_keras, "BATCH", 8)
+    monkeypatch.setattr(lesson_keras, "BATCH", 10)
     folder = images(tmp_path / "images", 1)
     arguments = ["--data", str(folder), "--epochs", "6"]
     assert lesson_keras.main(arguments) == 0

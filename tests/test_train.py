@@ -151,17 +151,21 @@ def numpy_metrics(config: Config, folder: Path, num_test: int) -> dict[str, floa
     for suffix, variables in (("", state), ("_ema", state["ema"])):
         weights = {name: variables[name] for name in ("params", "batch_stats")}
         apply = jax.jit(functools.partial(model.apply, weights, train=False))
-        losses, ranks = [], []
+        losses, ranks, labels = [], [], []
         for index in range(num_test):
             record = source[index]
             image = (record["image"].astype(np.float32) / 255 - 0.5) / 0.5
             logits = np.asarray(apply(image[None]))[0].astype(np.float64)
             label = record["label"]
+            labels.append(label)
             losses.append(np.log(np.exp(logits).sum()) - logits[label])
             ranks.append(list(np.argsort(-logits, kind="stable")).index(label))
         found[f"eval/loss{suffix}"] = float(np.mean(losses))
         found[f"eval/top1{suffix}"] = float(np.mean(np.array(ranks) < 1))
         found[f"eval/top5{suffix}"] = float(np.mean(np.array(ranks) < 5))
+        right = np.array(ranks) < 1
+        recalls = [right[np.array(labels) == label].mean() for label in set(labels)]
+        found[f"eval/balanced_top1{suffix}"] = float(np.mean(recalls))
     return found
 
 

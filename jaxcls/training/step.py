@@ -22,7 +22,12 @@ from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import ema
 from jaxcls.optim.groups import Groups, frozen_modules, stop_gradients
 from jaxcls.training.loss import Loss, as_targets, distillation_loss
-from jaxcls.training.metrics import EvalOutput, eval_output, train_metrics
+from jaxcls.training.metrics import (
+    EvalOutput,
+    TrainMetrics,
+    eval_output,
+    train_metrics,
+)
 from jaxcls.training.state import TrainState
 
 # Streams of random numbers within a step.
@@ -126,6 +131,8 @@ def train_step(
     mask = batch["mask"]
     given = as_targets(batch["label"], num_classes) * mask[:, None]
     teaching = None if teacher is None else Teacher(teacher, teacher_variables)
+    # By the count that the chain goes by, so that what thaws there thaws here.
+    good_steps = state.step - state.bad_steps
 
     def forward_and_backward(stage: Stage) -> tuple[Any, ...]:
         images, targets = augment.apply(
@@ -142,8 +149,6 @@ def train_step(
         )
         return grads, results, targets
 
-    # By the count that the chain goes by, so that what thaws there thaws here.
-    good_steps = state.step - state.bad_steps
     course = stages(config, groups, run.total_steps)
     index = sum(good_steps >= stage.first for stage in course[1:])
     branches = [functools.partial(forward_and_backward, stage) for stage in course]
@@ -152,51 +157,81 @@ def train_step(
         grads, state.opt_state, state.params, step=good_steps
     )
     params = optax.apply_updates(state.params, updates)
-    averaged = state.ema
-    if config.ema is not None:
-        values = {"params": params, "batch_stats": batch_stats}
-        averaged = ema.update(config.ema, state.ema, values, good_steps, run)
-    elif config.optimizer.averages:
-        average = config.optimizer.average(opt_state, params)
-        averaged = {"params": average, "batch_stats": batch_stats}
-    if config.precise_bn is not None:
-        # They are estimated anew before the average is used.
-        averaged = {**averaged, "batch_stats": state.ema["batch_stats"]}
+    weights = {"params": params, "batch_stats": batch_stats}
+    averaged = _averaged(config, state, weights, opt_state, run)
 
-    finite = jnp.stack(
-        [all_finite(tree) for tree in (losses, grads, batch_stats, updates)]
-    ).all()
+    produced = (losses, grads, batch_stats, updates)
+    finite = jnp.stack([all_finite(tree) for tree in produced]).all()
     may_change = finite & (state.bad_in_a_row < config.max_bad_steps)
     good = may_change & mask.any()
-    changed = {
-        "params": params,
-        "batch_stats": batch_stats,
-        "opt_state": opt_state,
-        "ema": averaged,
-    }
-    kept = {name: getattr(state, name) for name in changed}
-    selected = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
-    state = dataclasses.replace(
-        state,
-        step=state.step + 1,
-        bad_steps=state.bad_steps + ~good,
-        bad_in_a_row=jnp.where(
-            good, 0, jnp.where(may_change, state.bad_in_a_row, state.bad_in_a_row + 1)
-        ),
-        metrics=state.metrics.merge(
-            train_metrics(
-                losses,
-                logits,
-                targets,
-                good & mask,
-                multi_label=config.loss.multi_label,
-            )
-        ),
-        **selected,
+    changed = {**weights, "opt_state": opt_state, "ema": averaged}
+    measured = train_metrics(
+        losses, logits, targets, good & mask, multi_label=config.loss.multi_label
     )
+    state = _accepted(state, changed, measured, good, may_change)
     counters = ("step", "bad_steps", "bad_in_a_row")
     report = {name: jnp.copy(getattr(state, name)) for name in counters}
     return state, {**report, "learning_rate": learning_rate(good_steps)}
+
+
+def _averaged(
+    config: Config,
+    state: TrainState,
+    weights: dict[str, Any],
+    opt_state: optax.OptState,
+    run: RunLength,
+) -> Any:
+    """Returns the averaged weights after a step, None if none are kept.
+
+    Args:
+      config: says how they are averaged.
+      state: before the step.
+      weights: "params" and "batch_stats" after it.
+      opt_state: after it.
+      run: its length.
+    """
+    if not config.has_average:
+        return None
+    if config.ema is not None:
+        good_steps = state.step - state.bad_steps
+        averaged = ema.update(config.ema, state.ema, weights, good_steps, run)
+    else:
+        average = config.optimizer.average(opt_state, weights["params"])
+        averaged = {**weights, "params": average}
+    if config.precise_bn is not None:
+        # They are estimated anew before the average is used.
+        averaged = {**averaged, "batch_stats": state.ema["batch_stats"]}
+    return averaged
+
+
+def _accepted(
+    state: TrainState,
+    changed: dict[str, Any],
+    measured: TrainMetrics,
+    good: jax.Array,
+    may_change: jax.Array,
+) -> TrainState:
+    """Returns the state after a step, in which nothing but the counters has changed if the step
+    is not good.
+
+    Args:
+      state: before the step.
+      changed: what the step would make of some of its parts.
+      measured: sums of the step.
+      good: whether they are kept, bool scalar.
+      may_change: whether the step is no sign of divergence, bool scalar.
+    """
+    kept = {name: getattr(state, name) for name in changed}
+    selected = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
+    in_a_row = jnp.where(may_change, state.bad_in_a_row, state.bad_in_a_row + 1)
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        bad_steps=state.bad_steps + ~good,
+        bad_in_a_row=jnp.where(good, 0, in_a_row),
+        metrics=state.metrics.merge(measured),
+        **selected,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,9 @@ of its images: every number is the listing's. Mirrors, translations, zooms and c
 layers, pixels / 255; 100 epochs of 128 images; 5 epochs of linear warm-up to the rate and a cosine
 to a millionth of it, which change at each step; label smoothing; every variable decays, as Keras's
 AdamW has it, whose epsilon is 1e-7. Its accuracy and hardware are not given, and it is not measured
-here. A warm-up from 0 begins at a millionth here: a rate of 0 would waste the step.
+here. A warm-up from 0 begins at a millionth here: a rate of 0 would waste the step. Keras adds
+its epsilon before it corrects the bias of the mean square, which makes a difference in the first
+steps alone.
 
 Network: a small relative of He et al. 2015 (https://arxiv.org/abs/1512.03385). Its batch norm
 keeps 0.99 of its running statistics, which needs some 500 steps: digits come in small batches.

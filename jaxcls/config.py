@@ -457,6 +457,11 @@ def _check_training(config: Config) -> None:
             "freeze is '', which matches everything: give a regex of parameter paths, or None "
             "to train all."
         )
+    if config.decay_schedule is not None and not config.optimizer.weight_decay:
+        raise UserError(
+            "decay_schedule changes the weight decay, but optimizer.weight_decay is 0: set "
+            "one, or decay_schedule to None."
+        )
     if config.sam is not None and not 0 < config.sam.rho < 1e6:
         raise UserError(f"sam.rho must be above 0, not {config.sam.rho}.")
     if config.ema is not None and config.optimizer.averages:
@@ -684,11 +689,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Returns a line for each option that differs between two configs as to_dict() gives them,
     leaving out those of MAY_CHANGE_ON_RESUME."""
     before, after = _flatten(old), _flatten(new)
+    # Where evaluations decide about the end of the run, they do change its result.
+    decides = ("evaluation.every",) if new.get("stop_early") else ()
     lines = []
     for name in dict.fromkeys([*before, *after]):
-        if any(
+        may_change = any(
             name == may or name.startswith(f"{may}.") for may in MAY_CHANGE_ON_RESUME
-        ):
+        )
+        if may_change and not name.startswith(decides):
             continue
         was, now = before.get(name, "absent"), after.get(name, "absent")
         if was != now:

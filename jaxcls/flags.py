@@ -40,7 +40,9 @@ Trains the recipe in FILE. The same command again continues the run where it sto
                            (DATASET is "folder")
   --config.OPTION=VALUE    overrides an option of the recipe, before training begins; where
                            the recipe chooses among kinds, VALUE is the name of another
-                           (optimizer=LAMB, clip=ClipNorm, ema=None)
+                           (optimizer=LAMB, clip=ClipNorm, ema=None), and what it needs is
+                           given beside it: clip=ClipValue with clip.max_value=0.5. --help
+                           lists the kinds, and after a choice the options of the one chosen
   --workdir DIR            where the run lives; default: runs/RECIPE-DATASET
   --fresh                  begin anew; an earlier run in DIR is moved aside, not deleted
   --dry_run                builds everything on shapes and says what it would train: groups of
@@ -54,6 +56,11 @@ diverged, 75 stopped by a signal with everything saved: run the same command aga
 
 FLAGS = ("config", "workdir", "fresh", "dry_run", "help")
 SWITCHES = ("fresh", "dry_run", "help")
+OF_RECIPE = ("config", "help")
+"""Flags of the commands that read a recipe and do not train it."""
+
+NOT_GIVEN: Any = ...
+"""Stands for an option that a kind needs, from the choice of the kind until it is given."""
 
 
 @dataclasses.dataclass
@@ -73,16 +80,17 @@ class Command:
     dry_run: bool
 
 
-def parse(argv: Sequence[str]) -> Command | None:
+def parse(argv: Sequence[str], allowed: Sequence[str] = FLAGS) -> Command | None:
     """Parses a command line; None if it asked for help, which is then printed.
 
     Args:
       argv: the arguments, without the program's name.
+      allowed: those of FLAGS that the command has, OF_RECIPE where nothing is trained.
 
     Raises:
       UserError: for whatever is wrong with them or with the recipe.
     """
-    given, overrides = _split(argv)
+    given, overrides = _split(argv, allowed)
     if "config" not in given:
         if "help" in given:
             print(USAGE)
@@ -94,18 +102,20 @@ def parse(argv: Sequence[str]) -> Command | None:
     if gives_path and not dataset and not hasattr(config.data, "path"):
         dataset = "folder"
         config = unshared(load_recipe(path, dataset))
-    for name, text in overrides:
-        override(config, name, text)
+    _apply(config, overrides)
     if "help" in given:
         print(USAGE + "\n" + describe(config, given["config"]))
         return None
+    _check_given(config)
     config_lib.validate(config)
     run = f"{Path(path).stem}-{dataset or type(config.data).__name__.lower()}"
     workdir = Path(given.get("workdir", Path("runs", run)))
     return Command(config, workdir, fresh="fresh" in given, dry_run="dry_run" in given)
 
 
-def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def _split(
+    argv: Sequence[str], allowed: Sequence[str]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Splits arguments into flags, name -> value, and overrides, [(option, value)]."""
     given: dict[str, str] = {}
     overrides = []
@@ -120,9 +130,11 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
         name, value = match[1], match[2]
         name = "help" if name == "h" else name
         option = name.removeprefix("config.")
+        if name in FLAGS and name not in allowed:
+            raise UserError(f"--{name} is a flag of jaxcls.train: see --help.")
         if name not in FLAGS and option == name:
             raise UserError(
-                f"unknown flag --{name}.{did_you_mean(name, FLAGS)} See --help."
+                f"unknown flag --{name}.{did_you_mean(name, allowed)} See --help."
             )
         if name in SWITCHES:
             if value is not None:
@@ -231,24 +243,85 @@ def override(config: Config, name: str, text: str) -> None:
     Raises:
       UserError: if there is no such option, or the text is not of its type.
     """
-    if kinds := _kinds(config, name):
-        _choose(config, name, text, kinds)
-        return
-    known = config_lib.options(config)
-    if name not in known:
-        nodes = {re.sub(r"\[\d+\]$", "", path) for path, _ in config_lib.nodes(config)}
-        if name and re.sub(r"\[\d+\]$", "", name) in nodes:
-            raise UserError(
-                f"config.{name} is a part of the recipe with options of its own: set those "
-                "(--help lists them), or edit the recipe."
+    _apply(config, [(name, text)])
+    _check_given(config)
+
+
+def _apply(config: Config, overrides: Sequence[tuple[str, str]]) -> None:
+    """Sets options of a config, [(path, value as typed)], in place: first the kinds, so that
+    the options of a kind may stand before or behind its choice.
+
+    What a chosen kind needs and is not among them is left NOT_GIVEN.
+    """
+    chosen: dict[
+        str, int
+    ] = {}  # path -> where in overrides it is set for the last time
+    # A kind may lie within another: those above come first.
+    for name in sorted(dict(overrides), key=lambda path: path.count(".")):
+        if kinds := _kinds(config, name):
+            chosen[name] = max(
+                i for i, (path, _) in enumerate(overrides) if path == name
             )
+            _choose(config, name, overrides[chosen[name]][1], kinds)
+    for index, (name, text) in enumerate(overrides):
+        if name not in chosen and not _is_taken_back(name, index, overrides, chosen):
+            _set(config, name, text)
+
+
+def _is_taken_back(
+    name: str,
+    index: int,
+    overrides: Sequence[tuple[str, str]],
+    chosen: dict[str, int],
+) -> bool:
+    """Whether a part of the recipe, of which overrides[index] sets an option, is set to None
+    by a later one."""
+    return any(
+        name.startswith(f"{path}.")
+        and index < last
+        and overrides[last][1].lower() == "none"
+        for path, last in chosen.items()
+    )
+
+
+def _set(config: Config, name: str, text: str) -> None:
+    """Sets one option that is no choice among kinds."""
+    known = config_lib.options(config)
+    if name in known:
+        _set_value(known[name][0], name, text)
+        return
+    if name and re.sub(r"\[\d+\]$", "", name) in _paths_of_parts(config):
+        # A tuple of parts, which a value may replace that is written without parts.
+        owner = dict(config_lib.nodes(config)).get(name.rpartition(".")[0])
+        with contextlib.suppress(UserError):
+            _set_value(owner, name, text)
+            return
         raise UserError(
-            f"the recipe has no option '{name}'.{_suggestion(name, known)} --help with "
-            "--config lists all."
+            f"config.{name} is a part of the recipe with options of its own: set those "
+            "(--help lists them), or edit the recipe."
         )
-    owner, _ = known[name]
+    raise UserError(
+        f"the recipe has no option '{name}'"
+        + (_choice_before(config, name) or f".{_suggestion(name, known)}")
+        + " --help with --config lists all."
+    )
+
+
+def _paths_of_parts(config: Config) -> set[str]:
+    """Returns the paths of all parts of a recipe, and of the tuples that hold some."""
+    return {re.sub(r"\[\d+\]$", "", path) for path, _ in config_lib.nodes(config)}
+
+
+def _set_value(owner: Any, name: str, text: str) -> None:
+    """Sets an option of a node to what was typed.
+
+    Args:
+      owner: the node.
+      name: the option's path in the config.
+      text: its value as typed.
+    """
     field = name.rpartition(".")[2]
-    hint = typing.get_type_hints(type(owner))[field]
+    hint = typing.get_type_hints(type(owner)).get(field)
     try:
         setattr(owner, field, parse_value(text, hint))
     except UserError as error:
@@ -257,6 +330,45 @@ def override(config: Config, name: str, text: str) -> None:
         raise UserError(
             f"--config.{name} is {text!r}; expected {config_lib.type_name(hint)}."
         ) from None
+
+
+def _choice_before(config: Config, name: str) -> str:
+    """Returns how to come by an option that the recipe lacks because it has another kind of
+    the part that the option belongs to; "" if no kind has it."""
+    path, _, field = name.rpartition(".")
+    having = [
+        kind.__name__
+        for kind in _kinds(config, path).values()
+        if kind is not None and field in {o.name for o in dataclasses.fields(kind)}
+    ]
+    if not having:
+        return ""
+    node = dict(config_lib.nodes(config)).get(path)
+    now = "None" if node is None else type(node).__name__
+    others = f" ({', '.join(having)} have it)" if len(having) > 1 else ""
+    return (
+        f": config.{path} is {now}. Choose first --config.{path}={having[0]}{others}."
+    )
+
+
+def _check_given(config: Config) -> None:
+    """Raises UserError if a chosen kind needs what is not given."""
+    for path, node in config_lib.nodes(config):
+        missing = [
+            option.name
+            for option in dataclasses.fields(node)
+            if getattr(node, option.name) is NOT_GIVEN
+        ]
+        if not missing:
+            continue
+        hints = typing.get_type_hints(type(node))
+        ways = [f"--config.{path}.{name}=VALUE" for name in missing]
+        typed = all(_can_be_typed(hints[name]) for name in missing)
+        raise UserError(
+            f"--config.{path}={type(node).__name__} needs {', '.join(missing)}: "
+            + (f"give {' '.join(ways)}" if typed else "choose it in the recipe")
+            + "."
+        )
 
 
 def _kinds(config: Config, name: str) -> dict[str, type | None]:
@@ -287,15 +399,16 @@ def _concrete(kind: type) -> list[type]:
 def _choose(
     config: Config, name: str, text: str, kinds: dict[str, type | None]
 ) -> None:
-    """Puts a part of another kind into a config, which keeps the options that both have and
-    the recipe has set."""
+    """Puts a part of another kind into a config. It keeps the options that both kinds have,
+    the recipe has set and the new kind accepts; what it needs besides is NOT_GIVEN."""
     path, _, field = name.rpartition(".")
     owner = dict(config_lib.nodes(config))[path]
     names = {known.lower(): known for known in kinds}
     if text.lower() not in names:
+        meant = "" if text.lower() == "none" else did_you_mean(text, kinds)
         raise UserError(
             f"config.{name} is a part of the recipe, and '{text}' none of its kinds: name one "
-            f"of {', '.join(kinds)}.{did_you_mean(text, kinds)} Options of its own are set as "
+            f"of {', '.join(kinds)}.{meant} Options of its own are set as "
             f"--config.{name}.OPTION=VALUE (--help lists them)."
         )
     kind = kinds[names[text.lower()]]
@@ -304,13 +417,26 @@ def _choose(
         return
     before = _set_options(getattr(owner, field))
     known = dataclasses.fields(kind)
+    needed = {o.name: before.get(o.name, NOT_GIVEN) for o in known if _is_required(o)}
     kept = {o.name: before[o.name] for o in known if o.name in before}
-    missing = [o.name for o in known if _is_required(o) and o.name not in kept]
-    if missing:
-        raise UserError(
-            f"--config.{name}={text} needs {', '.join(missing)}: choose it in the recipe."
-        )
-    setattr(owner, field, kind(**kept))
+    if NOT_GIVEN not in needed.values() and not _is_valid(kind(**kept)):
+        # OneCycle has all that a schedule has, but takes no warm-up.
+        kept = {
+            option: value
+            for option, value in kept.items()
+            if _is_valid(kind(**{**needed, option: value}))
+        }
+    setattr(owner, field, kind(**{**kept, **needed}))
+
+
+def _is_valid(node: Any) -> bool:
+    """Whether a part of a recipe accepts its options."""
+    try:
+        if hasattr(node, "validate"):
+            node.validate()
+    except UserError:
+        return False
+    return True
 
 
 def _set_options(node: Any) -> dict[str, Any]:
@@ -351,11 +477,7 @@ def parse_value(text: str, hint: Any) -> Any:
             raise UserError(f"'{text}' is not one of {', '.join(choices)}.{hint_at}")
         return choices[text]
     if origin is tuple:
-        value = ast.literal_eval(text)
-        if not isinstance(value, (tuple, list)):
-            raise ValueError
-        of_floats = float in typing.get_args(hint)
-        return tuple(float(v) if of_floats and type(v) is int else v for v in value)
+        return _parse_tuple(text, hint)
     if hint is type(None):
         if text.lower() != "none":
             raise ValueError
@@ -376,8 +498,40 @@ def parse_value(text: str, hint: Any) -> Any:
     raise UserError("this option can only be set in the recipe.")
 
 
+def _can_be_typed(hint: Any) -> bool:
+    """Whether parse_value() reads values of a type, other than an empty tuple."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_can_be_typed(member) for member in members)
+    if origin is tuple:
+        return all(m is ... or m in (bool, int, float, str, Duration) for m in members)
+    values = (bool, int, float, str, Duration, type(None))
+    return origin is typing.Literal or hint in values
+
+
+def _parse_tuple(text: str, hint: Any) -> tuple[Any, ...]:
+    """Reads "(0.8, 0.95)" or "('30 epochs', '60 epochs')"; "()" whatever it could hold."""
+    members = typing.get_args(hint)
+    value = ast.literal_eval(text)
+    if not isinstance(value, (tuple, list)):
+        raise ValueError
+    if value and not _can_be_typed(hint):
+        raise UserError(
+            "this option can only be set in the recipe; '()' makes it empty."
+        )
+    if Duration in members:
+        return tuple(Duration.parse(element) for element in value)
+    of_floats = float in members
+    return tuple(float(v) if of_floats and type(v) is int else v for v in value)
+
+
 def _parse_union(text: str, members: Iterable[Any]) -> Any:
-    """Reads a value of the first of several types that it fits, None before all others."""
+    """Reads a value of the first of several types that it fits, None before all others and
+    "()" as a tuple rather than as text."""
+    members = list(members)
+    tuples = [member for member in members if typing.get_origin(member) is tuple]
+    if tuples and text.strip() == "()":
+        return ()
     last = ValueError()
     for member in sorted(members, key=lambda member: member is not type(None)):
         try:
@@ -397,22 +551,40 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def describe(config: Config, location: str) -> str:
-    """Returns a table of a recipe's options: name, value, type and meaning."""
+    """Returns a table of a recipe's options: name, value, type and meaning, and the kinds
+    where one chooses among them."""
     lines = [f"options of {location}, with their values:"]
-    last_owner: Any = config
-    for path, (owner, value) in config_lib.options(config).items():
-        node, _, field = path.rpartition(".")
-        if owner is not last_owner:
-            about = docstring_parser.parse(type(owner).__doc__ or "").short_description
-            about = " ".join((about or "").split())
-            lines += ["", f"{node}: {type(owner).__name__}. {about}"]
-            last_owner = owner
-        hint = typing.get_type_hints(type(owner))[field]
-        shown = f'"{value}"' if isinstance(value, Duration) else repr(value)
-        kind = "duration" if hint is Duration else config_lib.type_name(hint)
-        lines.append(f"  --config.{path}={shown}  ({kind})")
-        lines.append(f"      {meaning(type(owner), field)}")
+    known = config_lib.options(config)
+    for node_path, node in config_lib.nodes(config):
+        about = docstring_parser.parse(type(node).__doc__ or "").short_description
+        about = " ".join((about or "").split())
+        heading = f"{node_path}: " if node_path else ""
+        lines += ["", f"{heading}{type(node).__name__}. {about}"]
+        if kinds := _kinds(config, node_path):
+            lines.append(f"  kinds: {', '.join(kinds)} (--config.{node_path}=KIND)")
+        hints = typing.get_type_hints(type(node))
+        for field in (option.name for option in dataclasses.fields(node)):
+            path = f"{node_path}.{field}" if node_path else field
+            if path not in known:
+                continue
+            hint = hints[field]
+            kind = "duration" if hint is Duration else config_lib.type_name(hint)
+            lines.append(f"  --config.{path}={_shown(known[path][1])}  ({kind})")
+            lines.append(f"      {meaning(type(node), field)}")
+            if kinds := _kinds(config, path):
+                lines.append(f"      kinds: {', '.join(kinds)}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """Returns an option's value as it is typed, "..." if it is still to be given."""
+    if value is NOT_GIVEN:
+        return "..."
+    if isinstance(value, Duration):
+        return f'"{value}"'
+    if isinstance(value, tuple) and any(isinstance(v, Duration) for v in value):
+        return f'"{tuple(str(v) for v in value)}"'
+    return repr(value)
 
 
 def meaning(kind: type, field: str) -> str:

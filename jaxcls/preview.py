@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
     )
     ours, recipe = parser.parse_known_args(argv)
     try:
-        command = flags.parse(recipe)
+        command = flags.parse(recipe, flags.OF_RECIPE)
         if command is None:
             return 0
         out = Path(ours.out)

@@ -36,9 +36,6 @@ from jaxcls.training import linear_head, weights_only
 from jaxcls.training.program import Program, batch_shapes
 from jaxcls.training.warm_start import warm_start
 
-OF_TRAINING = ("--workdir", "--fresh", "--dry_run")
-"""Flags that go with a recipe where it is trained, and not here."""
-
 
 def probe(
     config: Config,
@@ -298,10 +295,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if ours.out is None:
             raise UserError("no folder to write: give --out DIR.")
-        for argument in recipe:
-            if (name := argument.partition("=")[0]) in OF_TRAINING:
-                raise UserError(f"{name} is a flag of jaxcls.train: see --help.")
-        command = flags.parse(recipe)
+        command = flags.parse(recipe, flags.OF_RECIPE)
         if command is None:
             return 0
         results = probe(

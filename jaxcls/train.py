@@ -6,6 +6,7 @@ From Python: `train(config, workdir="runs/mine")`.
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -14,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -36,11 +37,12 @@ from jaxcls.training.checkpoint import Checkpoints
 from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.loop import Diverged, Loop
 from jaxcls.training.prefetch import DevicePrefetch, in_calls
-from jaxcls.training.program import Program, Traced, on_all_devices
+from jaxcls.training.program import Program, Traced, input_shape, on_all_devices
 from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
-from jaxcls.training.warm_start import load_teacher, warm_start
+from jaxcls.training.step import Teacher
+from jaxcls.training.warm_start import check_exists, load_teacher, warm_start
 from jaxcls.training.weights_only import refuse_training
 
 COMPLETE, MISTAKE, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
@@ -80,6 +82,10 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
       Diverged: if too many steps in a row were not finite.
     """
     run = open_run(config, Path(workdir).absolute())
+    if fresh or _newest_checkpoint(run.workdir) is None:
+        run.check_weights()
+    if fresh:
+        run.program()  # mistakes that show there shall not cost the earlier run its place
     with StopSignal() as stop, _locked(run.workdir, fresh):
         newest = _newest_checkpoint(run.workdir)
         if newest is not None:
@@ -98,12 +104,16 @@ def dry_run(config: Config) -> None:
     Raises:
       UserError: as train() does.
     """
-    open_run(config, Path()).describe()
+    run = open_run(config, Path("dry run"))
+    run.check_weights()
+    run.describe()
 
 
 def open_run(config: Config, workdir: Path) -> "Run":
     """Checks a config and opens its data."""
     config_lib.validate(config)
+    if config.distill is not None:
+        check_exists("distill.teacher", config.distill.teacher, workdir)
     train_source = _source(config, "train")
     class_names = tuple(train_source.class_names)
     test_source = with_class_names(_source(config, "test"), class_names)
@@ -111,7 +121,49 @@ def open_run(config: Config, workdir: Path) -> "Run":
     # What is saved with the run keeps the words, by which it is compared.
     run_info = _run_info(config, train_source, test_source)
     config = _fitted(config, train_source)
-    return Run(config, plan, workdir, train_source, test_source, run_info)
+    teacher = _teacher(config, run_info)
+    return Run(config, plan, workdir, train_source, test_source, run_info, teacher)
+
+
+def _teacher(config: Config, run_info: dict[str, Any]) -> Teacher | None:
+    """Returns the network to learn from, None if there is none, and notes its weights in
+    `run_info`: a run is continued with the same ones.
+
+    Raises:
+      UserError: if they cannot be had, or are for other classes or images.
+    """
+    distill = config.distill
+    if distill is None:
+        return None
+    class_names = run_info["class_names"]
+    mesh = parallel.make_mesh(config.devices)
+    model, variables, which = load_teacher(
+        distill.teacher,
+        distill.teacher_model,
+        len(class_names),
+        class_names=class_names,
+        platform=parallel.platform(mesh),
+    )
+    shape = input_shape(config.augment, tuple(run_info["image_shape"]))
+    try:
+        jax.eval_shape(lambda images: model.apply(variables, images), jnp.zeros(shape))
+    except Exception as error:  # flax's, JAX's and our own
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the teacher {distill.teacher} cannot take the images that are trained on, "
+            f"{shape[1:]} each: {reason}"
+        ) from None
+    run_info["teacher"] = _digest(variables)
+    print(f"learns from {which}", flush=True)
+    return Teacher(model, variables)
+
+
+def _digest(variables: Any) -> str:
+    """Returns a number for the content of weights, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _source(config: Config, split: Split) -> Source:
@@ -277,6 +329,8 @@ def _check_same_run(
     for name in ("train_source", "test_source"):
         if saved[name] != run_info[name]:
             changed.append(f"{name}: {saved[name]} -> {run_info[name]}")
+    if saved.get("teacher") != run_info.get("teacher"):
+        changed.append("distill.teacher: its weights are others than at the start")
     if saved["class_names"] != run_info["class_names"]:
         changed.append("class names: those of the training split have changed")
     if changed:
@@ -321,6 +375,7 @@ class Run:
       train_source: what is trained on.
       test_source: what is evaluated on.
       run_info: what is saved with every checkpoint.
+      teacher: the network to learn from, its variables on the host; None for none.
     """
 
     config: Config
@@ -329,6 +384,10 @@ class Run:
     train_source: Source
     test_source: Source
     run_info: dict[str, Any]
+    teacher: Teacher | None
+
+    def __post_init__(self) -> None:
+        self._bound: tuple[Program, dict[str, Any]] | None = None
 
     def train(self, newest: Path | None, stop: StopSignal) -> Result:
         """Restores or initialises, compiles, trains and reports.
@@ -346,6 +405,7 @@ class Run:
         shapes = self.constant_shapes(program, constants)
         traced_train = {n: program.trace_train_step(n, shapes) for n in lengths}
         traced_eval = program.trace_eval_step()
+        traced_moments = self._traced_moments(program)
         # Leaving the stack closes what was opened, the last first, however the run ends.
         with contextlib.ExitStack() as stack:
             self._say_what(program)
@@ -387,7 +447,7 @@ class Run:
                 writer=writer,
                 progress=progress,
                 bad_images=bad_images,
-                reestimate=self._reestimate(program, stack),
+                reestimate=self._reestimate(traced_moments, mesh, stack),
                 should_stop=stop,
             )
             del state  # its buffers are donated to the first step
@@ -438,11 +498,19 @@ class Run:
             return self._train_ids(step)
         return bad_images.watched(stack.enter_context(self.train_loader(step)))
 
+    def check_weights(self) -> None:
+        """Raises UserError if the weights to begin with do not exist, or lie in the folder of
+        the run."""
+        source = self.config.model.weights
+        if source is not None:
+            check_exists("model.weights", source, self.workdir)
+
     def describe(self) -> None:
         """Prints what would be trained."""
         config, plan = self.config, self.plan
         program, constants = self.program()
         self._say_what(program)
+        self._traced_moments(program)
         length = max(plan.call_lengths(0))
         shapes = self.constant_shapes(program, constants)
         compiled = program.trace_train_step(length, shapes).compile(
@@ -461,14 +529,20 @@ class Run:
                 program.groups,
                 config.optimizer.peak(config.batch_size),
                 config.optimizer.weight_decay,
+                config.optimizer,
             )
         )
         sources = (self.train_source, self.test_source)
         print(tables.run(config, self.plan, program.mesh, *sources), flush=True)
 
     def program(self) -> tuple[Program, dict[str, Any]]:
-        """Binds the config to the data's shapes and the devices. Also returns what stays on
-        these besides the state: {"teacher": variables}, if there is one to learn from."""
+        """Binds the config to the data's shapes and the devices, once. Also returns what stays
+        on these besides the state: {"teacher": variables}, if there is one to learn from."""
+        if self._bound is None:
+            self._bound = self._bind()
+        return self._bound
+
+    def _bind(self) -> tuple[Program, dict[str, Any]]:
         parallel.enable_compilation_cache()
         if jax.process_count() > 1:
             raise UserError(
@@ -477,17 +551,22 @@ class Run:
             )
         mesh = parallel.make_mesh(self.config.devices)
         image_shape = tuple(self.run_info["image_shape"])
+        num_classes = len(self.run_info["class_names"])
         if self.config.data.placement == "device":
-            num_classes = len(self.run_info["class_names"])
             num_labels = num_classes if self.config.loss.multi_label else None
             num_records = len(self.train_source)
             placement.check_memory(mesh, num_records, image_shape, num_labels)
-        teacher, constants = self._teacher(mesh)
+        self._train_batches()  # raises where the data cannot be drawn as it should
+        teacher = None
+        constants = {}
+        if self.teacher is not None:
+            teacher, variables = self.teacher.model, self.teacher.variables
+            constants["teacher"] = jax.device_put(variables, parallel.replicated(mesh))
         program = Program(
             self.config,
             self.plan,
             mesh=mesh,
-            num_classes=len(self.run_info["class_names"]),
+            num_classes=num_classes,
             image_shape=image_shape,
             teacher=teacher,
         )
@@ -502,35 +581,20 @@ class Run:
             shapes["records"] = program.record_shapes(len(self.train_source))
         return shapes
 
-    def _teacher(self, mesh: Mesh) -> tuple[nn.Module | None, dict[str, Any]]:
-        """Returns the network to learn from, and {"teacher": its variables} on the devices;
-        None and {} where there is none."""
-        distill = self.config.distill
-        if distill is None:
-            return None, {}
-        class_names = self.run_info["class_names"]
-        model, variables = load_teacher(
-            distill.teacher,
-            distill.teacher_model,
-            len(class_names),
-            class_names=class_names,
-            channels=self.run_info["image_shape"][-1],
-            platform=parallel.platform(mesh),
-        )
-        print(f"learns from {distill.teacher}", flush=True)
-        return model, {"teacher": jax.device_put(variables, parallel.replicated(mesh))}
+    def _traced_moments(self, program: Program) -> Traced | None:
+        """Returns the step that estimates batch statistics, if the config asks for it."""
+        asked = self.config.precise_bn is not None
+        return program.trace_moments_step() if asked else None
 
     def _reestimate(
-        self, program: Program, stack: contextlib.ExitStack
+        self, traced: Traced | None, mesh: Mesh, stack: contextlib.ExitStack
     ) -> Reestimate | None:
-        """Returns what estimates batch statistics, if the config asks for it."""
-        if self.config.precise_bn is None:
+        """Returns what estimates batch statistics."""
+        if traced is None:
             return None
-        step = program.trace_moments_step().compile(self.config.deterministic)
+        step = traced.compile(self.config.deterministic).call
         return stack.enter_context(
-            Reestimate(
-                step.call, self.train_source, self.config, self.plan, program.mesh
-            )
+            Reestimate(step, self.train_source, self.config, self.plan, mesh)
         )
 
     def initial(self, program: Program) -> TrainState:

@@ -160,7 +160,7 @@ def test_an_average_begins_a_run_but_is_not_continued(
     assert module.num_classes == 10
     kernel = loaded["params"]["fc"]["kernel"]
     np.testing.assert_array_equal(kernel, before["params/fc/kernel"])
-    _, taught = warm_start.load_teacher(str(out), None, 10)
+    _, taught, _ = warm_start.load_teacher(str(out), None, 10)
     np.testing.assert_array_equal(taught["params"]["fc"]["kernel"], kernel)
 
 

@@ -275,6 +275,13 @@ def test_a_value_out_of_range_is_named(name: str, option: str, value: Any) -> No
 TEACHER = Distillation(teacher="runs/big")
 
 AT_ODDS: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {
+            "optimizer": AdamW(learning_rate=0.1),
+            "decay_schedule": WarmupCosine(),
+        },
+        ["decay_schedule", "weight_decay is 0"],
+    ),
     ({"freeze": ""}, ["freeze is ''", "matches everything"]),
     ({"sam": SAM(rho=0.0)}, ["sam.rho", "not 0.0"]),
     ({"ema": None, "precise_bn": 100}, ["precise_bn", "set ema"]),

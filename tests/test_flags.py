@@ -1,5 +1,6 @@
 """The command line: what it sets, and one sentence for whatever is wrong with it."""
 
+import dataclasses
 import itertools
 import re
 import shlex
@@ -10,10 +11,24 @@ import pytest
 
 from jaxcls import config as config_lib
 from jaxcls import flags
-from jaxcls.config import Config
+from jaxcls.augment import FiveCrops
+from jaxcls.config import Config, Distillation
 from jaxcls.duration import epochs, examples, fraction, steps
 from jaxcls.errors import UserError
-from jaxcls.optim import LAMB, AdaptiveClip, ClipNorm, Linear
+from jaxcls.optim import (
+    EMA,
+    LAMB,
+    AdaptiveClip,
+    ClipNorm,
+    ClipValue,
+    Exponential,
+    Freeze,
+    Group,
+    Linear,
+    MultiStep,
+    OneCycle,
+    Step,
+)
 from jaxcls.training.loss import Focal
 
 ROOT = Path(__file__).parent.parent
@@ -253,8 +268,28 @@ def test_a_kind_where_there_was_none_and_none_where_there_was_one() -> None:
         ("--config.optimizer=LAMP", ["'LAMP'", "Did you mean 'LAMB'?", "AdamW"]),
         ("--config.optimizer=None", ["'None' none of its kinds"]),
         ("--config.clip=2", ["'2' none of its kinds", "ClipNorm, ", "None"]),
-        ("--config.distill=Distillation", ["needs teacher", "in the recipe"]),
-        ("--config.optimizer=Optax", ["needs direction"]),
+        (
+            "--config.clip=ClipValue",
+            ["clip=ClipValue needs max_value: give --config.clip.max_value="],
+        ),
+        (
+            "--config.distill=Distillation",
+            ["needs teacher: give --config.distill.teacher="],
+        ),
+        ("--config.optimizer=Optax", ["needs direction", "in the recipe"]),
+        ("--config.schedule=Piecewise", ["needs points", "in the recipe"]),
+        (
+            "--config.distill.teacher=runs/big",
+            ["config.distill is None", "first --config.distill=Distillation."],
+        ),
+        (
+            "--config.clip.max_value=2",
+            ["config.clip is None", "first --config.clip=ClipValue."],
+        ),
+        (
+            "--config.schedule.period=2 epochs",
+            ["config.schedule is WarmupCosine", "=CosineRestarts", "Exponential have"],
+        ),
         ("--config.augment=ClipNorm", ["options of its own", "edit the recipe"]),
     ],
 )
@@ -262,6 +297,105 @@ def test_a_kind_that_cannot_be_chosen(argument: str, words: list[str]) -> None:
     said = sentence(LENET, argument)
     for word in words:
         assert word in said
+
+
+KINDS: list[tuple[list[str], str, Any]] = [
+    (["clip=ClipValue", "clip.max_value=0.5"], "clip", ClipValue(max_value=0.5)),
+    (["clip.max_value=0.5", "clip=ClipValue"], "clip", ClipValue(max_value=0.5)),
+    # The last choice counts.
+    (["clip=ClipNorm", "clip=clipvalue", "clip.max_value=3"], "clip", None),
+    (["clip=ClipValue", "clip=None"], "clip", None),
+    (["ema.decay=0.9", "ema=None"], "ema", None),
+    (["ema=None", "ema=EMA", "ema.decay=0.9"], "ema", EMA(decay=0.9)),
+    (
+        ["distill=Distillation", "distill.teacher=runs/big", "distill.alpha=0.5"],
+        "distill",
+        Distillation(teacher="runs/big", alpha=0.5),
+    ),
+    (["schedule=Step", "schedule.period=2 epochs"], "schedule", None),
+    (
+        ["schedule.decay=0.9", "schedule=Exponential", "schedule.period=3 steps"],
+        "schedule",
+        None,
+    ),
+    (
+        ["schedule=MultiStep", "schedule.milestones=('30 epochs', '5 steps')"],
+        "schedule",
+        None,
+    ),
+    (["eval_views=FiveCrops", "eval_views.size=24"], "eval_views", None),
+]
+MADE = {
+    "clip=clipvalue": ClipValue(max_value=3.0),
+    "schedule=Step": Step(period=epochs(2)),
+    "schedule=Exponential": Exponential(period=steps(3), decay=0.9),
+    "schedule=MultiStep": MultiStep(milestones=(epochs(30), steps(5))),
+    "eval_views=FiveCrops": FiveCrops(size=24),
+}
+
+
+@pytest.mark.parametrize(("choice", "path", "made"), KINDS, ids=str)
+def test_a_kind_that_needs_options_gets_them_from_the_same_command(
+    choice: list[str], path: str, made: Any
+) -> None:
+    found = getattr(command(LENET, *(f"--config.{o}" for o in choice)).config, path)
+    for word in choice:
+        made = MADE.get(word, made)
+    if path == "schedule":  # the recipe's warm-up is kept
+        made = dataclasses.replace(made, warmup=command(LENET).config.schedule.warmup)
+    assert found == made
+
+
+def test_a_kind_keeps_only_what_it_accepts() -> None:
+    assert command(LENET).config.schedule.warmup.value > 0
+    found = command(LENET, "--config.schedule=OneCycle").config.schedule
+    assert found == OneCycle()
+    every = "--config.schedule.every=epoch"
+    found = command(LENET, "--config.schedule=OneCycle", every).config.schedule
+    assert found == OneCycle(every="epoch")
+    # But what is typed is not left out.
+    said = sentence(
+        LENET, "--config.schedule=OneCycle", "--config.schedule.warmup=2 steps"
+    )
+    assert "must be 0 steps with OneCycle" in said
+
+
+def test_none_is_no_misspelling() -> None:
+    assert "Did you mean" not in sentence(LENET, "--config.optimizer=None")
+
+
+STAGED = RECIPE.replace(
+    "batch_size=8",
+    "batch_size=8, freeze=(Freeze(pattern='a'), Freeze(pattern='b')), "
+    "groups=(Group(pattern='c'),)",
+).replace("import SGD", "import SGD, Freeze, Group")
+
+
+@pytest.mark.parametrize(
+    ("argument", "freeze", "groups"),
+    [
+        ("freeze=None", None, 1),
+        ("freeze=none", None, 1),
+        ("freeze=Conv", "Conv", 1),
+        ("freeze=()", (), 1),
+        ("groups=()", 2, 0),
+        ("freeze[1].pattern=x", 2, 1),
+    ],
+)
+def test_a_tuple_of_parts_is_replaced_by_what_has_none(
+    argument: str, freeze: Any, groups: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(STAGED)
+    config = command(f"--config={file}", f"--config.{argument}").config
+    if freeze == 2:
+        last = "x" if "pattern" in argument else "b"
+        freeze = (Freeze(pattern="a"), Freeze(pattern=last))
+    assert config.freeze == freeze
+    assert config.groups == (Group(pattern="c"),) * groups
+    said = sentence(f"--config={file}", "--config.groups=None")
+    assert "config.groups is a part of the recipe" in said
+    assert "in the recipe; '()'" in sentence(LENET, "--config.groups=('fc',)")
 
 
 def test_a_dry_run_is_asked_for() -> None:
@@ -321,6 +455,53 @@ def test_help_shows_values_that_can_be_typed_back(
     assert len(argv) == len(shown)
     assert command(recipe, *argv).config == config
     assert command(other).config != config
+
+
+def test_help_lists_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flags.parse([LENET, "--help"]) is None
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    clip = next(i for i, line in enumerate(lines) if line.startswith("--config.clip="))
+    assert lines[clip] == "--config.clip=None  (Clip or None)"
+    assert lines[clip + 2] == "kinds: ClipNorm, ClipValue, AdaptiveClip, None"
+    for path, kind, kinds in (
+        ("optimizer", "SGD", {"AdamW", "LAMB", "Muon"}),
+        ("schedule", "WarmupCosine", {"OneCycle", "Piecewise"}),
+        ("data", "Digits", {"Cifar10", "ImageFolder"}),
+    ):
+        start = f"{path}: {kind}. "
+        place = next(i for i, line in enumerate(lines) if line.startswith(start))
+        listed = lines[place + 1]
+        assert listed.startswith("kinds: ") and f"--config.{path}=KIND" in listed
+        names = set(listed.removeprefix("kinds: ").partition(" (")[0].split(", "))
+        assert kinds | {kind} <= names
+
+
+def test_help_after_a_choice_lists_what_is_still_to_be_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert flags.parse([LENET, "--config.clip=ClipValue", "--help"]) is None
+    text = capsys.readouterr().out
+    assert "  --config.clip.max_value=...  (float)\n" in text
+    assert flags.meaning(ClipValue, "max_value") in text
+    choice = [LENET, "--config.schedule=MultiStep", "--help"]
+    milestones = "--config.schedule.milestones=('2 epochs', '3 steps')"
+    assert flags.parse([*choice, milestones]) is None
+    (shown,) = re.findall(r"  (--config\S+milestones=.*)  \(", capsys.readouterr().out)
+    assert shlex.split(shown) == [milestones]  # as it was typed
+
+
+@pytest.mark.parametrize(
+    "argument", ["--fresh", "-fresh", "--dry_run", "--workdir=x", "--workdir"]
+)
+def test_a_command_that_does_not_train_refuses_the_flags_of_training(
+    argument: str,
+) -> None:
+    with pytest.raises(UserError, match=r"^--\w+ is a flag of jaxcls\.train: see"):
+        flags.parse([LENET, argument], flags.OF_RECIPE)
+    assert flags.parse([LENET, "--config.seed=3"], flags.OF_RECIPE) is not None
+    with pytest.raises(UserError) as error:
+        flags.parse([LENET, "--frsh"], flags.OF_RECIPE)
+    assert "Did you mean" not in str(error.value)
 
 
 # Mistakes

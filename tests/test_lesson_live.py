@@ -220,7 +220,7 @@ class TorchClipNorm(ClipNorm):
 
     def link(self) -> optax.GradientTransformation:
         def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-            factor = self.max_norm / (optax.global_norm(grads) + 1e-6)
+            factor = self.max_norm / (optax.tree.norm(grads) + 1e-6)
             factor = jnp.minimum(factor, 1)
             return jax.tree.map(lambda grad: grad * factor, grads), state
 

@@ -1,13 +1,14 @@
 """Whole runs: early stopping, estimated statistics, distillation, dry runs, averages."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jaxcls.augment import HorizontalFlip
+from jaxcls.augment import HorizontalFlip, Resize
 from jaxcls.config import Config, Distillation, StopEarly
 from jaxcls.data import Digits
 from jaxcls.data.loader import TrainBatches
@@ -15,12 +16,11 @@ from jaxcls.data.sources import ArraySource, Source, Split
 from jaxcls.duration import fraction, steps
 from jaxcls.errors import UserError
 from jaxcls.evaluate import evaluate_checkpoint
-from jaxcls.optim import EMA, Constant, Group, WarmupCosine
+from jaxcls.optim import EMA, AdamW, Constant, Group, WarmupCosine
 from jaxcls.preview import preview, words
 from jaxcls.report.writers import read_metrics
 from jaxcls.train import dry_run, main, train
 from jaxcls.training.loss import MultiLabelAsymmetric, MultiLabelBinaryCrossEntropy
-from jaxcls.training.warm_start import load_teacher
 from tests import commands
 from tests.training.test_loop import train_and_stop
 
@@ -115,6 +115,7 @@ def test_a_stopped_run_goes_on_with_the_same_rates(
     config = tiny(
         schedule=WarmupCosine(warmup=steps(7), every="epoch", end=0.1),
         decay_schedule=Constant(warmup=fraction(0.5)),
+        optimizer=AdamW(learning_rate=0.01, weight_decay=0.1),
     )
     config.log.every = steps(1)
     train(config, tmp_path / "whole")
@@ -146,14 +147,77 @@ def test_a_run_teaches_another(
     )
     student.optimizer.learning_rate = 0.05
     assert train(student, tmp_path / "student").metrics["eval/top1"] > 0.75
-    assert f"learns from {tmp_path / 'teacher'}" in capsys.readouterr().out
-    # The rules that a teacher of other images breaks.
-    with pytest.raises(UserError, match="takes images of 1 channels"):
-        load_teacher(str(tmp_path / "teacher"), None, 10, channels=3)
+    said = capsys.readouterr().out
+    assert "learns from the raw weights of step 100 in" in said
     student.distill = Distillation(teacher=str(tmp_path / "nobody"))
     with pytest.raises(UserError, match="nobody"):
         train(student, tmp_path / "none")
     assert not (tmp_path / "none").exists() or not any((tmp_path / "none").iterdir())
+
+
+def test_a_run_keeps_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        train(tiny(duration=steps(10), seed=seed), tmp_path / f"teacher-{seed}")
+    name = tmp_path / "teacher"
+    shutil.copytree(tmp_path / "teacher-0", name)
+    student = tiny(distill=Distillation(teacher=str(name)))
+    train_and_stop(student, tmp_path / "student", monkeypatch, at=17)
+    shutil.rmtree(name)
+    shutil.copytree(tmp_path / "teacher-1", name)
+    with pytest.raises(UserError, match="distill.teacher: its weights are others"):
+        train(student, tmp_path / "student")
+    shutil.rmtree(name)
+    shutil.copytree(tmp_path / "teacher-0", name)
+    assert train(student, tmp_path / "student").complete
+
+
+def test_a_teacher_of_other_images_or_in_the_way(tmp_path: Path) -> None:
+    train(tiny(duration=steps(10)), tmp_path / "teacher")
+    student = tiny(distill=Distillation(teacher=str(tmp_path / "teacher")))
+    with pytest.raises(UserError, match="lies in the run's own folder"):
+        train(student, tmp_path / "teacher", fresh=True)
+    assert (tmp_path / "teacher" / "checkpoints" / "10").exists()
+    student.augment = (Resize(size=16), *student.augment)
+    student.eval_transform = student.augment
+    with pytest.raises(UserError, match=r"the teacher .* cannot take .*\(16, 16, 1\)"):
+        train(student, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"head_rate": 10.0}, "attribute HEADS"),
+        ({"layer_decay": 0.5}, r"method layers\(\)"),
+        ({"accumulate": 48, "devices": 8}, "parts of 1 images"),
+        ({"freeze": "nothing"}, "'nothing' is found in none"),
+    ],
+)
+def test_a_mistake_costs_no_earlier_run(
+    options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    train(tiny(duration=steps(10)), tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=words):
+        train(tiny(**options), tmp_path / "run", fresh=True)
+    with pytest.raises(UserError, match=words):
+        dry_run(tiny(**options))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_evaluations_that_decide_about_the_end_may_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(stop_early=StopEarly(patience=steps(20), min_delta=0.9))
+    train_and_stop(config, tmp_path / "run", monkeypatch, at=12)
+    config.evaluation.every = steps(20)
+    with pytest.raises(UserError, match=r"evaluation\.every"):
+        train(config, tmp_path / "run")
+    config.evaluation.every = steps(10)
+    config.evaluation.batch_size = 32
+    assert train(config, tmp_path / "run").step == 30
 
 
 # --------------------------------------------------------------------------------- dry runs
@@ -188,6 +252,8 @@ def test_a_dry_run_by_command(
     assert "never" in capsys.readouterr().out
     assert main([*arguments, "--config.freeze=conv1"]) == 2
     assert "Conv_0" in capsys.readouterr().err
+    assert main([*arguments, "--config.model.weights=nonsense"]) == 2
+    assert "no file or folder nonsense" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -124,7 +124,7 @@ def test_a_run_says_so_and_its_weights_start_another(
     assert said[2:] == ["the head fc is new: 3 classes, not 10"]
     # It teaches, if its classes are the data's.
     digits = tuple("0123456789")
-    module, variables = load_teacher(
+    module, variables, which = load_teacher(
         str(first), None, 10, class_names=digits, platform="gpu"
     )
     assert module.dtype == jnp.bfloat16  # type: ignore[attr-defined]
@@ -248,7 +248,7 @@ def test_published_weights_teach_with_their_constants(
     monkeypatch.setattr("jaxcls.models.pretrained.fetch", lambda weights: path)
     teacher: Any
     for given in (None, "efficientnet_b0"):
-        teacher, variables = load_teacher(name, given, 1000)
+        teacher, variables, _ = load_teacher(name, given, 1000)
         assert (teacher.padding, teacher.bn_epsilon) == ("same", 1e-3)
         assert set(variables["params"]) == set(zeros["params"])
     with pytest.raises(UserError, match="tells 1000 classes apart, the data has 10:"):

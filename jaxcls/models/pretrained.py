@@ -272,7 +272,9 @@ def fit(
     new = traverse_util.flatten_dict(dict(target), sep="/")
     old = traverse_util.flatten_dict(dict(loaded), sep="/")
     said = []
-    for head in module.HEADS:
+    # A user's own network need not tell its heads and its stem.
+    heads = getattr(module, "HEADS", ())
+    for head in heads:
         kernel = f"params/{head}/kernel"
         if kernel in old and kernel in new:
             before, after = old[kernel].shape[-1], new[kernel].shape[-1]
@@ -280,7 +282,7 @@ def fit(
                 for leaf in ("kernel", "bias"):
                     old[f"params/{head}/{leaf}"] = new[f"params/{head}/{leaf}"]
                 said.append(f"the head {head} is new: {after} classes, not {before}")
-    for head in dict.fromkeys(head.split("/")[0] for head in module.HEADS[1:]):
+    for head in dict.fromkeys(head.split("/")[0] for head in heads[1:]):
         parts = (f"params/{head}/", f"batch_stats/{head}/")
         has, wants = (
             any(path.startswith(parts) for path in paths) for paths in (old, new)
@@ -291,7 +293,7 @@ def fit(
         elif wants and not has:
             old |= {path: new[path] for path in new if path.startswith(parts)}
             said.append(f"the auxiliary head {head} is new: the weights have none")
-    stem = f"params/{module.STEM}/kernel"
+    stem = f"params/{getattr(module, 'STEM', '')}/kernel"
     if stem in old and stem in new:
         before, after = old[stem].shape[2], new[stem].shape[2]
         if before != after:

@@ -60,6 +60,10 @@ def chain(
       groups: what each parameter's rate and decay are multiplied by, and what is frozen.
       decay_schedule: the factor of the weight decay for each step; None keeps it.
       run: the length of the run, total_steps included.
+
+    Raises:
+      UserError: if options of `clip`, or in its `init` those of the optimizer, do not fit the
+        parameters.
     """
     rate = learning_rate(optimizer, schedule, run)
     links = Links(
@@ -70,12 +74,22 @@ def chain(
         rate=scale_by_rate(rate, groups),
         decays=groups.decays,
     )
-    parts = [] if clip is None else [clip.link()]
+    parts = []
+    if clip is not None:
+        clip.check_groups(groups)
+        parts.append(clip.link())
     if any(one.thaws_at != 0 for one in groups.by_path.values()):
         parts = [drop_frozen(groups), *parts, in_stages(optimizer, links, groups)]
     else:
         parts.append(optimizer.transformation(links))
-    return optax.with_extra_args_support(optax.chain(*parts))
+    whole = optax.with_extra_args_support(optax.chain(*parts))
+
+    def init(params: Any) -> optax.OptState:
+        # Here because only here are all shapes known: a link in stages sees some of them.
+        optimizer.check_params(params)
+        return whole.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, whole.update)
 
 
 def add_decay(

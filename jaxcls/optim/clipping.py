@@ -9,7 +9,7 @@ import jax
 import optax
 
 from jaxcls.errors import UserError
-from jaxcls.optim.groups import path_of
+from jaxcls.optim.groups import Groups, check_found, path_of
 from jaxcls.optim.optimizers import check_pattern
 
 
@@ -20,6 +20,13 @@ class Clip(abc.ABC):
     @abc.abstractmethod
     def link(self) -> optax.GradientTransformation:
         """Returns the link from gradients to clipped gradients."""
+
+    def check_groups(self, groups: Groups) -> None:
+        """Raises UserError if an option does not fit the network.
+
+        Args:
+          groups: the treatment of each of its parameters.
+        """
 
     @abc.abstractmethod
     def validate(self) -> None:
@@ -78,7 +85,7 @@ class AdaptiveClip(Clip):
       epsilon: the least that the norm of weights counts as, so that those of 0 can move; above 0.
       exclude: a regular expression, searched in the paths of parameters ("fc/kernel"), of those
         that are not clipped; the paper leaves out the classifier, "^fc/" where it is called so.
-        None clips all.
+        It must be found in some, and leave something that is trained. None clips all.
     """
 
     clipping: float = 0.01
@@ -96,6 +103,20 @@ class AdaptiveClip(Clip):
         return jax.tree_util.tree_map_with_path(
             lambda keys, leaf: not pattern.search(path_of(keys)), tree
         )
+
+    def check_groups(self, groups: Groups) -> None:
+        if self.exclude is None:
+            return
+        check_found("clip.exclude", self.exclude, list(groups.by_path))
+        trained = [
+            name for name, one in groups.by_path.items() if one.thaws_at is not None
+        ]
+        if all(re.search(self.exclude, name) for name in trained):
+            raise UserError(
+                f"clip.exclude '{self.exclude}' leaves nothing to clip: it is found in all "
+                f"{len(trained)} parameters that are trained. Let it name some only, as '^fc/' "
+                "does the layer fc, or set clip to None."
+            )
 
     def validate(self) -> None:
         _above_zero("clipping", self.clipping)

@@ -25,7 +25,7 @@ class EMA:
         half_life says it.
       half_life: training after which the weights of now still make up half of the average,
         once it is warmed up; None where decay says it.
-      every: steps between updates of the average, 1 or more. `decay` is that of one update,
+      every: steps between updates of the average, 1 or more and fewer than the run has. `decay` is that of one update,
         so that with another `every` the average looks back over another time; `half_life`
         stays what it is.
       warm_up: keep at most (1 + t) / (10 + t) of the old average at update t, counted from 0,
@@ -61,8 +61,14 @@ class EMA:
         For a half-life of h steps the decay is 2^(-every / h).
 
         Raises:
-          UserError: if the half-life comes to less than a step.
+          UserError: if the half-life comes to less than a step, or `every` to the whole run.
         """
+        if run.total_steps is not None and self.every >= run.total_steps:
+            raise UserError(
+                f"EMA.every is {self.every} steps in a run of {run.total_steps}: the average "
+                "would be the initial weights until the end. Make it shorter, or set ema to "
+                "None."
+            )
         if self.half_life is None:
             assert self.decay is not None
             return 1 - self.decay

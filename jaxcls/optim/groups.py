@@ -215,8 +215,8 @@ def resolve(
       run: its length.
 
     Raises:
-      UserError: for a pattern without any parameter, a Freeze that outlasts the run, and where
-        nothing is trained.
+      UserError: for a pattern without any parameter, a parameter that is not in one of the
+        layers, a Freeze that outlasts the run, and where nothing is trained.
     """
     dimensions = {
         path_of(keys): len(leaf.shape)
@@ -269,9 +269,10 @@ def _depth_rates(
             if any(_is_in(name, module) for module in modules)
         ]
         if len(depths) != 1:
-            raise ValueError(
-                f"the parameter {name} belongs to {len(depths)} of the network's layers; it "
-                "must belong to one."
+            raise UserError(
+                f"layer_decay: the parameter {name} belongs to {len(depths)} of the "
+                f"{len(layers)} layers that the network's layers() gives, but it must belong to "
+                "one: name its module in exactly one of them, or set layer_decay to None."
             )
         rates[name] = layer_decay ** (len(layers) - 1 - depths[0])
     return rates
@@ -284,9 +285,10 @@ def _thaw(freeze: Freeze, run: RunLength) -> int | None:
     assert run.total_steps is not None
     step = freeze.until.to_steps(run)
     if not 0 < step < run.total_steps:
+        in_steps = "" if freeze.until.unit == "steps" else f", or {step} steps,"
         raise UserError(
-            f"Freeze.until of '{freeze.pattern}' is {freeze.until}, or {step} steps, in a run "
-            f"of {run.total_steps}: it must be at least one step and end before the run; "
+            f"Freeze.until of '{freeze.pattern}' is {freeze.until}{in_steps} in a run of "
+            f"{run.total_steps} steps: it must be at least one step and end before the run; "
             "write None to freeze for all of it."
         )
     return step
@@ -296,16 +298,27 @@ def _check_options(options: tuple[Group | Freeze, ...], names: list[str]) -> Non
     """Raises UserError for values out of range, and for a pattern found in no name."""
     for option in options:
         option.validate()
-        if not any(re.search(option.pattern, name) for name in names):
-            raise UserError(
-                f"{type(option).__name__}.pattern '{option.pattern}' is found in none of the "
-                f"network's {len(names)} parameters.{_closest_parts(option.pattern, names)} "
-                f"They are called '{names[0]}', '{names[len(names) // 2]}', '{names[-1]}' and "
-                "so on."
-            )
+        check_found(f"{type(option).__name__}.pattern", option.pattern, names)
 
 
-def _closest_parts(pattern: str, names: list[str]) -> str:
+def check_found(option: str, pattern: str, names: Sequence[str]) -> None:
+    """Raises UserError if a pattern is found in no name.
+
+    Args:
+      option: that the pattern is of, "Group.pattern".
+      pattern: a regular expression.
+      names: paths of the parameters that the option is for, one at least.
+    """
+    if any(re.search(pattern, name) for name in names):
+        return
+    raise UserError(
+        f"{option} '{pattern}' is found in none of the network's {len(names)} parameters."
+        f"{_closest_parts(pattern, names)} They are called '{names[0]}', "
+        f"'{names[len(names) // 2]}', '{names[-1]}' and so on."
+    )
+
+
+def _closest_parts(pattern: str, names: Sequence[str]) -> str:
     """Returns " Did you mean 'fc' or 'fc/kernel'?" for the parts of paths like a pattern."""
     parts = [name.split("/") for name in names]
     pieces = {

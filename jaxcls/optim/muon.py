@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.errors import UserError
-from jaxcls.optim.groups import path_of
+from jaxcls.optim.groups import check_found, path_of
 from jaxcls.optim.optimizers import (
     Links,
     MomentumDtype,
@@ -24,6 +24,10 @@ from jaxcls.optim.optimizers import (
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x^3 and x^5 that Jordan chose: steepest at 0, and after five rounds every
 singular value of a matrix of norm 1 that is not tiny lies near 0.7..1.2."""
+
+
+USUAL_HEADS = "(^|/)(fc|fc8|output|head|classifier|aux[0-9]/fc2)/"
+"""Where classifiers usually are: as a default, this may be found in no kernel of a network."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -52,8 +56,8 @@ class Muon(Optimizer):
         equation 4): at 0.2 a rate and decay tuned for AdamW fit, with adam_rate 1; None for
         Jordan's factor.
       exclude: a regular expression, searched in the paths of kernels ("fc/kernel"), of those that
-        AdamW trains too; Jordan leaves it the classifier, here the usual names of one. None
-        leaves it no kernels.
+        AdamW trains too; Jordan leaves it the classifier, here the usual names of one. Another
+        one must be found in a kernel, and leave Muon one. None leaves AdamW no kernels.
       adam_rate: AdamW's rate as a multiple of the rate, above 0; Jordan's is 3e-4 beside 0.02.
       beta1: share that AdamW's mean of the gradients keeps, 0..1.
       beta2: share that AdamW's mean of their squares keeps, 0..1.
@@ -66,7 +70,7 @@ class Muon(Optimizer):
     rounds: int = 5
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     consistent_rms: float | None = None
-    exclude: str | None = "(^|/)(fc|fc8|output|head|classifier|aux[0-9]/fc2)/"
+    exclude: str | None = USUAL_HEADS
     adam_rate: float = 0.015
     beta1: float = 0.9
     beta2: float = 0.95
@@ -92,14 +96,36 @@ class Muon(Optimizer):
     def _by_adam(self, params: Any) -> Any:
         """Returns a tree of bools like `params`: which of them AdamW trains."""
 
-        def by_adam(keys: Any, leaf: jax.Array) -> bool:
-            if leaf.ndim < 2 or leaf.shape[-2] == 1:
-                return True
-            return self.exclude is not None and bool(
-                re.search(self.exclude, path_of(keys))
-            )
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: self._is_by_adam(path_of(keys), leaf.shape), params
+        )
 
-        return jax.tree_util.tree_map_with_path(by_adam, params)
+    def _is_by_adam(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether AdamW trains a parameter."""
+        if len(shape) < 2 or shape[-2] == 1:
+            return True
+        return self.exclude is not None and bool(re.search(self.exclude, path))
+
+    def trains(self, path: str, shape: tuple[int, ...]) -> tuple[str, float]:
+        if self._is_by_adam(path, shape):
+            return "AdamW", self.adam_rate
+        return "Muon", 1.0
+
+    def check_params(self, params: Any) -> None:
+        if self.exclude is None or self.exclude == USUAL_HEADS:
+            return
+        shapes = {
+            path_of(keys): leaf.shape
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
+        kernels = [path for path, shape in shapes.items() if len(shape) > 1]
+        check_found("optimizer.exclude", self.exclude, kernels or list(shapes))
+        if all(self._is_by_adam(path, shapes[path]) for path in kernels):
+            raise UserError(
+                f"optimizer.exclude '{self.exclude}' leaves Muon nothing: AdamW would train "
+                f"all {len(kernels)} kernels. Let it name some only, as '^fc/' does the layer "
+                "fc, or take AdamW as optimizer."
+            )
 
     def _parts(self, params: Any) -> Any:
         """Returns a tree like `params` of what trains each: "adam" or "muon"."""

@@ -86,6 +86,23 @@ class Optimizer(abc.ABC):
         """Returns the link from clipped gradients to the update that is added to the
         parameters."""
 
+    def trains(self, path: str, shape: tuple[int, ...]) -> tuple[str, float]:
+        """Returns the name of the algorithm that trains a parameter, and what that multiplies
+        the learning rate by, groups aside.
+
+        Args:
+          path: of the parameter, "fc/kernel".
+          shape: of the parameter.
+        """
+        return type(self).__name__, 1.0
+
+    def check_params(self, params: Any) -> None:
+        """Raises UserError if an option does not fit the network.
+
+        Args:
+          params: all its parameters, or their jax.ShapeDtypeStruct.
+        """
+
     def average(self, opt_state: optax.OptState, params: Any) -> Any:
         """Returns the weights to evaluate with, a tree like `params`; only called where
         `averages` is True.

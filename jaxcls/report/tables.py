@@ -1,6 +1,7 @@
 """What a run says about itself at its start and at its end."""
 
 import collections
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from jaxcls.config import Config, Plan
 from jaxcls.data.sources import Source
 from jaxcls.optim.chain import weight_decay
 from jaxcls.optim.groups import Groups, Treatment, path_of
+from jaxcls.optim.optimizers import Optimizer
 from jaxcls.report.plot import schedule_plot
 from jaxcls.training.state import TrainState
 
 
 def parameters(
-    params: Any, groups: Groups, peak_rate: float, weight_decay: float
+    params: Any,
+    groups: Groups,
+    peak_rate: float,
+    weight_decay: float,
+    optimizer: Optimizer,
 ) -> str:
     """Returns the table of parameters, and below it what is done with which of them.
 
@@ -29,53 +35,86 @@ def parameters(
       groups: the treatment of each.
       peak_rate: learning rate at the peak of the schedule, before multipliers.
       weight_decay: of the optimizer, before multipliers.
+      optimizer: what trains them.
     """
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    return f"{table}\n{treatments(params, groups, peak_rate, weight_decay)}"
+    rows = treatments(params, groups, peak_rate, weight_decay, optimizer)
+    return f"{table}\n{rows}"
 
 
 def treatments(
-    params: Any, groups: Groups, peak_rate: float, weight_decay: float
+    params: Any,
+    groups: Groups,
+    peak_rate: float,
+    weight_decay: float,
+    optimizer: Optimizer,
 ) -> str:
-    """Returns a table with a line for each combination of learning rate, weight decay and
-    thaw: how many values and arrays have it, and which.
+    """Returns a table with a line for each combination of learning rate, weight decay, thaw
+    and, where the optimizer is made of several, the one that trains: how many values and arrays
+    have it, and which.
 
     What is frozen comes last, the layers with the highest rate first. Takes what parameters()
     takes.
     """
-    members: dict[Treatment, list[tuple[str, int]]] = collections.defaultdict(list)
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-        one = groups.by_path[path_of(keys)]
-        if one.thaws_at is None:  # its rate and decay say nothing
-            one = Treatment(thaws_at=None)
-        members[one].append((path_of(keys), leaf.size))
-    lines = [("learning rate", "weight decay", "trained", "values", "arrays", "which")]
-    for one in sorted(members, key=_order):
-        found = members[one]
-        frozen = one.thaws_at is None
-        when = f"from step {one.thaws_at:,}" if one.thaws_at else "always"
+    members = _members(params, groups, optimizer)
+    columns = ["learning rate", "weight decay", "trained", "values", "arrays"]
+    lines = [["by", *columns, "which"]]
+    for treatment, by in sorted(members, key=_order):
+        found = members[treatment, by]
+        frozen = treatment.thaws_at is None
+        thaw = treatment.thaws_at
+        when = f"from step {thaw:,}" if thaw else "always"
         lines.append(
-            (
-                "-" if frozen else f"{one.rate * peak_rate:.4g}",
-                "-" if frozen else f"{one.decay * weight_decay:.4g}",
+            [
+                by,
+                "-" if frozen else f"{treatment.rate * peak_rate:.4g}",
+                "-" if frozen else f"{treatment.decay * weight_decay:.4g}",
                 "never" if frozen else when,
                 f"{sum(size for _, size in found):,}",
                 f"{len(found):,}",
                 _summary([name for name, _ in found]),
-            )
+            ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    if len({by for _, by in members} - {"-"}) < 2:  # it goes without saying
+        lines = [line[1:] for line in lines]
+    return _aligned(lines)
+
+
+def _members(
+    params: Any, groups: Groups, optimizer: Optimizer
+) -> dict[tuple[Treatment, str], list[tuple[str, int]]]:
+    """Returns (treatment, what trains it) -> the paths and sizes of the parameters. The rate
+    is that of the groups times the optimizer's own multiplier."""
+    members = collections.defaultdict(list)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_of(keys)
+        one = groups.by_path[path]
+        by, multiplier = optimizer.trains(path, leaf.shape)
+        if one.thaws_at is None:  # its rate and decay say nothing
+            key = (Treatment(thaws_at=None), "-")
+        else:
+            key = (dataclasses.replace(one, rate=one.rate * multiplier), by)
+        members[key].append((path, leaf.size))
+    return members
+
+
+def _order(one: tuple[Treatment, str]) -> tuple[Any, ...]:
+    """Returns what the table is sorted by: what never thaws last, the highest rate first."""
+    treatment, by = one
+    thaw = float("inf") if treatment.thaws_at is None else treatment.thaws_at
+    return (thaw, -treatment.rate, -treatment.decay, by)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """Returns the lines of a table, each column but the last aligned on the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=False))
-        + f"  {line[-1]}"
+        "  ".join(
+            [f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)][:-1]
+            + line[-1:]
+        )
         for line in lines
     )
-
-
-def _order(one: Treatment) -> tuple[float, ...]:
-    """Returns what the table is sorted by: what never thaws last, the highest rate first."""
-    thaw = float("inf") if one.thaws_at is None else one.thaws_at
-    return (thaw, -one.rate, -one.decay)
 
 
 def _summary(names: list[str]) -> str:

@@ -70,7 +70,8 @@ class Loss(abc.ABC):
             )
 
     def check_classes(self, num_classes: int) -> None:
-        """Raises UserError if there are numbers for other than `num_classes` classes."""
+        """Raises UserError if options do not fit `num_classes` classes, as numbers for more or
+        fewer of them."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) != num_classes:
@@ -189,6 +190,11 @@ class SoftmaxCrossEntropy(_SingleLabel):
             priors and all(0 < prior < math.inf for prior in priors)
         ):
             raise UserError(f"loss.class_priors must all be above 0, not {priors}.")
+        if priors != "auto" and self.logit_adjustment == 0:
+            raise UserError(
+                "loss.class_priors are given, but loss.logit_adjustment is 0 and uses none: set "
+                'it above 0 (1 is usual), or loss.class_priors to "auto".'
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -202,8 +208,8 @@ class BinaryCrossEntropy(_SingleLabel):
     https://arxiv.org/abs/1901.05555, equation 10).
 
     Attributes:
-      target_threshold: targets above it become 1 and all others 0, after smoothing, 0..1; None
-        leaves mixed targets soft.
+      target_threshold: targets above it become 1 and all others 0, after smoothing, 0..1; it
+        tells the class of a whole image from the others. None leaves mixed targets soft.
       over_classes: whether an image's loss is the sum or the mean over the classes.
     """
 
@@ -230,6 +236,21 @@ class BinaryCrossEntropy(_SingleLabel):
             raise UserError(
                 "loss.target_threshold must lie in 0..1, below 1, or be None, not "
                 f"{threshold}."
+            )
+
+    def check_classes(self, num_classes: int) -> None:
+        super().check_classes(num_classes)
+        threshold = self.target_threshold
+        if threshold is None or num_classes < 2:
+            return
+        smoothed = _smoothed(jnp.eye(1, num_classes), self.label_smoothing)[0]
+        own, other = float(smoothed[0]), float(smoothed[1])
+        if not other <= np.float32(threshold) < own:
+            raise UserError(
+                f"loss.target_threshold {threshold} makes all targets alike: with "
+                f"loss.label_smoothing {self.label_smoothing} and {num_classes} classes a whole "
+                f"image's own class has the target {own:.4g} and the others {other:.4g}. Choose "
+                "a threshold between them, or smooth less."
             )
 
 

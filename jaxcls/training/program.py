@@ -146,6 +146,21 @@ def layers(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return model.layers()
 
 
+def heads(model: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of a network's last layers.
+
+    Raises:
+      UserError: if the network does not know them.
+    """
+    if not hasattr(model, "HEADS"):
+        raise UserError(
+            f"head_rate needs to know the last layer of {type(model).__name__}: give it an "
+            "attribute HEADS as the networks of jaxcls/models have, or use "
+            "Group(pattern=..., rate=...) in groups."
+        )
+    return model.HEADS
+
+
 def on_all_devices(mesh: Mesh, shapes: Any) -> Any:
     """Returns a tree of jax.ShapeDtypeStruct with the sharding of whole copies."""
     sharding = replicated(mesh)
@@ -212,6 +227,12 @@ class Program:
                 f"batch_size {config.batch_size} does not divide among {num_devices} "
                 f"devices: use {' or '.join(choices)}, or set devices."
             )
+        if config.batch_size // config.accumulate % num_devices:
+            raise UserError(
+                f"accumulate {config.accumulate} makes parts of "
+                f"{config.batch_size // config.accumulate} images, which do not divide among "
+                f"{num_devices} devices: make it smaller, or batch_size larger."
+            )
         self.config = config
         self.mesh = mesh
         self.num_classes = num_classes
@@ -220,7 +241,7 @@ class Program:
         self.groups = groups.resolve(
             self.param_shapes(),
             layers(self.model) if config.layer_decay is not None else (),
-            getattr(self.model, "HEADS", ()),
+            heads(self.model) if config.head_rate != 1 else (),
             groups=config.groups,
             freeze=config.frozen,
             layer_decay=config.layer_decay,

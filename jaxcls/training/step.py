@@ -20,7 +20,7 @@ from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
 from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import ema
-from jaxcls.optim.groups import Groups, frozen_modules, stop_gradients
+from jaxcls.optim.groups import Groups, frozen_modules, path_of, stop_gradients
 from jaxcls.training.loss import Loss, as_targets, distillation_loss
 from jaxcls.training.metrics import (
     EvalOutput,
@@ -335,9 +335,23 @@ class Gradients:
                 total += (
                     self.model.aux_weight * self._label_losses(aux_logits, rows).mean()
                 )
-            return total * scale, (losses, logits, updated.get("batch_stats", {}))
+            new_stats = self._thawed(batch_stats, updated.get("batch_stats", {}))
+            return total * scale, (losses, logits, new_stats)
 
         return jax.grad(total_loss, has_aux=True)(params)
+
+    def _thawed(self, before: Any, after: Any) -> Any:
+        """Returns the new statistics, but the old ones of norms that are frozen: a network of
+        a user's own may have norms that do not know of it."""
+        if not self.stage.frozen_modules:
+            return after
+        return jax.tree_util.tree_map_with_path(
+            lambda path, old, new: (
+                old if path_of(path[:-1]) in self.stage.frozen_modules else new
+            ),
+            before,
+            after,
+        )
 
     def _losses(self, logits: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
         """Returns the loss of each row, with the teacher's share."""

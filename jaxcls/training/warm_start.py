@@ -2,8 +2,6 @@
 learns from a network that has them."""
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +80,8 @@ def load_teacher(
     num_classes: int,
     *,
     class_names: Sequence[str] | None = None,
-    channels: int | None = None,
     platform: str = "cpu",
-) -> tuple[nn.Module, Variables]:
+) -> tuple[nn.Module, Variables, str]:
     """Returns a trained network whose logits another one may learn from.
 
     Args:
@@ -94,29 +91,20 @@ def load_teacher(
       num_classes: of the data.
       class_names: of the data, in the order of its labels: those of a run must be the same.
         None does not compare. (Published weights do not say theirs.)
-      channels: of the data's images; None does not compare.
       platform: of the devices that will compute (see Model.create).
 
     Returns:
-      The module, and its variables.
+      The module, its variables, and which these are in words.
 
     Raises:
       UserError: if the weights cannot be had, or their logits are of other classes.
     """
-    module, variables, _ = load_weights(source, name, platform=platform)
+    module, variables, messages = load_weights(source, name, platform=platform)
     theirs = module.num_classes
     if theirs != num_classes:
         raise UserError(
             f"the teacher {source} tells {theirs} classes apart, the data has {num_classes}: "
             "a teacher must have been trained on the same classes."
-        )
-    stem = functools.reduce(
-        operator.getitem, module.STEM.split("/"), variables["params"]
-    )
-    if channels is not None and (taken := stem["kernel"].shape[-2]) != channels:
-        raise UserError(
-            f"the teacher {source} takes images of {taken} channels, those of the data have "
-            f"{channels}."
         )
     if class_names is not None and _is_run(source):
         known = checkpoint.read_run(checkpoint.find(Path(source)))["class_names"]
@@ -127,7 +115,35 @@ def load_teacher(
                     f"class {label} is '{taught}' for the teacher {source} and '{wanted}' in "
                     "the data: a teacher must have the same classes in the same order."
                 )
-    return module, variables
+    return module, variables, "".join(messages).rstrip(":") or source
+
+
+def check_exists(option: str, source: str, workdir: Path) -> None:
+    """Checks what can be known of weights without reading them.
+
+    Args:
+      option: that names them, for the message.
+      source: the name of a weight set, a file or a folder.
+      workdir: of the run that wants them.
+
+    Raises:
+      UserError: if there is no such file or folder, or it lies in the run's own.
+    """
+    if is_weight_set(source):
+        return
+    _check_path(source)
+    if Path(source).resolve().is_relative_to(workdir.resolve()):
+        raise UserError(
+            f"{option} {source} lies in the run's own folder: choose another --workdir."
+        )
+
+
+def _check_path(source: str) -> None:
+    if not Path(source).exists():
+        raise UserError(
+            f"there is no file or folder {source}.{did_you_mean(source, WEIGHTS)} "
+            "`python -m jaxcls.models resnet50` lists the names of published weights."
+        )
 
 
 def load_weights(
@@ -151,20 +167,16 @@ def load_weights(
     """
     if _is_run(source):
         return _of_run(Path(source), name, platform)
+    weights = None
     if is_weight_set(source):
         name, weights = name or find(source).model, source
-    elif not Path(source).exists():
-        raise UserError(
-            f"there is no file or folder {source}.{did_you_mean(source, WEIGHTS)} "
-            "`python -m jaxcls.models resnet50` lists the names of published weights."
-        )
-    elif name is None:
+    else:
+        _check_path(source)
+    if name is None:
         raise UserError(
             f"the file {source} does not say what network its weights are of: name it, as "
             "`python -m jaxcls.models` lists them."
         )
-    else:
-        weights = None
     variables = pretrained.load(source, name, **options)
     model = Model(name=name, weights=weights, **options)
     path = model.create(1).HEADS[0].split("/")

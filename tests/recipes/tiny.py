@@ -1,7 +1,7 @@
 """A run that compiles in a second, for tests of what happens around a step: a single convolution
 with batch norm. Without augmentation, EMA and clipping; one device."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,8 +23,6 @@ class Tiny(nn.Module):
       num_classes: length of the logits.
       dtype: of the computation.
     """
-
-    STEM: ClassVar = "Conv_0"
 
     num_classes: int
     dtype: Any = jnp.float32

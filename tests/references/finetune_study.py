@@ -251,7 +251,7 @@ def rare_class(study: Study, weights: str) -> dict[str, list[float]]:
     for seed in range(study.seeds):
         data = study.imbalanced(seed)
         for name, loss in LOSSES.items():
-            config = study.config(data, rate=1e-3, model=model, loss=loss, seed=seed)
+            config = study.config(data, rate=3e-3, model=model, loss=loss, seed=seed)
             metrics = study.run(f"imbalanced, {name}, seed {seed}", config)
             found[name].append(metrics["eval/balanced_top1"])
     return found

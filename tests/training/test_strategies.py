@@ -139,6 +139,26 @@ def assert_same_bits(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+class Foreign(Small):
+    """With batch norms of flax's own."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.Conv(4, (3, 3), (2, 2), name="conv1")(x)
+        x = nn.relu(nn.BatchNorm(not train, name="bn1")(x))
+        return nn.Dense(self.num_classes, name="fc")(x.mean((1, 2)))
+
+
+def test_statistics_of_a_user_s_own_frozen_norms_stay_too() -> None:
+    for freeze, stays in (("^(conv1|bn1)/", True), ("^conv1/", False)):
+        config = make_config(AdamW(learning_rate=0.05), freeze=freeze)
+        before, after = run(config, Foreign(), (8, 8, 1), [make_batch()])
+        same = np.array_equal(
+            before.batch_stats["bn1"]["mean"], after.batch_stats["bn1"]["mean"]
+        )
+        assert same == stays
+
+
 def test_frozen_norms_work_as_in_evaluation() -> None:
     """All frozen but the head: a step is one of a linear classifier on fixed features."""
     model = Small()

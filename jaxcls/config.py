@@ -595,7 +595,7 @@ def plan(config: Config, num_train: int) -> Plan:
         if schedule is not None:
             schedule.factor(run)  # raises where the warm-up does not fit
     if config.ema is not None:
-        config.ema.share(run)  # raises where the half-life is less than a step
+        config.ema.share(run)  # raises where the run has no update of the average
     durations = {
         "evaluation.every": config.evaluation.every,
         "checkpoint.every": config.checkpoint.every,

@@ -28,6 +28,7 @@ from jaxcls import config as config_lib
 from jaxcls.config import Config
 from jaxcls.duration import Duration
 from jaxcls.errors import UserError, closest, did_you_mean
+from jaxcls.optim import OneCycle
 
 USAGE = """\
 usage: python -m jaxcls.train --config FILE[:DATASET] [--config.OPTION=VALUE ...]
@@ -399,8 +400,8 @@ def _concrete(kind: type) -> list[type]:
 def _choose(
     config: Config, name: str, text: str, kinds: dict[str, type | None]
 ) -> None:
-    """Puts a part of another kind into a config. It keeps the options that both kinds have,
-    the recipe has set and the new kind accepts; what it needs besides is NOT_GIVEN."""
+    """Puts a part of another kind into a config. It keeps the options that both kinds have and
+    the recipe has set; what it needs besides is NOT_GIVEN."""
     path, _, field = name.rpartition(".")
     owner = dict(config_lib.nodes(config))[path]
     names = {known.lower(): known for known in kinds}
@@ -419,24 +420,9 @@ def _choose(
     known = dataclasses.fields(kind)
     needed = {o.name: before.get(o.name, NOT_GIVEN) for o in known if _is_required(o)}
     kept = {o.name: before[o.name] for o in known if o.name in before}
-    if NOT_GIVEN not in needed.values() and not _is_valid(kind(**kept)):
-        # OneCycle has all that a schedule has, but takes no warm-up.
-        kept = {
-            option: value
-            for option, value in kept.items()
-            if _is_valid(kind(**{**needed, option: value}))
-        }
+    if issubclass(kind, OneCycle):
+        kept.pop("warmup", None)  # it has one of its own, and takes no other
     setattr(owner, field, kind(**{**kept, **needed}))
-
-
-def _is_valid(node: Any) -> bool:
-    """Whether a part of a recipe accepts its options."""
-    try:
-        if hasattr(node, "validate"):
-            node.validate()
-    except UserError:
-        return False
-    return True
 
 
 def _set_options(node: Any) -> dict[str, Any]:

@@ -9,7 +9,9 @@ From Python: `curve = sweep(config); suggestion(curve)`.
 
 import argparse
 import dataclasses
+import io
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +23,22 @@ import numpy as np
 import optax
 
 from jaxcls import flags, parallel
+from jaxcls.augment import in_stages
 from jaxcls.config import Config, Evaluation
 from jaxcls.duration import RunLength, steps
 from jaxcls.errors import UserError
-from jaxcls.optim import Schedule
-from jaxcls.train import open_run
+from jaxcls.optim import Freeze, Schedule
+from jaxcls.train import Run, open_run
 from jaxcls.training.metrics import TrainMetrics, compute
 
 EXPLODED = 4.0
 """The sweep ends where the loss is so many times its lowest value."""
-SMOOTHING = 0.9
-"""Share of the past in the average that smooths the loss: about ten steps."""
+SMOOTHING = 0.8
+"""What a step counts in the smoothed loss, relative to the one that is a step nearer: about
+as many steps count on either side as on one side of a moving average with 0.9."""
+LEAST_CHANGE = 0.05
+"""A smoothed loss that changes by less than this share of its first value has seen nothing of
+what a sweep looks for."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,12 +70,11 @@ class Curve:
     losses: np.ndarray
 
     def smoothed(self) -> np.ndarray:
-        """Returns the losses as a moving average, without the bias of its start."""
-        averages, average = [], 0.0
-        for count, loss in enumerate(self.losses, start=1):
-            average = SMOOTHING * average + (1 - SMOOTHING) * loss
-            averages.append(average / (1 - SMOOTHING**count))
-        return np.array(averages)
+        """Returns an average of the losses around each step, float64 [n]: a step k steps away
+        counts SMOOTHING^k. An average of the past alone would lag behind the rate."""
+        step = np.arange(len(self.losses))
+        weights = SMOOTHING ** np.abs(step[:, None] - step)
+        return weights @ self.losses / weights.sum(axis=1)
 
 
 def sweep(
@@ -77,7 +83,9 @@ def sweep(
     """Trains with a growing rate until the loss explodes.
 
     Args:
-      config: the run. Its schedule, length, averages and evaluation play no part.
+      config: the run. Its schedule, length, averages and evaluation play no part. Of what
+        changes in the course of it the sweep sees the beginning: what thaws later than after
+        num_steps stays frozen, and images have the size of the first stage.
       num_steps: at most, 10 or more.
       low: rate of the first step, above 0.
       high: rate of the last, above `low`.
@@ -93,7 +101,7 @@ def sweep(
             f"--low and --high must be rates above 0, the second larger, not {low:g} and "
             f"{high:g}."
         )
-    run = open_run(_swept(config, num_steps, low, high), Path())
+    run = _opened(config, num_steps, low, high)
     program, constants = run.program()
     shapes = run.constant_shapes(program, constants)
     step = program.trace_train_step(1, shapes).compile(config.deterministic).call
@@ -121,6 +129,42 @@ def sweep(
     return Curve(np.array(rates), np.array(losses))
 
 
+def _opened(config: Config, num_steps: int, low: float, high: float) -> Run:
+    """Opens the run of the sweep, which is like the beginning of the recipe's."""
+    run = open_run(_swept(config, num_steps, low, high), Path())
+    length = dataclasses.replace(run.plan.run, total_steps=None)
+    total = config.duration.to_steps(length)
+    changed = _at_the_beginning(
+        run.config, num_steps, dataclasses.replace(length, total_steps=total)
+    )
+    return dataclasses.replace(run, config=changed)
+
+
+def _at_the_beginning(config: Config, num_steps: int, length: RunLength) -> Config:
+    """Returns a config of num_steps steps in which things change when they would in a run of
+    another length, as far as it goes.
+
+    Args:
+      config: of the sweep.
+      num_steps: of the sweep.
+      length: of the recipe's run, total_steps included.
+    """
+
+    def thawing(freeze: Freeze) -> Freeze:
+        if freeze.until is None:
+            return freeze
+        thaws_at = freeze.until.to_steps(length)
+        until = steps(thaws_at) if thaws_at < num_steps else None
+        return dataclasses.replace(freeze, until=until)
+
+    (_, transforms), *_ = in_stages(config.augment, num_steps)
+    return dataclasses.replace(
+        config,
+        freeze=tuple(thawing(freeze) for freeze in config.frozen),
+        augment=transforms,
+    )
+
+
 def _swept(config: Config, num_steps: int, low: float, high: float) -> Config:
     """Returns the config of the sweep."""
     optimizer = dataclasses.replace(config.optimizer, learning_rate=high, rate_per=None)
@@ -145,9 +189,14 @@ def suggestion(curve: Curve) -> float:
     rate, before its lowest point.
 
     Raises:
-      UserError: if it never falls.
+      UserError: if it hardly changes, or never falls.
     """
     smoothed, logs = curve.smoothed(), np.log(curve.rates)
+    if np.ptp(smoothed) < LEAST_CHANGE * abs(smoothed[0]):
+        raise UserError(
+            f"the loss hardly changes between the rates {curve.rates[0]:g} and "
+            f"{curve.rates[-1]:g}: end with a larger --high, or take more --steps."
+        )
     slopes = np.gradient(smoothed, logs)[: int(smoothed.argmin()) + 1]
     if len(slopes) < 3 or slopes.min() >= 0:
         raise UserError(
@@ -158,13 +207,35 @@ def suggestion(curve: Curve) -> float:
     return float(curve.rates[slopes.argmin()])
 
 
+def check_picture(path: Path) -> None:
+    """Raises UserError if draw() could not write a picture, without writing anything."""
+    # Without pyplot: no window system, and nothing is left over.
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        endings = ", ".join(f".{ending}" for ending in sorted(known))
+        raise UserError(
+            f"cannot write the picture {path}: it must end in one of {endings}."
+        )
+    if path.is_dir():
+        raise UserError(f"cannot write the picture {path}: it is a folder.")
+    place = path if path.exists() else path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK) or (place != path and not place.is_dir()):
+        kind = "a file" if place == path else "a folder"
+        raise UserError(
+            f"cannot write the picture {path}: {place} is not {kind} that may be written."
+        )
+
+
 def draw(curve: Curve, suggested: float, path: Path) -> None:
     """Draws the curve and the suggestion into a picture.
 
     Raises:
       UserError: if the file cannot be written.
     """
-    # Without pyplot: no window system, and nothing is left over.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -181,9 +252,11 @@ def draw(curve: Curve, suggested: float, path: Path) -> None:
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
     axes.legend()
+    picture = io.BytesIO()  # so that no half of a file is left where drawing fails
     try:
+        figure.savefig(picture, dpi=120, format=path.suffix[1:] or "png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")
+        path.write_bytes(picture.getvalue())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture {path}: {error}.") from None
 
@@ -220,10 +293,11 @@ def main(argv: Sequence[str]) -> int:
     add("--high", type=float, default=10.0, help="the last rate; 10")
     ours, recipe = parser.parse_known_args(argv)
     try:
-        command = flags.parse(recipe)
+        command = flags.parse(recipe, flags.OF_RECIPE)
         if command is None:
             return 0
         config, out = command.config, Path(ours.out)
+        check_picture(out)
         curve = sweep(config, num_steps=ours.steps, low=ours.low, high=ours.high)
         suggested = suggestion(curve)
         print(advice(config, curve, suggested), flush=True)

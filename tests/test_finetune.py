@@ -102,14 +102,13 @@ def test_a_trained_network_learns_more_from_few_images(
     scratch = train(config(FEW, 40), tmp_path / "scratch").metrics
     tuned = train(config(FEW, 40, model=begins_with(first)), tmp_path / "tuned").metrics
     probed = probe(config(FEW, 40, model=begins_with(first)), tmp_path / "probe")
-    print(scratch, tuned, probed)
     assert tuned["eval/top1"] > scratch["eval/top1"] + 0.05
     assert probed["eval/top1"] > scratch["eval/top1"] + 0.05
 
 
 # Learning rate and layers of each line of the table of groups, from the head to the stem.
 DECAYED = [("0.08", "fc"), ("0.04", "layer2_0"), ("0.02", "layer1_0")]
-DECAYED += [("0.01", "bn1, conv1")]
+DECAYED += [("0.01", "conv1"), ("0.01", "bn1")]  # of which kernels alone decay
 HEAD_ONLY = [("0.08", "fc"), ("-", "bn1, conv1, ... layer2_0 (4 layers)")]
 
 
@@ -138,7 +137,6 @@ def test_each_layer_learns_at_the_rate_of_the_table(
             break
         rate, *_, where = re.split(r"\s{2,}", line.strip())
         lines.append((rate, where.partition(":")[0]))
-    print(lines)
     assert list(dict.fromkeys(lines)) == groups
     before = commands.arrays(checkpoint.find(first))
     after = commands.arrays(checkpoint.find(tmp_path / "run"))
@@ -149,15 +147,15 @@ def test_each_layer_learns_at_the_rate_of_the_table(
 
 
 def test_class_weights_raise_the_recall_of_the_rare_class(tmp_path: Path) -> None:
-    data = SomeDigits(classes=(8, 3), images=(135, 15))
+    data = SomeDigits(classes=(8, 9), images=(135, 15))
     balanced = {}
     for weights in (None, "auto"):
-        loss = SoftmaxCrossEntropy(class_weights=weights)  # type: ignore[arg-type]
-        made = config(data, 30, rate=0.01, loss=loss)
-        metrics = train(made, tmp_path / str(weights)).metrics
+        loss = SoftmaxCrossEntropy(class_weights=weights)
+        metrics = train(config(data, 100, loss=loss), tmp_path / str(weights)).metrics
         balanced[weights] = metrics["eval/balanced_top1"]
-    print(balanced)
-    assert balanced["auto"] > balanced[None] + 0.05
+    # Without weights it has learned something too: at 0.5 it would call every image frequent.
+    assert balanced[None] > 0.6
+    assert balanced["auto"] > balanced[None] + 0.1
 
 
 # ------------------------------------------------------------------ a folder, from a shell
@@ -191,8 +189,9 @@ def test_fine_tuning_takes_a_folder_and_the_weights_of_a_run(tmp_path: Path) -> 
         "--config.model.name=lenet5",
         "--config.model.stem=None",
         "--config.data.canvas.size=32",
+        "--config.duration=6 epochs",
+        "--config.checkpoint.every=6 epochs",
     )
-    print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
     assert "the head output is new: 2 classes, not 3" in done.stdout
     assert "c1 is adapted from 1 channels to 3" in done.stdout

@@ -21,7 +21,7 @@ class Clip(abc.ABC):
     def link(self) -> optax.GradientTransformation:
         """Returns the link from gradients to clipped gradients."""
 
-    def check_groups(self, groups: Groups) -> None:
+    def check_groups(self, groups: Groups) -> None:  # noqa: B027 - most clips have no patterns
         """Raises UserError if an option does not fit the network.
 
         Args:

@@ -96,7 +96,7 @@ class Optimizer(abc.ABC):
         """
         return type(self).__name__, 1.0
 
-    def check_params(self, params: Any) -> None:
+    def check_params(self, params: Any) -> None:  # noqa: B027 - most have no patterns
         """Raises UserError if an option does not fit the network.
 
         Args:

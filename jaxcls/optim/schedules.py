@@ -208,47 +208,6 @@ class Schedule(abc.ABC):
         exact = fractions.Fraction(str(duration.value)) * steps_per_unit[duration.unit]
         return exact / (run.steps_per_epoch if self.every == "epoch" else 1)
 
-    def exact_period(
-        self, name: str, period: Duration, run: RunLength
-    ) -> fractions.Fraction:
-        """Returns the ticks in a period, 1 or more, not rounded to a whole number.
-
-        Raises:
-          UserError: for less than a tick, or more than a run can have.
-        """
-        self.ticks(name, period, run, at_least=1)
-        return max(self.exact_ticks(period, run), fractions.Fraction(1))
-
-    def period_of_drops(
-        self, name: str, period: Duration, length: int, run: RunLength
-    ) -> fractions.Fraction:
-        """Returns the ticks between drops, as exact_period() does.
-
-        Raises:
-          UserError: likewise, and if no drop comes within `length` ticks after the peak.
-        """
-        ticks = self.exact_period(name, period, run)
-        if ticks > length - 1:
-            raise self.too_late(name, period, math.ceil(ticks), length - 1)
-        return ticks
-
-    def too_late(
-        self, name: str, duration: Duration, ticks: int, latest: int
-    ) -> UserError:
-        """Returns the error for a duration after which nothing is left of the run.
-
-        Args:
-          name: of the option, for the message.
-          duration: its value.
-          ticks: in it.
-          latest: the most that would have an effect.
-        """
-        return UserError(
-            f"schedule.{name} of {duration} is {ticks} {self.every}s, which the run does not "
-            f"reach: it must be at most {latest}. Change it, the warm-up or duration, or leave "
-            "it out."
-        )
-
     def validate(self) -> None:
         """Raises UserError for values out of range."""
         if not 0 < self.start <= 1:
@@ -357,8 +316,7 @@ class CosineRestarts(Schedule):
     multiplier). A run that is not a whole number of cycles ends amid its last.
 
     Attributes:
-      period: length of the first cycle, counted from the end of the warm-up; it fits between
-        there and the end of the run.
+      period: length of the first cycle, counted from the end of the warm-up.
       multiplier: each cycle is so many times longer than the one before, 1 or more.
       decay: each peak is this factor of the one before, 0..1, above 0; 1 keeps the peak.
       end: factor of the peak at the end of each cycle, 0..1.
@@ -376,8 +334,6 @@ class CosineRestarts(Schedule):
         self, length: int, run: RunLength
     ) -> Callable[[jax.Array], jax.Array]:
         period = self.ticks("period", self.period, run, at_least=1)
-        if period > length:
-            raise self.too_late("period", self.period, period, length)
         lengths = self._cycles(period, length)
         starts = np.cumsum([0, *lengths[:-1]])
 
@@ -427,8 +383,7 @@ class Step(Schedule):
     """A drop after each period: decay ** floor(t / period) (torch's StepLR).
 
     Attributes:
-      period: ticks between drops, counted from the end of the warm-up; the first comes before
-        the end of the run.
+      period: ticks between drops, counted from the end of the warm-up.
       decay: factor of each drop, 0..1, above 0.
     """
 
@@ -438,7 +393,8 @@ class Step(Schedule):
     def after_warmup(
         self, length: int, run: RunLength
     ) -> Callable[[jax.Array], jax.Array]:
-        period = self.period_of_drops("period", self.period, length, run)
+        self.ticks("period", self.period, run, at_least=1)
+        period = max(self.exact_ticks(self.period, run), fractions.Fraction(1))
         return lambda t: _power(self.decay, _whole_and_part(t, period)[0])
 
     def validate(self) -> None:
@@ -452,8 +408,8 @@ class MultiStep(Schedule):
     He et al. 2015, section 3.4, https://arxiv.org/abs/1512.03385).
 
     Attributes:
-      milestones: increasing, after the warm-up and before the end of the run, counted from
-        its start.
+      milestones: increasing, after the warm-up, counted from the start of the run; those
+        beyond its end are never reached.
       decay: factor of each drop, 0..1, above 0.
     """
 
@@ -474,8 +430,6 @@ class MultiStep(Schedule):
                     f"after {starts[-1] + warmup}, the end of the warm-up or the milestone "
                     "before it."
                 )
-            if tick - warmup >= length:
-                raise self.too_late(name, milestone, tick, warmup + length - 1)
             starts.append(tick - warmup)
         factors = self.decay ** np.arange(len(starts))
         return lambda t: jnp.asarray(factors, float)[_last_at_most(starts, t)]
@@ -499,7 +453,7 @@ class Exponential(Schedule):
     Attributes:
       period: the time in which the factor falls by `decay`, from the end of the warm-up.
       decay: factor of each period, 0..1, above 0.
-      staircase: fall at the end of each period only, the first of which ends before the run.
+      staircase: fall at the end of each period only.
     """
 
     period: Duration
@@ -509,10 +463,8 @@ class Exponential(Schedule):
     def after_warmup(
         self, length: int, run: RunLength
     ) -> Callable[[jax.Array], jax.Array]:
-        if self.staircase:
-            period = self.period_of_drops("period", self.period, length, run)
-        else:
-            period = self.exact_period("period", self.period, run)
+        self.ticks("period", self.period, run, at_least=1)
+        period = max(self.exact_ticks(self.period, run), fractions.Fraction(1))
 
         def factor(t: jax.Array) -> jax.Array:
             whole, part = _whole_and_part(t, period)
@@ -657,8 +609,8 @@ class Piecewise(Schedule):
 
     Attributes:
       points: pairs of a time, counted from the start of the run and increasing, and the
-        factor of the peak there, 0..1; none lies within the warm-up or beyond the run (at its
-        very end one may lie), and the first is not 0 where the run begins or the warm-up ends.
+        factor of the peak there, 0..1; none lies within the warm-up, and the first is not 0
+        where the run begins or the warm-up ends.
       interpolation: "linear" or "step".
       end_at: "last" takes a point at the very end of the run (100 %) for the last step (or
         epoch), so that it is reached; "after_last" for the one after it.
@@ -708,10 +660,6 @@ class Piecewise(Schedule):
                     f"must be at {earliest + warmup} or later, after the warm-up and the point "
                     "before it."
                 )
-            # A line may lead to the very end, but a step there is never made.
-            latest = length if self.interpolation == "linear" else length - 1
-            if start > latest:
-                raise self.too_late(name, time, start + warmup, latest + warmup)
             starts.append(start)
         return starts
 

@@ -1,6 +1,7 @@
 """Clipping, against the formulas in NumPy."""
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcls.duration import RunLength
 from jaxcls.errors import UserError
-from jaxcls.optim import AdaptiveClip, Clip, ClipNorm, ClipValue
+from jaxcls.optim import SGD, AdaptiveClip, Clip, ClipNorm, ClipValue, Constant
+from jaxcls.optim.chain import chain
+from jaxcls.optim.groups import Groups, Treatment
 
 SHAPES = {
     "stem": {"kernel": (3, 3, 2, 4)},
@@ -138,6 +142,50 @@ def test_values_out_of_range_are_named(kind: Any, name: str, value: float) -> No
         UserError, match=rf"clip\.{name} must be .* above 0, not {value}"
     ):
         kind(**{name: value}).validate()
+
+
+@pytest.mark.parametrize(
+    ("exclude", "freeze", "said"),
+    [
+        (
+            "^fcc/",
+            None,
+            "clip.exclude '^fcc/' is found in none of the network's 5 param",
+        ),
+        (".", None, "leaves nothing to clip: it is found in all 5 parameters"),
+        ("^fc/", "^(?!fc/)", "it is found in all 2 parameters that are trained"),
+        ("^fc/", None, None),
+        ("^fc/kernel", "^(?!fc/)", None),
+        (None, "^(?!fc/)", None),
+    ],
+)
+def test_an_exclusion_names_some_of_the_parameters(
+    exclude: str | None, freeze: str | None, said: str | None
+) -> None:
+    names = ["stem/kernel", "depthwise/kernel", "bn/scale", "fc/kernel", "fc/bias"]
+    groups = Groups(
+        {
+            name: Treatment(thaws_at=None if freeze and re.search(freeze, name) else 0)
+            for name in names
+        }
+    )
+
+    def made() -> None:
+        chain(
+            SGD(learning_rate=0.1),
+            Constant(),
+            clip=AdaptiveClip(exclude=exclude),
+            groups=groups,
+            decay_schedule=None,
+            run=RunLength(steps_per_epoch=10, batch_size=4, total_steps=20),
+        )
+
+    if said is None:
+        made()
+    else:
+        with pytest.raises(UserError) as error:
+            made()
+        assert said in str(error.value)
 
 
 @pytest.mark.parametrize("pattern", ["", "("])

@@ -80,13 +80,23 @@ def test_each_layer_learns_slower_than_the_one_above() -> None:
     }
 
 
-def test_a_parameter_outside_of_the_layers_is_noticed() -> None:
-    with pytest.raises(
-        ValueError, match=r"aux/conv0/kernel belongs to 0 of the network's"
-    ):
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (
+            (*LAYERS[:3], ("fc", "fc8", "aux/fc")),
+            "aux/conv0/kernel belongs to 0 of the 4 layers that the network's",
+        ),
+        ((*LAYERS, ("fc8",)), "fc8/bias belongs to 2 of the 5 layers"),
+    ],
+)
+def test_a_parameter_that_is_not_in_one_of_the_layers_is_named(
+    layers: Any, said: str
+) -> None:
+    with pytest.raises(UserError) as error:
         resolve(
             PARAMS,
-            (*LAYERS[:3], ("fc", "fc8", "aux/fc")),
+            layers,
             ("fc",),
             groups=(),
             freeze=(),
@@ -95,6 +105,7 @@ def test_a_parameter_outside_of_the_layers_is_noticed() -> None:
             decays="kernels",
             run=RUN,
         )
+    assert said in str(error.value)
 
 
 def test_heads_are_whole_names_and_may_lie_within_a_module() -> None:
@@ -242,7 +253,7 @@ def test_a_tree_of_some_parameters_has_their_treatments() -> None:
         (Group(pattern="qqq"), "They are called 'aux/conv0/kernel', "),
         (
             Freeze(pattern="fc", until=steps(100)),
-            "is 100 steps, or 100 steps, in a run of 100",
+            "Freeze.until of 'fc' is 100 steps in a run of 100 steps: it must",
         ),
         (
             Freeze(pattern="fc", until=epochs(11)),

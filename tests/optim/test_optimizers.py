@@ -25,6 +25,7 @@ from jaxcls.optim import (
     Adam,
     AdamW,
     ClipNorm,
+    Constant,
     Lion,
     Muon,
     Optax,
@@ -34,7 +35,7 @@ from jaxcls.optim import (
     WarmupCosine,
 )
 from jaxcls.optim.chain import chain
-from jaxcls.optim.groups import Groups, Treatment
+from jaxcls.optim.groups import Groups, Treatment, path_of
 from jaxcls.optim.muon import orthogonalized
 from jaxcls.optim.schedule_free import ScheduleFreeState, follow_average
 
@@ -684,6 +685,88 @@ def test_muon_leaves_the_classifier_of_every_network_to_adamw() -> None:
             parts = optimizer._parts(layers)
             assert parts.pop("layer1_0") == {"conv1": {"kernel": "muon"}}
             assert jax.tree.leaves(parts) == ["adam"], (name, head)
+
+
+LAYERS = {
+    "conv1": {"kernel": jnp.zeros((3, 3, 1, 4)), "bias": jnp.zeros(4)},
+    "conv2": {"kernel": jnp.zeros((3, 3, 4, 8))},
+    "last": {"kernel": jnp.zeros((8, 2))},
+}
+
+
+@pytest.mark.parametrize(
+    ("exclude", "said"),
+    [
+        (
+            "^lost/",
+            "optimizer.exclude '^lost/' is found in none of the network's 3 par",
+        ),
+        ("bias$", "optimizer.exclude 'bias$' is found in none of the network's 3 par"),
+        (".", "leaves Muon nothing: AdamW would train all 3 kernels"),
+        ("conv2|last", "leaves Muon nothing"),  # conv1 has one input channel
+        ("^last/", None),
+        ("^conv1/", None),
+        (Muon(learning_rate=0.1).exclude, None),  # these are only usual names
+        (None, None),
+    ],
+)
+def test_what_muon_excludes_are_some_of_the_kernels(
+    exclude: str | None, said: str | None
+) -> None:
+    by_path = {
+        path_of(keys): Treatment()
+        for keys, _ in jax.tree_util.tree_leaves_with_path(LAYERS)
+    }
+    tx = chain(
+        Muon(learning_rate=0.1, exclude=exclude),
+        SCHEDULE,
+        clip=None,
+        groups=Groups(by_path),
+        decay_schedule=None,
+        run=RUN,
+    )
+    if said is None:
+        tx.init(LAYERS)
+    else:
+        with pytest.raises(UserError) as error:
+            jax.eval_shape(tx.init, LAYERS)
+        assert said in str(error.value)
+
+
+def test_muon_says_what_trains_each_parameter_and_how_fast() -> None:
+    """What it says is what it does: gradients of zero leave the decay, times the rate."""
+    optimizer = Muon(
+        learning_rate=0.1,
+        adam_rate=0.25,
+        exclude="^last/",
+        weight_decay=0.5,
+        decays="all",
+    )
+    by_path = {
+        path_of(keys): Treatment()
+        for keys, _ in jax.tree_util.tree_leaves_with_path(LAYERS)
+    }
+    tx = chain(
+        optimizer,
+        Constant(),
+        clip=None,
+        groups=Groups(by_path),
+        decay_schedule=None,
+        run=RUN,
+    )
+    ones = jax.tree.map(jnp.ones_like, LAYERS)
+    updates, _ = tx.update(LAYERS, tx.init(ones), ones, step=jnp.int32(0))
+    by = {}
+    for keys, update in jax.tree_util.tree_leaves_with_path(updates):
+        by[path_of(keys)], multiplier = optimizer.trains(path_of(keys), update.shape)
+        np.testing.assert_allclose(update, -0.1 * 0.5 * multiplier, rtol=1e-6)
+    assert by == {
+        "conv1/bias": "AdamW",
+        "conv1/kernel": "AdamW",
+        "conv2/kernel": "Muon",
+        "last/kernel": "AdamW",
+    }
+    assert SGD(learning_rate=0.1).trains("fc/bias", (4,)) == ("SGD", 1.0)
 
 
 # The average of the schedule-free one

@@ -425,6 +425,44 @@ def test_options_out_of_range_are_named(loss: Loss, option: str) -> None:
     type(loss)().validate()
 
 
+def test_priors_that_nothing_uses_are_named() -> None:
+    with pytest.raises(
+        UserError, match=r"class_priors are given, but .*adjustment is 0"
+    ):
+        SoftmaxCrossEntropy(class_priors=(0.5, 0.5)).validate()
+    SoftmaxCrossEntropy(class_priors=(0.5, 0.5), logit_adjustment=0.1).validate()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "smoothing", "num_classes", "is_between"),
+    [
+        # The own class has 1 - s + s / C, the others s / C; what is above becomes 1.
+        (0.7, 0.5, 4, False),
+        (0.625, 0.5, 4, False),
+        (0.62, 0.5, 4, True),
+        (0.125, 0.5, 4, True),
+        (0.12, 0.5, 4, False),
+        (0.0, 0.0, 4, True),
+        (0.2, 0.1, 1000, True),
+    ],
+)
+def test_a_threshold_tells_the_class_of_a_whole_image(
+    threshold: float, smoothing: float, num_classes: int, is_between: bool
+) -> None:
+    loss = BinaryCrossEntropy(target_threshold=threshold, label_smoothing=smoothing)
+    loss.validate()
+    # Where all targets are alike, so are the losses of all classes.
+    targets, logits = jnp.eye(num_classes), jnp.eye(1, num_classes)
+    each = loss(jnp.repeat(logits, num_classes, 0), targets)
+    assert (np.ptp(each) > 0) == is_between
+    if is_between:
+        loss.check_classes(num_classes)
+    else:
+        said = rf"target_threshold {threshold} .* target 0\.625 and the others 0\.125"
+        with pytest.raises(UserError, match=said):
+            loss.check_classes(num_classes)
+
+
 def test_labels_as_targets() -> None:
     one = as_targets(jnp.array([2, 0], jnp.int32), 3)
     several = as_targets(jnp.array([[0, 1, 1], [0, 0, 0]], jnp.uint8), 3)

@@ -9,7 +9,8 @@ A folder of your images, a folder for each class: --config.data.path=DIR is all 
 argument names other datasets (configs/finetune.py:cifar10). EfficientNet-B0 then begins with
 published weights of ImageNet (77.7 % there), which are downloaded the first time; a new last layer
 starts at zero, and layers learn the more slowly the further they are from it. It ends early on a
-plateau, and rare classes weigh as much as frequent ones. Not measured here.
+plateau, and rare classes weigh as much as frequent ones. Not measured here. (A zero head and
+AdamW need that weighing where classes are very unequal, or --config.model.head_init=default.)
 
 * Other weights: --config.model.name=resnet50 --config.model.weights=timm/resnet50.a1_in1k, or the
   folder of a run of yours, or a .safetensors or .pth file. `python -m jaxcls.models resnet50`

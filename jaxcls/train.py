@@ -602,7 +602,12 @@ class Run:
         config.model.weights names."""
         state = program.init()
         if self.config.model.weights is not None:
-            state, messages = warm_start(state, program, self.config.model.weights)
+            state, messages = warm_start(
+                state,
+                program,
+                self.config.model.weights,
+                self.run_info["class_names"],
+            )
             print("\n".join(messages), flush=True)
         return state
 

@@ -166,7 +166,7 @@ def test_a_run_keeps_its_teacher(
     train_and_stop(student, tmp_path / "student", monkeypatch, at=17)
     shutil.rmtree(name)
     shutil.copytree(tmp_path / "teacher-1", name)
-    with pytest.raises(UserError, match="distill.teacher: its weights are others"):
+    with pytest.raises(UserError, match=r"distill\.teacher: its weights are others"):
         train(student, tmp_path / "student")
     shutil.rmtree(name)
     shutil.copytree(tmp_path / "teacher-0", name)

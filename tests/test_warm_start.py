@@ -122,11 +122,24 @@ def test_a_run_says_so_and_its_weights_start_another(
     ten = program(config(str(first)), num_classes=3)
     _, said = warm_start(ten.init(), ten, str(first))
     assert said[2:] == ["the head fc is new: 3 classes, not 10"]
+    # As many classes, but others: their head is new, too.
+    names = tuple("0123456789")
+    bound = program(config(str(first)))
+    same, said = warm_start(bound.init(), bound, str(first), names)
+    np.testing.assert_array_equal(
+        same.params["fc"]["kernel"], state.params["fc"]["kernel"]
+    )
+    assert len(said) == 2
+    other, said = warm_start(bound.init(), bound, str(first), names[::-1])
+    assert said[2:] == ["the head fc is new: 10 classes, not the 10 that it told apart"]
+    initial = bound.init().params["fc"]
+    jax.tree.map(np.testing.assert_array_equal, other.params["fc"], initial)
     # It teaches, if its classes are the data's.
     digits = tuple("0123456789")
     module, variables, which = load_teacher(
         str(first), None, 10, class_names=digits, platform="gpu"
     )
+    assert which == said[0].rstrip(":")
     assert module.dtype == jnp.bfloat16  # type: ignore[attr-defined]
     jax.tree.map(np.testing.assert_array_equal, variables["params"], dict(state.params))
     exchanged = ("0", "2", "1", *digits[3:])

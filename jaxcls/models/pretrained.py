@@ -248,11 +248,11 @@ def load(source: str, name: str, **options: Any) -> Variables:
 
 
 def fit(
-    module: Any, loaded: Variables, target: Variables
+    module: Any, loaded: Variables, target: Variables, *, same_classes: bool = True
 ) -> tuple[Variables, list[str]]:
     """Brings loaded weights to a network with other classes, channels or auxiliary heads.
 
-    A head of another number of classes keeps its initial values, as does an auxiliary head that
+    A head for other classes keeps its initial values, as does an auxiliary head that
     the weights lack. A first kernel for other channels is summed over its channels for one, or
     its channels repeated in turn and scaled by old / new channels for more, which keeps the
     size of what it gives (as timm does). Everything else must agree.
@@ -261,6 +261,7 @@ def fit(
       module: the network.
       loaded: weights, as from_torch returns them.
       target: the network's variables with their initial values.
+      same_classes: False where the classes are others, though they may be as many.
 
     Returns:
       The variables, with the arrays' paths and shapes of `target`, and a sentence on each thing
@@ -278,10 +279,12 @@ def fit(
         kernel = f"params/{head}/kernel"
         if kernel in old and kernel in new:
             before, after = old[kernel].shape[-1], new[kernel].shape[-1]
-            if before != after and old[kernel].shape[:-1] == new[kernel].shape[:-1]:
+            is_new = before != after or not same_classes
+            if is_new and old[kernel].shape[:-1] == new[kernel].shape[:-1]:
                 for leaf in ("kernel", "bias"):
                     old[f"params/{head}/{leaf}"] = new[f"params/{head}/{leaf}"]
-                said.append(f"the head {head} is new: {after} classes, not {before}")
+                were = before if before != after else f"the {before} that it told apart"
+                said.append(f"the head {head} is new: {after} classes, not {were}")
     for head in dict.fromkeys(head.split("/")[0] for head in heads[1:]):
         parts = (f"params/{head}/", f"batch_stats/{head}/")
         has, wants = (

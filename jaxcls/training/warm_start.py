@@ -26,7 +26,10 @@ Variables = dict[str, Any]
 
 
 def warm_start(
-    state: TrainState, program: Program, source: str
+    state: TrainState,
+    program: Program,
+    source: str,
+    class_names: Sequence[str] | None = None,
 ) -> tuple[TrainState, list[str]]:
     """Puts weights into the state before the first step, and into its average.
 
@@ -36,6 +39,8 @@ def warm_start(
       state: the initial state, on the devices.
       program: whose network it is.
       source: config.model.weights: the name of a weight set, a file, or a run's folder.
+      class_names: of the data, in the order of its labels: the head of a run with others is
+        new. None goes by their number alone, as it must where weights do not say theirs.
 
     Returns:
       The state, and a sentence on each thing that the log should say.
@@ -51,7 +56,10 @@ def warm_start(
         _check_computes_the_same(source, theirs, module)
     initial = jax.device_get(state.variables())
     target = {name: tree for name, tree in initial.items() if tree}
-    fitted, changed = pretrained.fit(module, loaded, target)
+    same_classes = True
+    if class_names is not None and _is_run(source):
+        same_classes = _class_names(source) == tuple(class_names)
+    fitted, changed = pretrained.fit(module, loaded, target, same_classes=same_classes)
     count = sum(leaf.size for leaf in jax.tree.leaves(fitted["params"]))
     messages.append(f"begins with the weights {source}: {count:,} parameters")
     messages += changed
@@ -107,8 +115,7 @@ def load_teacher(
             "a teacher must have been trained on the same classes."
         )
     if class_names is not None and _is_run(source):
-        known = checkpoint.read_run(checkpoint.find(Path(source)))["class_names"]
-        pairs = zip(known, class_names, strict=True)
+        pairs = zip(_class_names(source), class_names, strict=True)
         for label, (taught, wanted) in enumerate(pairs):
             if taught != wanted:
                 raise UserError(
@@ -189,6 +196,11 @@ def load_weights(
 def _is_run(source: str) -> bool:
     """Whether weights are those of a run of ours, or of one of its steps."""
     return not is_weight_set(source) and Path(source).is_dir()
+
+
+def _class_names(source: str) -> tuple[str, ...]:
+    """Returns the class names of a run, in the order of its labels."""
+    return tuple(checkpoint.read_run(checkpoint.find(Path(source)))["class_names"])
 
 
 def _options(module: Any) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def write_folder(folder: Path, classes: tuple[int, ...], each: int) -> None:
                 digit.resize((32, 32)).save(place / f"{index}.png")
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_a_folder_and_the_weights_of_a_run(tmp_path: Path) -> None:
     write_folder(tmp_path / "pets", (0, 1), 40)
     shown = Normalize(mean=(0.5,), std=(0.5,))

@@ -372,7 +372,7 @@ def test_a_kind_keeps_the_rest_of_what_the_recipe_has_set(tmp_path: Path) -> Non
     assert "decay" in sentence(recipe, "--config.optimizer=SGD")
     argv = [recipe, "--config.optimizer=SGD", "--config.optimizer.decay=l2"]
     assert command(*argv).config.optimizer.weight_decay == 0.5
-    file.write_text(file.read_text().replace("start=0.1", "start=2.0"))
+    file.write_text(file.read_text().replace("start=0.1", "start=2.25"))
     assert "must lie in 0..1" in sentence(recipe, "--config.schedule=OneCycle")
 
 

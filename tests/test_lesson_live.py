@@ -207,7 +207,7 @@ def test_the_first_losses_of_the_recipe_are_the_lessons(
 
 
 @dataclasses.dataclass(kw_only=True)
-class Float64Model(Model):
+class _Float64Model(Model):
     """A network that computes in float64."""
 
     def create(self, num_classes: int, platform: str = "cpu") -> Any:
@@ -215,7 +215,7 @@ class Float64Model(Model):
 
 
 @dataclasses.dataclass(kw_only=True)
-class TorchClipNorm(ClipNorm):
+class _TorchClipNorm(ClipNorm):
     """torch.nn.utils.clip_grad_norm_, which divides by norm + 1e-6."""
 
     def link(self) -> optax.GradientTransformation:
@@ -234,9 +234,9 @@ def to_the_last_digit(config: Config) -> Config:
     precise: Any = {"momentum_dtype": "float64"}
     return dataclasses.replace(
         config,
-        model=Float64Model(name=config.model.name, stem=config.model.stem),
+        model=_Float64Model(name=config.model.name, stem=config.model.stem),
         optimizer=dataclasses.replace(config.optimizer, **precise),
-        clip=TorchClipNorm(max_norm=config.clip.max_norm),
+        clip=_TorchClipNorm(max_norm=config.clip.max_norm),
     )
 
 

@@ -192,6 +192,13 @@ class Model:
             value = getattr(self, option)
             if value is not None and not 0 < value < 1:
                 raise UserError(f"model.{option} must lie in 0..1, not {value}.")
+        if self.head_init not in ("default", "zero"):
+            factor = float(self.head_init)
+            if not 0 <= factor <= 1e6:
+                raise UserError(
+                    "model.head_init must be 'default', 'zero' or a factor of 0 or more, not "
+                    f"{self.head_init}."
+                )
         if self.weights == "":
             raise UserError(
                 "model.weights is empty: name weights, a file or a run's folder, or leave it "

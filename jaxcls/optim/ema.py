@@ -61,9 +61,9 @@ class EMA:
         For a half-life of h steps the decay is 2^(-every / h).
 
         Raises:
-          UserError: if the half-life comes to less than a step, or `every` to the whole run.
+          UserError: if the half-life comes to less than a step, or `every` to more than the run.
         """
-        if run.total_steps is not None and self.every >= run.total_steps:
+        if run.total_steps is not None and self.every > run.total_steps:
             raise UserError(
                 f"EMA.every is {self.every} steps in a run of {run.total_steps}: the average "
                 "would be the initial weights until the end. Make it shorter, or set ema to "

@@ -10,11 +10,12 @@ import pytest
 
 from jaxcls.data import Digits
 from jaxcls.models import create_model
-from tests.models.test_zoo import TINY
+from tests.models.tiny import TINY
 
 # The smallest of each family is quick; these are large, have many layers, or are its second.
 SLOW = ("alexnet", "alexnet_2012", "googlenet", "inception_v3")
-SLOW += ("vgg11_bn", "resnet20", "resnet50", "efficientnet_v2_s")
+SLOW += ("vgg11_bn", "resnet20", "resnet50", "efficientnet_v2_s", "convnext_tiny")
+SLOW += ("efficientnet_b0",)
 RATES = {"alexnet": 3e-4, "alexnet_2012": 1e-3, "vgg11": 2e-3, "inception_v3": 1e-3}
 
 

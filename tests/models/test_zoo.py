@@ -18,10 +18,10 @@ from jaxcls.models.efficientnet import BASE, scale_channels, scale_stages
 from jaxcls.models.facts import FACTS
 from jaxcls.models.layers import BatchNorm, DropPath
 from tests.models.tiny import (
-    TINY,
+    SLOW,
     Variables,
     apply_in_training,
-    each_tiny,
+    each_of_tiny,
     modules_called,
     shapes,
     trained,
@@ -114,7 +114,7 @@ def test_compound_scaling_rounds_channels_to_eights() -> None:
 # Training
 
 
-@each_tiny
+@each_of_tiny(*SLOW, "efficientnet_b0", "efficientnet_v2_s")
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     module, variables, images = trained(name)
     # Dropout and stochastic depth may leave a part out by chance.
@@ -245,7 +245,7 @@ def test_every_batch_norm_has_the_networks_constants_and_group(name: str) -> Non
     assert found == {(*NORMS[name], 2, True, jnp.bfloat16)}
 
 
-@each_tiny
+@each_of_tiny(*SLOW, "alexnet", "alexnet_2012")
 def test_bfloat16_computes_and_float32_keeps(name: str) -> None:
     module, variables, images = trained(name)
     half = module.clone(dtype=jnp.bfloat16)
@@ -263,9 +263,7 @@ def test_bfloat16_computes_and_float32_keeps(name: str) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} <= {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in TINY if n not in ("lenet5", "alexnet", "alexnet_2012")]
-)
+@each_of_tiny(*SLOW, without=("lenet5", "alexnet", "alexnet_2012"))
 def test_remat_wraps_the_blocks(name: str) -> None:
     module, variables, images = trained(name)
     for is_on in (False, True):

@@ -69,11 +69,19 @@ def apply_in_training(module: nn.Module, variables: Variables, images: Any) -> A
 
 # Half a minute each to compile; the golden values of GoogLeNet's and Inception's training, which
 # the normal tests check, need all of their layers too.
+def each_of_tiny(*slow: str, without: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """Runs a test with each network but those `without`, marked slow with some of them."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(n, marks=[pytest.mark.slow] if n in slow else [])
+            for n in TINY
+            if n not in without
+        ],
+    )
+
+
 SLOW = ("googlenet", "inception_v3")
-each_tiny = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TINY],
-)
 
 
 def modules_called(module: nn.Module, variables: Variables, images: Any) -> list[Any]:

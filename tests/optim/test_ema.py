@@ -152,13 +152,13 @@ def test_a_half_life_of_less_than_a_step_is_named() -> None:
         EMA(decay=None, half_life=Duration(1, "examples")).share(RUN)
 
 
-def test_an_average_that_is_updated_at_the_end_or_never_is_named() -> None:
-    for every in (1000, 5000):
+def test_an_average_that_is_never_updated_is_named() -> None:
+    for every in (1001, 5000):
         with pytest.raises(
             UserError, match=rf"EMA.every is {every} steps in a run of 1000"
         ):
             EMA(every=every).share(RUN)
-    assert EMA(decay=0.75, every=999).share(RUN) == 0.25
+    assert EMA(decay=0.75, every=1000).share(RUN) == 0.25
 
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:

@@ -15,7 +15,7 @@ from tests.models.tiny import TINY
 # The smallest of each family is quick; these are large, have many layers, or are its second.
 SLOW = ("alexnet", "alexnet_2012", "googlenet", "inception_v3")
 SLOW += ("vgg11_bn", "resnet20", "resnet50", "efficientnet_v2_s", "convnext_tiny")
-SLOW += ("efficientnet_b0",)
+SLOW += ("efficientnet_b0", "keras_resnet", "vgg11")
 RATES = {"alexnet": 3e-4, "alexnet_2012": 1e-3, "vgg11": 2e-3, "inception_v3": 1e-3}
 
 

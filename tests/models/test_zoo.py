@@ -114,7 +114,7 @@ def test_compound_scaling_rounds_channels_to_eights() -> None:
 # Training
 
 
-@each_of_tiny(*SLOW, "efficientnet_b0", "efficientnet_v2_s")
+@each_of_tiny(*SLOW, "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny")
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     module, variables, images = trained(name)
     # Dropout and stochastic depth may leave a part out by chance.
@@ -274,7 +274,9 @@ def test_remat_wraps_the_blocks(name: str) -> None:
         assert ("checkpoint" in str(traced) or "remat" in str(traced)) == is_on
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet20", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["vgg11", "resnet20", pytest.param("convnext_tiny", marks=pytest.mark.slow)]
+)
 def test_remat_changes_nothing_but_the_memory(name: str) -> None:
     module, variables, images = trained(name)
 

@@ -20,11 +20,11 @@ import dataclasses
 
 from jaxcls.augment import MixUpOrCutMix, RandomErasing, TimmRandAugment
 from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, AdamW, ClipNorm, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def convnext(name: str, dataset: str, *, drop_path: float) -> Config:

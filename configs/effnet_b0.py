@@ -20,7 +20,9 @@ import dataclasses
 
 from jaxcls.augment import AutoAugment
 from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import (
     EMA,
@@ -30,8 +32,6 @@ from jaxcls.optim import (
     RMSpropTF,
     WarmupCosine,
 )
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def efficientnet(name: str, dataset: str, *, size: int, dropout: float) -> Config:

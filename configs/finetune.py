@@ -23,11 +23,11 @@ The training is ours. Network: Tan & Le 2019 (https://arxiv.org/abs/1905.11946).
 
 from jaxcls.augment import Normalize, TrivialAugmentWide
 from jaxcls.config import Config, StopEarly
+from jaxcls.config.dataset_defaults import IMAGENET, setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import AdamW, ClipNorm, WarmupCosine
-from jaxcls.setting import IMAGENET, setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 WEIGHTS = "timm/efficientnet_b0.ra_in1k"
 """The same as torchvision/efficientnet_b0:v1, in a file that needs no PyTorch."""

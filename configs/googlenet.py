@@ -20,11 +20,11 @@ Network: Szegedy et al. 2014 (https://arxiv.org/abs/1409.4842), with batch norm.
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, SGD, AdamW, ClipNorm, Polynomial, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config(dataset: str = "digits") -> Config:

@@ -18,7 +18,9 @@ Network: Szegedy et al. 2015 (https://arxiv.org/abs/1512.00567).
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import (
     EMA,
@@ -28,8 +30,6 @@ from jaxcls.optim import (
     RMSpropTF,
     WarmupCosine,
 )
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config(dataset: str = "digits") -> Config:

@@ -17,9 +17,9 @@ import dataclasses
 
 from configs import keras_resnet_cifar10
 from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
 from jaxcls.optim import EMA, SGD, ClipNorm, WarmupCosine
-from jaxcls.setting import setting
 
 
 def get_config(dataset: str = "digits") -> Config:

@@ -26,11 +26,11 @@ from jaxcls.augment import (
     RandomZoom,
 )
 from jaxcls.config import Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import AdamW, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config(dataset: str = "digits") -> Config:

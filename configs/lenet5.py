@@ -14,11 +14,11 @@ warm-up and cosine, label smoothing, shifts of up to two pixels.
 
 from jaxcls.augment import RandomCrop
 from jaxcls.config import Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, AdamW, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config(dataset: str = "digits") -> Config:

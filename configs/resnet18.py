@@ -17,11 +17,11 @@ import dataclasses
 
 from configs.resnet50 import classic
 from jaxcls.config import Config
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, SGD, ClipNorm, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config(dataset: str = "digits") -> Config:

@@ -18,11 +18,11 @@ Network: He et al. 2015 (https://arxiv.org/abs/1512.03385), 3x3 stem of stride 1
 
 from jaxcls.augment import ColorJitter, RandAugment, RandomErasing
 from jaxcls.config import Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import AdamW, ClipNorm, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config(dataset: str = "digits") -> Config:

@@ -17,11 +17,11 @@ Network: He et al. 2015, section 4.2 (https://arxiv.org/abs/1512.03385).
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs, steps
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, SGD, ClipNorm, MultiStep, Schedule, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def cifar_resnet(name: str, dataset: str, schedule: Schedule | None = None) -> Config:

@@ -16,11 +16,11 @@ Network: He et al. 2015 (https://arxiv.org/abs/1512.03385), strides in the 3x3 c
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
+from jaxcls.config.dataset_defaults import Setting, setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, SGD, AdamW, ClipNorm, Step, WarmupCosine
-from jaxcls.setting import Setting, setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def classic(here: Setting, model: Model, *, rate: float, at_least: int = 1) -> Config:

@@ -17,11 +17,11 @@ Network: He et al. 2015 (https://arxiv.org/abs/1512.03385), strides in the 3x3 c
 
 from jaxcls.augment import MixUpOrCutMix, RandomErasing, TrivialAugmentWide
 from jaxcls.config import Config
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, SGD, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 BATCH, EPOCHS = 1024, 600
 EMA_STEPS = 32

@@ -19,11 +19,11 @@ Training: Wightman et al. 2021, table 2 (https://arxiv.org/abs/2110.00476).
 
 from jaxcls.augment import MixUpOrCutMix, TimmRandAugment
 from jaxcls.config import Config
+from jaxcls.config.dataset_defaults import setting
 from jaxcls.duration import epochs
+from jaxcls.losses import BinaryCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import LAMB, ClipNorm, WarmupCosine
-from jaxcls.setting import setting
-from jaxcls.training.loss import BinaryCrossEntropy
 
 
 def strikes_back(

@@ -21,9 +21,9 @@ from jaxcls.augment import (
 )
 from jaxcls.config import Config
 from jaxcls.duration import epochs
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import AdamW, WarmupCosine
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 
 def get_config() -> Config:

@@ -18,10 +18,11 @@ import numpy as np
 
 from jaxcls import config as config_lib
 from jaxcls import parallel
+from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config
-from jaxcls.data.derived import open_split
+from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError
-from jaxcls.training import checkpoint, weights_only
 from jaxcls.training.program import Program, weight_shapes
 from jaxcls.training.reestimate import Reestimate
 

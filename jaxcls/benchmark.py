@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import augment, benchmark_input, parallel
+from jaxcls import augment, parallel
 from jaxcls.augment import (
     ColorJitter,
     HorizontalFlip,
@@ -37,8 +37,9 @@ from jaxcls.augment import (
     RandomErasing,
     Transform,
 )
-from jaxcls.augment.deal import Row
+from jaxcls.augment.kernels.one_operation import Row
 from jaxcls.augment.policies import rand_augment_operations
+from jaxcls.benchmarks import input_pipeline as benchmark_input
 
 TURNS = 21
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}

@@ -15,12 +15,12 @@ import jax
 from jaxcls import config as config_lib
 from jaxcls import parallel
 from jaxcls.augment import AirbenchViews, FlipViews, Views
+from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Config
-from jaxcls.data.derived import with_class_names
+from jaxcls.data.subset import with_class_names
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.inference.evaluation import Evaluator
 from jaxcls.report.progress import eval_line
-from jaxcls.training import checkpoint
-from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.program import trace_eval_step, weight_shapes
 
 VIEWS: dict[str, Views | None] = {

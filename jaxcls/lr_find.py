@@ -22,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcls import flags, parallel
+from jaxcls import parallel
 from jaxcls.augment import in_stages
 from jaxcls.config import Config, Evaluation
+from jaxcls.config import command_line as flags
 from jaxcls.duration import RunLength, steps
 from jaxcls.errors import UserError
+from jaxcls.metrics import TrainMetrics, compute
 from jaxcls.optim import Freeze, Schedule
 from jaxcls.train import Run, open_run
-from jaxcls.training.metrics import TrainMetrics, compute
 
 EXPLODED = 4.0
 """The sweep ends where the loss is so many times its lowest value."""

@@ -48,14 +48,15 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from jaxcls.data import pool, shards
-from jaxcls.data.canvas import CenterSquare
 from jaxcls.data.datasets import create_dataset
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.encoded import Encoded
-from jaxcls.data.images import Images
-from jaxcls.data.listing import count, expanded, shown
-from jaxcls.data.records import INDEX, PLAN, VERSION, read_index
+from jaxcls.data.encoded_images import Images
+from jaxcls.data.file_lists import count, expanded, shown
+from jaxcls.data.formats import shards
+from jaxcls.data.formats.records import INDEX, PLAN, VERSION, read_index
+from jaxcls.data.host_crop import CenterSquare
+from jaxcls.data.preparation import pool
 from jaxcls.data.sources import Dataset, Source, Split
 from jaxcls.errors import UserError
 
@@ -861,7 +862,7 @@ def _dataset(name: str, arguments: Sequence[str]) -> Dataset:
     Raises:
       UserError: for an unknown dataset, option or value.
     """
-    from jaxcls import flags  # imports jax: not in the processes that work on images
+    from jaxcls.config import command_line as flags
 
     dataset = create_dataset(name)
     node: Any = dataset
@@ -899,7 +900,8 @@ def _describe(name: str) -> str:
     Raises:
       UserError: if there is no such dataset.
     """
-    from jaxcls import config, flags
+    from jaxcls import config
+    from jaxcls.config import command_line as flags
 
     node: Any = create_dataset(name)
     lines = [f"options of --source {name}, with their values:"]

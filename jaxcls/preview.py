@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxcls import augment, flags
+from jaxcls import augment
 from jaxcls.augment import Normalize, Transform
 from jaxcls.config import Config
+from jaxcls.config import command_line as flags
 from jaxcls.errors import UserError
-from jaxcls.training.loss import as_targets
+from jaxcls.losses import as_targets
 
 CELL, GAP, LINE = 112, 4, 14
 """Pixels: least side of an image, space between two, height of a line of text."""

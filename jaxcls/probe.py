@@ -19,20 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxcls import augment, flags, parallel
+from jaxcls import augment, parallel
 from jaxcls import config as config_lib
 from jaxcls import train as trainer
+from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config
+from jaxcls.config import command_line as flags
 from jaxcls.data import Dataset
 from jaxcls.data.bad_images import BadImages
-from jaxcls.data.derived import Mixture, max_bad_share, open_split
 from jaxcls.data.loader import Batch, EvalBatches, Loader, padded_rows
 from jaxcls.data.sources import Source
+from jaxcls.data.subset import Mixture, max_bad_share, open_split
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.evaluate import evaluate_checkpoint
-from jaxcls.models.features import features
+from jaxcls.inference.features import features
 from jaxcls.report.progress import eval_line, say
-from jaxcls.training import linear_head, weights_only
+from jaxcls.training import linear_head
 from jaxcls.training.program import Program, batch_shapes
 from jaxcls.training.warm_start import warm_start
 

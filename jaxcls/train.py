@@ -20,21 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcls import __version__, flags, parallel
+from jaxcls import __version__, parallel
 from jaxcls import config as config_lib
+from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint.files import Checkpoints
+from jaxcls.checkpoint.weights_only import refuse_training
 from jaxcls.config import Config, Plan
+from jaxcls.config import command_line as flags
 from jaxcls.data.bad_images import BadImages
-from jaxcls.data.derived import max_bad_share, open_split, with_class_names
 from jaxcls.data.loader import Batch, EvalBatches, Loader, TrainBatches, load_rows
 from jaxcls.data.sampling import class_counts
 from jaxcls.data.sources import Source, Split
+from jaxcls.data.subset import max_bad_share, open_split, with_class_names
 from jaxcls.errors import UserError
+from jaxcls.inference.evaluation import Evaluator
 from jaxcls.report import tables
 from jaxcls.report.progress import Progress, eval_line, say
 from jaxcls.report.writers import MetricWriter, read_metrics
-from jaxcls.training import checkpoint, placement, plateau
-from jaxcls.training.checkpoint import Checkpoints
-from jaxcls.training.evaluation import Evaluator
+from jaxcls.training import placement, plateau
 from jaxcls.training.loop import Diverged, Loop
 from jaxcls.training.prefetch import DevicePrefetch, in_calls
 from jaxcls.training.program import Program, Traced, input_shape, on_all_devices
@@ -43,7 +46,6 @@ from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import Teacher
 from jaxcls.training.warm_start import check_exists, load_teacher, warm_start
-from jaxcls.training.weights_only import refuse_training
 
 COMPLETE, MISTAKE, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
 """Exit codes. 75 is sysexits.h's EX_TEMPFAIL: nothing is wrong, run it again."""

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Config
-from jaxcls.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "tests" / "recipes"

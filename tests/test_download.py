@@ -22,11 +22,11 @@ import pytest
 import safetensors.numpy
 
 from jaxcls import download
-from jaxcls.data.archives import Archive
+from jaxcls.data.formats.archives import Archive
 from jaxcls.download import Published, cache_folder, cached_path, fetch
 from jaxcls.errors import UserError
-from jaxcls.models import weights
-from jaxcls.models.weights import WEIGHTS, WeightSet, find
+from jaxcls.models.weights import catalogue as weights
+from jaxcls.models.weights.catalogue import WEIGHTS, WeightSet, find
 
 CONTENT = safetensors.numpy.save(
     {"weight": np.random.default_rng(0).normal(size=(700, 1000)).astype(np.float32)}
@@ -371,7 +371,7 @@ def test_killed(server: Server) -> None:
     server.midway = lambda: wait(go_on)
     code = """
         from jaxcls.download import fetch
-        from jaxcls.models.weights import find
+        from jaxcls.models.weights.catalogue import find
         fetch(find("timm/resnet50.a1_in1k"))
     """
     folder = cache_folder() / "weights"

@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 
 from jaxcls.augment import Normalize, RandomCrop, Resize
+from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Checkpoint, Config, Evaluation, Log
 from jaxcls.data import ArraySource, Digits, Sampling
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import SGD
 from jaxcls.probe import probe
 from jaxcls.report.writers import read_metrics
 from jaxcls.train import train
-from jaxcls.training import checkpoint
-from jaxcls.training.loss import SoftmaxCrossEntropy
 from tests import commands
 from tests.recipes import narrow  # noqa: F401 (registers the network)
 

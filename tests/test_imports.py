@@ -30,7 +30,7 @@ def test_the_cache_is_found_without_jax() -> None:
     """The processes that load data look into it."""
     script = (
         "import sys\n"
-        "import jaxcls.download, jaxcls.data.archives\n"
+        "import jaxcls.download, jaxcls.data.formats.archives\n"
         "jaxcls.download.cache_folder()\n"
         "heavy = {'jax', 'flax', 'safetensors', 'torch', 'tensorflow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -33,17 +33,17 @@ from jaxcls import config as config_lib
 from jaxcls.augment import Normalize
 from jaxcls.config import Config, Evaluation, Log
 from jaxcls.data import CenterSquare, Digits, ImageFolder
-from jaxcls.data.derived import open_split
 from jaxcls.data.loader import TrainBatches
+from jaxcls.data.subset import open_split
 from jaxcls.duration import RunLength, epochs, steps
+from jaxcls.inference.evaluation import Evaluator
+from jaxcls.metrics import TrainMetrics
 from jaxcls.models import Model
-from jaxcls.models.pretrained import from_torch, to_torch
+from jaxcls.models.weights.pretrained import from_torch, to_torch
 from jaxcls.optim import ClipNorm
 from jaxcls.optim.chain import learning_rate
 from jaxcls.parallel import make_mesh
 from jaxcls.train import train
-from jaxcls.training.evaluation import Evaluator
-from jaxcls.training.metrics import TrainMetrics
 from jaxcls.training.program import Program
 from jaxcls.training.state import TrainState
 from tests import commands

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from jaxcls import prepare
-from jaxcls.data import shards
-from jaxcls.data.canvas import CenterSquare
-from jaxcls.data.folder import ImageFolder
-from jaxcls.data.records import Records
+from jaxcls.data.formats import shards
+from jaxcls.data.formats.folder import ImageFolder
+from jaxcls.data.formats.records import Records
+from jaxcls.data.host_crop import CenterSquare
 from jaxcls.errors import UserError
 
 COMMAND = [sys.executable, "-m", "jaxcls.prepare"]

@@ -12,19 +12,21 @@ from sklearn.linear_model import LogisticRegression
 
 from jaxcls import probe as command
 from jaxcls.augment import FlipViews
+from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, CenterSquare, HostRandomResizedCrop, ImageFolder
-from jaxcls.data.derived import Mixture
 from jaxcls.data.sources import Split
+from jaxcls.data.subset import Mixture
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.evaluate import evaluate_checkpoint
-from jaxcls.models.features import features as features_of
+from jaxcls.inference.features import features as features_of
+from jaxcls.losses import MultiLabelBinaryCrossEntropy
 from jaxcls.probe import probe, without_chance
 from jaxcls.train import train
-from jaxcls.training import checkpoint, linear_head, weights_only
+from jaxcls.training import linear_head
 from jaxcls.training.linear_head import Head, fit, held_out, logistic, ridge
-from jaxcls.training.loss import MultiLabelBinaryCrossEntropy
 from tests import commands
 
 CLASSES = 4

@@ -24,9 +24,9 @@ import pytest
 
 import jaxcls
 from jaxcls import config as config_lib
-from jaxcls import flags
 from jaxcls.augment import HorizontalFlip, Normalize, Resize
 from jaxcls.config import Config
+from jaxcls.config import command_line as flags
 from jaxcls.data import (
     CenterSquare,
     Cifar10,
@@ -35,7 +35,7 @@ from jaxcls.data import (
     ImageFolder,
     Mnist,
 )
-from jaxcls.data.images import Images
+from jaxcls.data.encoded_images import Images
 from jaxcls.duration import RunLength, epochs, steps
 from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model

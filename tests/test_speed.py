@@ -20,8 +20,8 @@ from jaxcls.data import ArraySource, Digits
 from jaxcls.data.loader import TrainBatches
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
+from jaxcls.inference.evaluation import Evaluator
 from jaxcls.train import train
-from jaxcls.training.evaluation import Evaluator
 from jaxcls.training.program import Program
 from tests import commands
 

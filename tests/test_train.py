@@ -15,6 +15,7 @@ import pytest
 
 from jaxcls import config as config_lib
 from jaxcls.augment import Transform
+from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, Digits
 from jaxcls.data.order import record_ids
@@ -22,9 +23,9 @@ from jaxcls.data.sources import Split
 from jaxcls.duration import Duration, steps
 from jaxcls.errors import UserError
 from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.inference.evaluation import Evaluator
 from jaxcls.train import train
-from jaxcls.training import checkpoint, loop
-from jaxcls.training.evaluation import Evaluator
+from jaxcls.training import loop
 from jaxcls.training.loop import Diverged
 from tests import commands
 

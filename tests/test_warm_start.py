@@ -20,7 +20,7 @@ from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model, create_model
 from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.models.pretrained import fit, to_torch
+from jaxcls.models.weights.pretrained import fit, to_torch
 from jaxcls.optim import EMA, SGD
 from jaxcls.parallel import make_mesh
 from jaxcls.train import train
@@ -258,7 +258,7 @@ def test_published_weights_teach_with_their_constants(
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), dict(shapes))
     path = tmp_path / "published.safetensors"
     save_file(to_torch("efficientnet_b0", zeros, dialect="timm"), path)
-    monkeypatch.setattr("jaxcls.models.pretrained.fetch", lambda weights: path)
+    monkeypatch.setattr("jaxcls.models.weights.pretrained.fetch", lambda weights: path)
     teacher: Any
     for given in (None, "efficientnet_b0"):
         teacher, variables, _ = load_teacher(name, given, 1000)
@@ -295,8 +295,10 @@ def test_a_recipe_that_feeds_weights_otherwise_is_told(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Published weights, of which only the download is replaced.
-    monkeypatch.setattr("jaxcls.models.pretrained.fetch", lambda weights: file)
-    monkeypatch.setattr("jaxcls.models.pretrained.check_torch", lambda *args: None)
+    monkeypatch.setattr("jaxcls.models.weights.pretrained.fetch", lambda weights: file)
+    monkeypatch.setattr(
+        "jaxcls.models.weights.pretrained.check_torch", lambda *args: None
+    )
     name = "timm/resnet18.a1_in1k"
     # The note alone is of interest: the tensors are another network's.
     monkeypatch.setitem(MODELS, "resnet18", MODELS[NARROW])

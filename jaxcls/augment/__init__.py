@@ -16,7 +16,6 @@ from jaxcls.augment.color import (
     around_normalize,
 )
 from jaxcls.augment.crop import RandomResizedCrop
-from jaxcls.augment.deal import deal
 from jaxcls.augment.erase import Cutout, RandomErasing
 from jaxcls.augment.geometry import (
     AlternatingFlip,
@@ -31,8 +30,9 @@ from jaxcls.augment.geometry import (
     Resize,
     VerticalFlip,
 )
+from jaxcls.augment.kernels.one_operation import deal
+from jaxcls.augment.kernels.operations import apply_op
 from jaxcls.augment.mix import CutMix, MixUp, MixUpOrCutMix
-from jaxcls.augment.operations import apply_op
 from jaxcls.augment.pipeline import Moment, Transform, apply
 from jaxcls.augment.policies import (
     AugMix,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment import tones
+from jaxcls.augment.kernels import pillow_color as tones
 from jaxcls.augment.pipeline import (
     Transform,
     check_amount,

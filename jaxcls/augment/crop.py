@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxcls.augment.boxes import Boxes
 from jaxcls.augment.geometry import check_choice, check_interval
+from jaxcls.augment.kernels.resample import Interpolation, kernel, nearest
 from jaxcls.augment.pipeline import LARGEST_SIDE, Transform, check_range
-from jaxcls.augment.resample import Interpolation, kernel, nearest
 from jaxcls.errors import UserError
 
 _TRIES = 10

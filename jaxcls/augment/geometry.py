@@ -7,6 +7,8 @@ from typing import ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxcls.augment.kernels.pillow_warp import FillMode, rotate, warp
+from jaxcls.augment.kernels.resample import Interpolation, resample, resized_shape
 from jaxcls.augment.pipeline import (
     LARGEST_SIDE,
     Moment,
@@ -14,8 +16,6 @@ from jaxcls.augment.pipeline import (
     Warp,
     check_range,
 )
-from jaxcls.augment.resample import Interpolation, resample, resized_shape
-from jaxcls.augment.warp import FillMode, rotate, warp
 from jaxcls.errors import UserError
 
 CropMode = Literal["constant", "edge", "reflect"]

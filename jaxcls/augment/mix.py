@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.augment.boxes import Boxes, below
-from jaxcls.augment.groups import group_rows
+from jaxcls.augment.kernels.groups import group_rows
 from jaxcls.augment.pipeline import Transform, check_amount, check_range
 from jaxcls.errors import UserError
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment.warp import Interpolation, warp
+from jaxcls.augment.kernels.pillow_warp import Interpolation, warp
 from jaxcls.errors import UserError
 
 LARGEST_SIDE = 16384

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcls.augment import tones
-from jaxcls.augment.deal import Row, deal, for_rows
-from jaxcls.augment.operations import OPERATIONS
+from jaxcls.augment.kernels import pillow_color as tones
+from jaxcls.augment.kernels.one_operation import Row, deal, for_rows
+from jaxcls.augment.kernels.operations import OPERATIONS
+from jaxcls.augment.kernels.resample import Interpolation
 from jaxcls.augment.pipeline import Transform, check_range, sometimes
-from jaxcls.augment.resample import Interpolation
 from jaxcls.errors import UserError
 
 SIGNED = frozenset(

@@ -12,8 +12,8 @@ from PIL import Image
 
 from jaxcls.augment.color import Normalize
 from jaxcls.augment.geometry import CenterCrop, Resize, center_start
+from jaxcls.augment.kernels.resample import Interpolation, resized_shape
 from jaxcls.augment.pipeline import Transform
-from jaxcls.augment.resample import Interpolation, resized_shape
 from jaxcls.errors import UserError
 
 _RESAMPLING: dict[Interpolation, Image.Resampling] = {

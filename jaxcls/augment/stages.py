@@ -8,7 +8,7 @@ import jax
 
 from jaxcls.augment.pipeline import Transform
 from jaxcls.errors import UserError, did_you_mean
-from jaxcls.hints import allows
+from jaxcls.ranges import allows
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.augment.geometry import center_start
+from jaxcls.augment.kernels.resample import Interpolation, resample, resized_shape
 from jaxcls.augment.pipeline import LARGEST_SIDE
-from jaxcls.augment.resample import Interpolation, resample, resized_shape
 from jaxcls.errors import UserError
 
 Batches = tuple[jax.Array, ...]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxcls.data.derived import explain
 from jaxcls.data.loader import Batch
 from jaxcls.data.sources import Source, Split
+from jaxcls.data.subset import explain
 from jaxcls.errors import UserError
 
 NAMED = 5

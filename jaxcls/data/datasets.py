@@ -1,15 +1,15 @@
 """The datasets that a recipe's argument can name: `--config configs/resnet18.py:folder`."""
 
-from jaxcls.data.archives import Cifar10, Cifar100, FashionMnist, Mnist
-from jaxcls.data.folder import ImageFolder
-from jaxcls.data.huggingface import HuggingFace
-from jaxcls.data.imagenet import ImageNet
-from jaxcls.data.manifest import Manifest
-from jaxcls.data.records import Records
+from jaxcls.data.formats.archives import Cifar10, Cifar100, FashionMnist, Mnist
+from jaxcls.data.formats.folder import ImageFolder
+from jaxcls.data.formats.huggingface import HuggingFace
+from jaxcls.data.formats.imagenet import ImageNet
+from jaxcls.data.formats.manifest import Manifest
+from jaxcls.data.formats.records import Records
+from jaxcls.data.formats.synthetic import Synthetic
+from jaxcls.data.formats.tfds import Tfds
+from jaxcls.data.formats.webtar import WebTar
 from jaxcls.data.sources import Dataset, Digits
-from jaxcls.data.synthetic import Synthetic
-from jaxcls.data.tfds import Tfds
-from jaxcls.data.webtar import WebTar
 from jaxcls.errors import UserError, did_you_mean
 
 DATASETS: dict[str, type[Dataset]] = {

@@ -26,7 +26,7 @@ from jaxcls.models import (
     vgg,
 )
 from jaxcls.models.network import HeadInit
-from jaxcls.models.weights import find as find_weights
+from jaxcls.models.weights.catalogue import find as find_weights
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **lenet.VARIANTS,

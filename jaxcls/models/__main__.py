@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.models import MODELS
 from jaxcls.models.facts import FACTS
-from jaxcls.models.weights import WEIGHTS, WeightSet
+from jaxcls.models.weights.catalogue import WEIGHTS, WeightSet
 
 
 def networks(names: Sequence[str]) -> str:

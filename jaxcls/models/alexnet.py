@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.convolution import Conv
+from jaxcls.models.cpu.convolution import Conv
+from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
 from jaxcls.models.layers import check_size, torch_default
 from jaxcls.models.network import HeadInit, Layers, Network, head, singly
-from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 
 class AlexNet(Network):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError
-from jaxcls.models.convolution import Conv
+from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.layers import BatchNorm, DropPath, check_stem, kaiming_fan_out
 from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
 

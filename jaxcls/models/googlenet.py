@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
 from jaxcls.models.layers import BatchNorm, ConvNorm, check_size, uniform
 from jaxcls.models.network import HeadInit, Layers, Network, head, singly
-from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 # torchvision's trunc_normal_(std=0.01, a=-2, b=2). Its bounds are values, not multiples of the
 # standard deviation: 200 of those away, they cut nothing off.

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.convolution import Conv
+from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.layers import BatchNorm, DropPath
 from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
 

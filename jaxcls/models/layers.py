@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxcls.errors import UserError
-from jaxcls.models.convolution import Conv
+from jaxcls.models.cpu.convolution import Conv
 
 # torchvision's kaiming_normal_(mode="fan_out", nonlinearity="relu"), He et al. 2015
 # (https://arxiv.org/abs/1502.01852, equation 14). The fan-out of a grouped convolution counts

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError
-from jaxcls.models.convolution import Conv
+from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.network import HeadInit, Layers, Network, head, singly
 
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError
-from jaxcls.models.convolution import Conv
+from jaxcls.models.cpu.convolution import Conv
+from jaxcls.models.cpu.pooling import max_pool
 from jaxcls.models.layers import (
     BatchNorm,
     DropPath,
@@ -23,7 +24,6 @@ from jaxcls.models.layers import (
     torch_default,
 )
 from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
-from jaxcls.models.pooling import max_pool
 
 
 class Block(nn.Module):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError
-from jaxcls.models.convolution import Conv
+from jaxcls.models.cpu.convolution import Conv
+from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
 from jaxcls.models.layers import BatchNorm, check_stem, kaiming_fan_out
 from jaxcls.models.network import HeadInit, Layers, Network, head, singly
-from jaxcls.models.pooling import adaptive_avg_pool, max_pool
 
 
 class VGG(Network):

@@ -14,14 +14,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxcls import metrics
+from jaxcls.checkpoint.files import Checkpoints
 from jaxcls.config import Config, Plan
 from jaxcls.data.bad_images import BadImages
+from jaxcls.inference.evaluation import Evaluator
 from jaxcls.parallel import replicated
 from jaxcls.report.progress import Progress, eval_line
 from jaxcls.report.writers import MetricWriter
-from jaxcls.training import metrics, plateau
-from jaxcls.training.checkpoint import Checkpoints
-from jaxcls.training.evaluation import Evaluator
+from jaxcls.training import plateau
 from jaxcls.training.prefetch import DevicePrefetch
 from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.signals import StopSignal

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcls.training.metrics import TrainMetrics
+from jaxcls.metrics import TrainMetrics
 
 
 @flax.struct.dataclass

@@ -18,16 +18,16 @@ from jaxcls import augment
 from jaxcls.augment import Moment, Transform, Views
 from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
-from jaxcls.models.layers import frozen_collection
-from jaxcls.optim import ema
-from jaxcls.optim.groups import Groups, frozen_modules, path_of, stop_gradients
-from jaxcls.training.loss import Loss, as_targets, distillation_loss
-from jaxcls.training.metrics import (
+from jaxcls.losses import Loss, as_targets, distillation_loss
+from jaxcls.metrics import (
     EvalOutput,
     TrainMetrics,
     eval_output,
     train_metrics,
 )
+from jaxcls.models.layers import frozen_collection
+from jaxcls.optim import ema
+from jaxcls.optim.groups import Groups, frozen_modules, path_of, stop_gradients
 from jaxcls.training.state import TrainState
 
 # Streams of random numbers within a step.

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 from jaxcls import config as config_lib
 from jaxcls.augment import Normalize
+from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Config
 from jaxcls.errors import UserError, did_you_mean
-from jaxcls.models import Model, is_weight_set, pretrained
-from jaxcls.models.weights import WEIGHTS, find
+from jaxcls.models import Model, is_weight_set
+from jaxcls.models.weights import pretrained
+from jaxcls.models.weights.catalogue import WEIGHTS, find
 from jaxcls.parallel import make_mesh, replicated
-from jaxcls.training import checkpoint
 from jaxcls.training.program import Program, weight_shapes
 from jaxcls.training.state import TrainState
 

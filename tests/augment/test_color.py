@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxcls.augment import Normalize, ThreeAugment, Transform, color, tones
+from jaxcls.augment import Normalize, ThreeAugment, Transform, color
 from jaxcls.augment.color import (
     ColorJitter,
     GaussianBlur,
@@ -23,6 +23,7 @@ from jaxcls.augment.color import (
     RandomSharpness,
     RandomSolarize,
 )
+from jaxcls.augment.kernels import pillow_color as tones
 from jaxcls.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxcls.augment import crop
 from jaxcls.augment.crop import RandomResizedCrop
-from jaxcls.augment.resample import Interpolation
+from jaxcls.augment.kernels.resample import Interpolation
 from jaxcls.errors import UserError
 
 PILLOW = {

@@ -9,14 +9,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from jaxcls.augment import (
-    CenterCrop,
-    HorizontalFlip,
-    RandomCrop,
-    Resize,
-    Transform,
-    resample,
-)
+from jaxcls.augment import CenterCrop, HorizontalFlip, RandomCrop, Resize, Transform
 from jaxcls.augment.geometry import (
     AlternatingFlip,
     RandomAffine,
@@ -27,6 +20,7 @@ from jaxcls.augment.geometry import (
     VerticalFlip,
     rectangle_from,
 )
+from jaxcls.augment.kernels import resample
 from jaxcls.augment.pipeline import Moment, Warp, apply
 from jaxcls.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from jaxcls.augment import Normalize, Transform, apply
-from jaxcls.augment.groups import group_rows
+from jaxcls.augment.kernels.groups import group_rows
 from jaxcls.augment.mix import CutMix, MixUp, MixUpOrCutMix, symmetric_beta
 from jaxcls.errors import UserError
 from jaxcls.parallel import batch_sharded, make_mesh, replicated

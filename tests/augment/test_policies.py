@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcls.augment import policies
-from jaxcls.augment.operations import OPERATIONS, apply_op
+from jaxcls.augment.kernels.operations import OPERATIONS, apply_op
 from jaxcls.augment.policies import (
     SIGNED,
     AugMix,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcls.data.listing import say
+from jaxcls.data.file_lists import say
 
 
 @pytest.fixture(autouse=True)

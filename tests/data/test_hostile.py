@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls.data.canvas import CenterSquare, HostRandomResizedCrop, Letterbox
 from jaxcls.data.decode import BadImage, decode
-from jaxcls.data.images import DecodedSource
+from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop, Letterbox
 
 HEIGHT, WIDTH = 60, 81
 GOOD = Image.fromarray(

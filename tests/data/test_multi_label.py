@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from jaxcls.data import ArraySource, Manifest
-from jaxcls.data.canvas import CenterSquare
-from jaxcls.data.derived import Mixed, with_class_names
+from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.loader import EvalBatches, Loader, load_rows
 from jaxcls.data.sampling import Sampling, class_counts, labels_of
+from jaxcls.data.subset import Mixed, with_class_names
 from jaxcls.errors import UserError
 
 LABELS = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 0]], np.uint8)

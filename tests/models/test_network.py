@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from jaxcls.inference.features import features
 from jaxcls.models import create_model
-from jaxcls.models.features import features
 from jaxcls.models.layers import frozen_collection
 from jaxcls.models.network import head
 from tests.models.tiny import (

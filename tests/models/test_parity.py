@@ -15,7 +15,7 @@ import pytest
 from flax import traverse_util
 
 from jaxcls.models import create_model
-from jaxcls.models.pretrained import from_torch, to_torch
+from jaxcls.models.weights.pretrained import from_torch, to_torch
 from tests.references import formula, jax_models
 
 Variables = dict[str, Any]

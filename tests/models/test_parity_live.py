@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxcls.models.pretrained import from_torch, to_torch
+from jaxcls.models.weights.pretrained import from_torch, to_torch
 from tests.references import formula, jax_models
 
 torch = pytest.importorskip("torch")

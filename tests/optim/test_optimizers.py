@@ -15,7 +15,6 @@ import pytest
 
 from jaxcls.duration import RunLength, steps
 from jaxcls.errors import UserError
-from jaxcls.hints import allows
 from jaxcls.models import MODELS
 from jaxcls.optim import (
     LAMB,
@@ -38,6 +37,7 @@ from jaxcls.optim.chain import chain
 from jaxcls.optim.groups import Groups, Treatment, path_of
 from jaxcls.optim.muon import orthogonalized
 from jaxcls.optim.schedule_free import ScheduleFreeState, follow_average
+from jaxcls.ranges import allows
 
 STEPS, WARMUP, START, END = 20, 4, 0.1, 0.05
 BATCH = 4

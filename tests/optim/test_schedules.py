@@ -14,7 +14,6 @@ import pytest
 from jaxcls import config as config_lib
 from jaxcls.duration import RunLength, epochs, fraction, steps
 from jaxcls.errors import UserError
-from jaxcls.hints import allows
 from jaxcls.optim import (
     Constant,
     CosineRestarts,
@@ -30,6 +29,7 @@ from jaxcls.optim import (
     WarmupCosine,
     WarmupStableDecay,
 )
+from jaxcls.ranges import allows
 
 
 def factors(schedule: Schedule, total: int) -> np.ndarray:

@@ -7,10 +7,10 @@ from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop
 from jaxcls.config import Checkpoint, Config, Evaluation, Log
 from jaxcls.data import Digits
 from jaxcls.duration import steps
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import MODELS, Model
 from jaxcls.models.resnet import ResNet
 from jaxcls.optim import EMA, SGD, ClipNorm, WarmupCosine
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 # Two stages of one block: a tenth of ResNet-18's time to compile.
 MODELS["resnet_narrow"] = functools.partial(ResNet, stage_sizes=(1, 1))

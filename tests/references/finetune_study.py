@@ -30,18 +30,18 @@ import numpy as np
 
 from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop
 from jaxcls.config import Checkpoint, Config, Evaluation, Log
+from jaxcls.config.dataset_defaults import CIFAR10
 from jaxcls.data import Dataset, Manifest, Records, Sampling
 from jaxcls.duration import Duration, epochs, fraction, steps
 from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import MODELS, Model
 from jaxcls.models.resnet import ResNet
 from jaxcls.optim import AdamW, WarmupCosine
 from jaxcls.parallel import keep_freed_memory
 from jaxcls.prepare import write_records
 from jaxcls.probe import probe
-from jaxcls.setting import CIFAR10
 from jaxcls.train import train
-from jaxcls.training.loss import SoftmaxCrossEntropy
 
 # ResNet-20 with one block a stage instead of three: 6n + 2 layers (He et al. 2015, section 4.2).
 MODELS["resnet8"] = functools.partial(

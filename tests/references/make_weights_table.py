@@ -26,7 +26,7 @@ from timm.models import get_pretrained_cfg, list_pretrained
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-MODELS = Path(__file__).parents[2] / "jaxcls" / "models"
+MODELS = Path(__file__).parents[2] / "jaxcls" / "models" / "weights"
 
 RESNETS = (
     "resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 resnext50_32x4d"

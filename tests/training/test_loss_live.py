@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls.training.loss import (
+from jaxcls.losses import (
     BinaryCrossEntropy,
     MultiLabelAsymmetric,
     MultiLabelBinaryCrossEntropy,

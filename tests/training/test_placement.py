@@ -14,9 +14,9 @@ from jaxcls import config as config_lib
 from jaxcls import parallel
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, Digits
-from jaxcls.data.canvas import HostRandomResizedCrop
 from jaxcls.data.encoded import Encoded
-from jaxcls.data.images import Images
+from jaxcls.data.encoded_images import Images
+from jaxcls.data.host_crop import HostRandomResizedCrop
 from jaxcls.data.loader import EvalBatches
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps

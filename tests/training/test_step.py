@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcls import losses
 from jaxcls.augment import (
     FlipViews,
     HorizontalFlip,
@@ -24,14 +25,13 @@ from jaxcls.augment import (
 from jaxcls.config import Config
 from jaxcls.data import Digits
 from jaxcls.duration import RunLength, steps
+from jaxcls.losses import SoftmaxCrossEntropy
+from jaxcls.metrics import TrainMetrics, compute
 from jaxcls.models import Model, create_model
 from jaxcls.optim import EMA, SGD, AdamW, ClipNorm, Optimizer, WarmupCosine
 from jaxcls.optim.chain import chain, learning_rate
 from jaxcls.optim.groups import resolve
 from jaxcls.parallel import make_mesh, put_batch, replicated
-from jaxcls.training import loss as losses
-from jaxcls.training.loss import SoftmaxCrossEntropy
-from jaxcls.training.metrics import TrainMetrics, compute
 from jaxcls.training.state import TrainState, create_state
 from jaxcls.training.step import eval_step, train_step
 

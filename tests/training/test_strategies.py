@@ -14,10 +14,10 @@ import pytest
 from jaxcls.augment import HorizontalFlip
 from jaxcls.config import SAM, Distillation
 from jaxcls.duration import steps
+from jaxcls.losses import MultiLabelBinaryCrossEntropy, SoftmaxCrossEntropy
+from jaxcls.metrics import compute
 from jaxcls.models.layers import BatchNorm
 from jaxcls.optim import SGD, AdamW, Constant, Freeze, ScheduleFreeAdamW
-from jaxcls.training.loss import MultiLabelBinaryCrossEntropy, SoftmaxCrossEntropy
-from jaxcls.training.metrics import compute
 from jaxcls.training.state import TrainState
 from tests.training.test_step import (
     NORMALIZE,

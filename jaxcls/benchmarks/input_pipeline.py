@@ -1,0 +1,337 @@
+"""Measures the input pipeline: `python -m jaxcls.benchmark input [--images DIR]`.
+
+All in one run, in turns; medians. The loaders stay open from turn to turn, and what they had
+ready at the beginning of one is not counted: neither is the start of processes. Prints
+
+* photographs, decoded and cropped at random to 224 pixels: bare, through the loader, and by
+  torchvision and Pillow through PyTorch's DataLoader, where they are installed: to uint8, as
+  here, and to normalised float32, as in PyTorch's ImageNet example, which jaxcls leaves to the
+  device;
+* raw images from record files and arrays of CIFAR's size, through the loader;
+* the memory of worker processes, and what 50 epochs add to it.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import io
+import itertools
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.formats.records import Records
+from jaxcls.data.formats.synthetic import Synthetic
+from jaxcls.data.host_crop import HostRandomResizedCrop
+from jaxcls.data.loader import Loader, TrainBatches, available_cores
+from jaxcls.data.sources import ArraySource, Source
+from jaxcls.errors import UserError
+from jaxcls.prepare import write_records
+
+TURNS = 5
+BATCH = 10
+READY = 10
+"""Batches that are not counted: a loader may have so many ready when its turn begins."""
+
+
+class Files:
+    """Image files of one class (an Encoded)."""
+
+    class_names = ("photographs",)
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = tuple(paths)
+        self.labels = np.zeros(len(paths), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        return self.paths[index].read_bytes()
+
+    def where(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def __repr__(self) -> str:
+        return f"{len(self)} files"
+
+
+def photographs(folder: Path) -> list[Path]:
+    """Returns the JPEG files in a folder and below, sorted.
+
+    Raises:
+      UserError: if there are fewer than a batch.
+    """
+    found = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")
+    )
+    if len(found) < BATCH:
+        raise UserError(
+            f"--images={folder} must have {BATCH} .jpg or .jpeg files or more in it or below, "
+            f"not {len(found)}."
+        )
+    return found
+
+
+def make_photographs(folder: Path, number: int = 100) -> list[Path]:
+    """Writes JPEG files of 500 x 375 pixels, parts of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    pictures = [Image.fromarray(image) for image in load_sample_images().images]
+    random = np.random.default_rng(0)
+    paths = []
+    for index in range(number):
+        picture = pictures[index % len(pictures)]
+        height = int(random.integers(300, picture.height + 1))
+        width = height * 4 // 3
+        left = int(random.integers(picture.width - width + 1))
+        top = int(random.integers(picture.height - height + 1))
+        part = picture.crop((left, top, left + width, top + height))
+        content = io.BytesIO()
+        part.resize((500, 375), Image.Resampling.BICUBIC).save(
+            content, "JPEG", quality=92, subsampling=0
+        )
+        paths.append(folder / f"{index:03}.jpg")
+        paths[-1].write_bytes(content.getvalue())
+    return paths
+
+
+def speed(batches: Iterator[Any], images_a_batch: int, count: int) -> float:
+    """Returns images a second over `count` batches, after READY that are not counted."""
+    _take(batches, READY)
+    start = time.perf_counter()
+    _take(batches, count)
+    return count * images_a_batch / (time.perf_counter() - start)
+
+
+def _take(batches: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        next(batches)
+
+
+def in_turns(
+    measures: dict[str, Callable[[], float]], turns: int = TURNS
+) -> dict[str, list[float]]:
+    """Returns what each gives, turn by turn; a first turn is not counted."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for turn in range(turns + 1):
+        for name, measure in measures.items():
+            value = measure()
+            if turn:
+                found[name].append(value)
+    return found
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Returns the median of the ratios of turns that lay side by side."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def loaded(source: Source, batch: int, workers: int, threads: int) -> Loader:
+    """Returns a loader of batches of `source` without end."""
+    batches = TrainBatches(source, seed=0, batch_size=batch, num_steps=10**9)
+    return Loader(batches, workers=workers, threads=threads)
+
+
+def bare(source: DecodedSource) -> Iterator[list[np.ndarray]]:
+    """Yields batches with what must be done at least: read, decode, crop; nothing between."""
+    for first in itertools.count(step=BATCH):
+        yield [
+            source.canvas.place(
+                source.encoded.read(index % len(source)), source.channels, index
+            )
+            for index in range(first, first + BATCH)
+        ]
+
+
+@dataclasses.dataclass
+class TorchImages:
+    """What torchvision's ImageFolder does to an image file (a PyTorch Dataset)."""
+
+    paths: Sequence[Path]
+    transform: Callable[[Image.Image], Any]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        with self.paths[index].open("rb") as file:
+            return self.transform(Image.open(file).convert("RGB")), 0
+
+
+def torch_loaded(paths: Sequence[Path], workers: int, floats: bool) -> Iterator[Any]:
+    """Returns batches of PyTorch's DataLoader without end, with torchvision's transforms on
+    Pillow images: to uint8, or flipped, to float32 and normalised."""
+    import torch
+    from torchvision import transforms
+
+    # As it has it in worker processes: the arrays are so small that more only wait.
+    torch.set_num_threads(1)
+    crop = transforms.RandomResizedCrop(224)
+    transform = transforms.Compose([crop, transforms.PILToTensor()])
+    if floats:
+        transform = transforms.Compose(
+            [
+                crop,
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
+    dataset: Any = TorchImages(paths, transform)
+    sampler = torch.utils.data.RandomSampler(
+        dataset, replacement=True, num_samples=10**9
+    )
+    return iter(
+        torch.utils.data.DataLoader(
+            dataset, batch_size=BATCH, sampler=sampler, num_workers=workers
+        )
+    )
+
+
+def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
+    """Prints how fast photographs are decoded and cropped."""
+    source = DecodedSource(Files(paths), HostRandomResizedCrop(size=224), 3)
+    peers = importlib.util.find_spec("torchvision") is not None
+    with contextlib.ExitStack() as stack:
+        batches: dict[str, Iterator[Any]] = {"bare, 1 thread": bare(source)}
+        for place, workers, threads in (
+            ("1 thread", 0, 1),
+            ("2 threads", 0, 2),
+            ("2 workers", 2, 1),
+        ):
+            loader = loaded(source, BATCH, workers, threads)
+            batches[f"loader, {place}"] = stack.enter_context(loader)
+        if peers:
+            for kind, floats in (("uint8", False), ("float32", True)):
+                for place, workers in (("in process", 0), ("2 workers", 2)):
+                    batches[f"torchvision {kind}, {place}"] = torch_loaded(
+                        paths, workers, floats
+                    )
+        print(
+            f"\n{len(paths)} photographs, RandomResizedCrop(224), batches of {BATCH}",
+            flush=True,
+        )
+        found = in_turns(
+            {
+                name: functools.partial(speed, each, BATCH, count)
+                for name, each in batches.items()
+            }
+        )
+    _print_medians(found)
+    overhead = ratio(found["bare, 1 thread"], found["loader, 1 thread"]) - 1
+    print(f"  -> the loader takes {overhead:.1%} more time than decoding alone")
+    if not peers:
+        print("  (torchvision is not installed: nothing to compare with)")
+        return
+    for ours, theirs in (
+        ("loader, 1 thread", "in process"),
+        ("loader, 2 threads", "in process"),
+        ("loader, 2 threads", "2 workers"),
+        ("loader, 2 workers", "2 workers"),
+    ):
+        times = [
+            ratio(found[ours], found[f"torchvision {kind}, {theirs}"])
+            for kind in ("float32", "uint8")
+        ]
+        print(
+            f"  -> {ours}: {times[0]:.2f} times as fast as torchvision float32, {theirs}; "
+            f"{times[1]:.2f} times as uint8"
+        )
+
+
+def _print_medians(found: dict[str, list[float]]) -> None:
+    for name, values in found.items():
+        print(f"  {name:32} {statistics.median(values):10,.0f} img/s")
+
+
+def compare_records(folder: Path, size: int, images: int, batch: int) -> None:
+    """Prints how fast raw images come out of record files, written into `folder` for it."""
+    made = Synthetic(images=images, size=size, classes=2)
+    write_records(made, folder, size=size, format="raw")
+    source = Records(path=str(folder)).source("train")
+    print(f"\nraw records of {size} x {size} x 3, batches of {batch}", flush=True)
+    _print_medians(_by_threads(source, batch))
+
+
+def compare_arrays(number: int = 50_000, batch: int = 512) -> None:
+    """Prints how fast small images come out of memory."""
+    images = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), np.uint8)
+    source = ArraySource("random", images, np.zeros(number, np.int32), ("one",))
+    print(
+        f"\n{number:,} images of 32 x 32 x 3 in memory, batches of {batch}", flush=True
+    )
+    _print_medians(_by_threads(source, batch))
+
+
+def _by_threads(source: Source, batch: int, count: int = 50) -> dict[str, list[float]]:
+    """Returns the speeds of loaders with one thread and with two."""
+    with loaded(source, batch, 0, 1) as one, loaded(source, batch, 0, 2) as two:
+        return in_turns(
+            {
+                "loader, 1 thread": lambda: speed(one, batch, count),
+                "loader, 2 threads": lambda: speed(two, batch, count),
+            }
+        )
+
+
+def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:
+    """Prints what worker processes keep in memory, after one epoch and after many."""
+    source = DecodedSource(Files(paths[:20]), HostRandomResizedCrop(size=224), 3)
+    epoch = len(source) // BATCH
+    batches = TrainBatches(
+        source, seed=0, batch_size=BATCH, num_steps=epoch * (epochs + 1)
+    )
+    print(f"\nresident memory of {workers} worker processes, {len(source)} photographs")
+    with Loader(batches, workers=workers, threads=1) as loader:
+        for step, _ in enumerate(loader, 1):
+            if step in (epoch, len(batches)):
+                sizes = [
+                    f"{resident(child.pid) / 2**20:.0f} MiB"
+                    for child in multiprocessing.active_children()
+                    if child.pid is not None
+                ]
+                print(f"  after {step // epoch:3} epochs: {', '.join(sizes)}")
+
+
+def resident(pid: int) -> int:
+    """Returns the bytes of memory that a process keeps (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcls.benchmark input",
+        description="Measures how fast images are loaded on this machine.",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="a folder of JPEG photographs (default: made from scikit-learn's two)",
+    )
+    folder = parser.parse_args(argv).images
+    print(f"{available_cores()} cores")
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = photographs(folder) if folder else make_photographs(Path(scratch))
+        compare_photographs(paths)
+        compare_records(Path(scratch) / "256", 256, 400, 64)
+        compare_records(Path(scratch) / "32", 32, 20_000, 512)
+        compare_arrays()
+        if sys.platform == "linux":
+            memory(paths)
+    return 0

@@ -1,0 +1,90 @@
+"""Checkpoints of weights alone: they can be evaluated, begun with and learned from, but a run
+cannot go on in them."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jaxcls.checkpoint.files import Checkpoints
+from jaxcls.config import Config
+from jaxcls.errors import UserError
+from jaxcls.optim import SGD
+
+MADE_BY = "made_by"
+"""Where the JSON beside the weights says what they are: "the average of ...". The checkpoints
+of training do not have it."""
+
+
+def without_average(config: Config) -> Config:
+    """Returns a config whose checkpoints have raw weights alone, and which is valid if
+    `config` is."""
+    optimizer = config.optimizer
+    if optimizer.averages:
+        # Nobody will optimise with it, and it would promise averaged weights.
+        optimizer = SGD(learning_rate=optimizer.learning_rate)
+    best = config.checkpoint.best.removesuffix("_ema")
+    return dataclasses.replace(
+        config,
+        optimizer=optimizer,
+        ema=None,
+        precise_bn=None,
+        stop_early=None,
+        checkpoint=dataclasses.replace(config.checkpoint, best=best),
+    )
+
+
+def check_free(out: Path) -> None:
+    """Raises UserError if there is something where a checkpoint shall be written."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} exists: name another folder, or move it away.")
+
+
+def write(out: Path, variables: dict[str, Any], run: dict[str, Any]) -> Path:
+    """Writes a run's folder with one checkpoint, whole or not at all.
+
+    Args:
+      out: the folder, which must not exist.
+      variables: "params" and "batch_stats", {} for a network without; float32.
+      run: what the checkpoint needs to stand alone: that of a checkpoint of training, with
+        "step", the config as without_average() gives it, and MADE_BY.
+
+    Returns:
+      The folder of the checkpoint, out/checkpoints/<step>.
+
+    Raises:
+      UserError: if `out` exists, or cannot be written.
+    """
+    assert MADE_BY in run, "what is not marked could be taken for a run to continue"
+    check_free(out)
+    state: Any = {name: variables[name] for name in ("params", "batch_stats")}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        hidden = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
+        with hidden as folder:
+            made = Path(folder, out.name)
+            made.mkdir()
+            with Checkpoints(made, keep=1, score=lambda step: None) as checkpoints:
+                checkpoints.save(run["step"], state, run)
+                checkpoints.wait()
+            made.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out} ({error.strerror or error}): make room, or name another folder."
+        ) from error
+    return out.absolute() / "checkpoints" / str(run["step"])
+
+
+def refuse_training(run: dict[str, Any], workdir: Path) -> None:
+    """Raises UserError if a checkpoint that training would continue from has weights alone.
+
+    Args:
+      run: the JSON of the checkpoint.
+      workdir: the folder of the run that it lies in.
+    """
+    if MADE_BY in run:
+        raise UserError(
+            f"{workdir} holds weights alone ({run[MADE_BY]}), without the state of an "
+            "optimizer to go on with: train in another --workdir, beginning with them by "
+            f"--config.model.weights={workdir}."
+        )

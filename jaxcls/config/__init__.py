@@ -1,0 +1,34 @@
+"""The config of a run: a typed tree, from the recipe to the checkpoint."""
+
+from jaxcls.config.plan import Plan, plan
+from jaxcls.config.saved import differences, from_dict, to_dict
+from jaxcls.config.tree import (
+    SAM,
+    Checkpoint,
+    Config,
+    Distillation,
+    Evaluation,
+    Log,
+    StopEarly,
+    nodes,
+    options,
+)
+from jaxcls.config.validation import validate
+
+__all__ = [
+    "SAM",
+    "Checkpoint",
+    "Config",
+    "Distillation",
+    "Evaluation",
+    "Log",
+    "Plan",
+    "StopEarly",
+    "differences",
+    "from_dict",
+    "nodes",
+    "options",
+    "plan",
+    "to_dict",
+    "validate",
+]

@@ -1,0 +1,418 @@
+"""The small classics, from the archives that their authors publish.
+
+    Cifar10(path="cifar-10-binary.tar.gz").source("train").images  # uint8 [50000, 32, 32, 3]
+
+Archives are read in memory: nothing is unpacked onto the disk, so that no name in an archive
+can lead anywhere. The checksums are those that tensorflow_datasets 4.9.10 has of the same
+addresses.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import gzip
+import os
+import tarfile
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Literal, cast
+
+import numpy as np
+
+from jaxcls.data.file_lists import expanded, shown
+from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls.download import fetch
+from jaxcls.errors import UserError
+
+CIFAR = "https://www.cs.toronto.edu/~kriz"
+MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist"
+FASHION_MNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+
+CIFAR_PIXELS = 3 * 32 * 32
+"""Bytes of an image: the red plane, the green one, the blue one, each row by row."""
+NAMES_SIZE = 10_000
+"""Bytes that the list of class names has at most."""
+IDX_BYTES = 0x08
+"""The code of unsigned bytes in the third byte of an idx file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A file of a dataset as it was published; jaxcls.download fetches it.
+
+    Attributes:
+      dataset: its folder in the cache, "cifar10": two datasets may have files of one name.
+      url: where it is.
+      sha256: of the whole file, in hexadecimal.
+    """
+
+    dataset: str
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def place(self) -> str:
+        """The file's path in the cache folder."""
+        return f"datasets/{self.dataset}/{self.name}"
+
+    @property
+    def instead(self) -> str:
+        """What else to do where the file cannot be downloaded."""
+        return "give its path as data.path"
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Cifar(Dataset):
+    """What both CIFARs share: files of records, each some label bytes and 3,072 of pixels.
+
+    https://www.cs.toronto.edu/~kriz/cifar.html describes this "binary version". The two splits
+    are the official ones.
+
+    Attributes:
+      path: the archive (.tar.gz), a folder that holds it, or the folder of its unpacked files;
+        "" downloads it into the cache.
+    """
+
+    archive: ClassVar[Archive]
+    folder: ClassVar[str]  # in the archive
+    files: ClassVar[dict[Split, tuple[str, ...]]]
+    records: ClassVar[int]  # in each file of training, and of testing
+    label_bytes: ClassVar[int]
+
+    path: str = ""
+
+    def source(self, split: Split) -> ArraySource:
+        """Reads one of the splits into memory.
+
+        Raises:
+          UserError: if the archive is not there, or not what it should be.
+        """
+        names_file, label_byte = self._labelling()
+        record = self.label_bytes + CIFAR_PIXELS
+        size = record * (self.records if split == "train" else TEST_RECORDS)
+        sizes = {name: size for name in self.files[split]}
+        path = self._found([*sizes, names_file])
+        contents = read_files(path, {**sizes, names_file: NAMES_SIZE})
+        class_names = contents.pop(names_file).decode("ascii", "replace").split()
+        for name, content in contents.items():
+            if len(content) != size:
+                raise _damaged(path, f"{name} has {len(content):,} bytes, not {size:,}")
+        records = np.frombuffer(b"".join(contents.values()), np.uint8).reshape(
+            -1, record
+        )
+        planes = records[:, self.label_bytes :].reshape(-1, 3, 32, 32)
+        return _array_source(
+            f"{type(self).__name__.lower()}-{split}",
+            np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
+            records[:, label_byte],
+            class_names,
+            path,
+        )
+
+    @abc.abstractmethod
+    def _labelling(self) -> tuple[str, int]:
+        """Returns the file of the class names, and the byte of a record that is its class."""
+
+    def _found(self, names: Iterable[str]) -> Path:
+        """Returns the archive, or the folder of the unpacked files."""
+        if not self.path:
+            return fetch(self.archive)
+        path = _existing(self.path, self.archive)
+        if not path.is_dir():
+            return path
+        for folder in (path, path / self.folder):
+            if any((folder / name).is_file() for name in names):
+                return folder
+        if (path / self.archive.name).is_file():
+            return path / self.archive.name
+        raise UserError(
+            f"{shown(str(path))} has neither {self.archive.name} nor the folder {self.folder} "
+            f"that is in it. It can be had from {self.archive.url}; without data.path it is "
+            "downloaded."
+        )
+
+
+TEST_RECORDS = 10_000
+"""Test images of both CIFARs."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Cifar10(_Cifar):
+    """CIFAR-10: 60,000 photographs of 32 x 32 pixels in 10 classes, 10,000 for testing.
+
+    Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
+    """
+
+    archive = Archive(
+        "cifar10",
+        f"{CIFAR}/cifar-10-binary.tar.gz",
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    )
+    folder = "cifar-10-batches-bin"
+    files: ClassVar[dict[Split, tuple[str, ...]]] = {
+        "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        "test": ("test_batch.bin",),
+    }
+    records = 10_000
+    label_bytes = 1
+
+    def _labelling(self) -> tuple[str, int]:
+        return "batches.meta.txt", 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class Cifar100(_Cifar):
+    """CIFAR-100: 60,000 photographs of 32 x 32 pixels in 100 classes, 10,000 for testing.
+
+    Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
+
+    Attributes:
+      labels: "fine", the 100 classes, or "coarse", the 20 groups that they are in.
+    """
+
+    archive = Archive(
+        "cifar100",
+        f"{CIFAR}/cifar-100-binary.tar.gz",
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    )
+    folder = "cifar-100-binary"
+    files: ClassVar[dict[Split, tuple[str, ...]]] = {
+        "train": ("train.bin",),
+        "test": ("test.bin",),
+    }
+    records = 50_000
+    label_bytes = 2
+
+    labels: Literal["fine", "coarse"] = "fine"
+
+    def _labelling(self) -> tuple[str, int]:
+        return f"{self.labels}_label_names.txt", 0 if self.labels == "coarse" else 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class Mnist(Dataset):
+    """MNIST: 70,000 handwritten digits of 28 x 28 grey pixels, 10,000 of them for testing.
+
+    LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist/, which describes the idx files.
+
+    Attributes:
+      path: a folder with the four files, as they were published (train-images-idx3-ubyte.gz,
+        ...) or unpacked; or one of those files, with the others beside it; "" downloads them
+        into the cache.
+    """
+
+    url: ClassVar[str] = MNIST
+    torchvision: ClassVar[str] = "MNIST/raw"  # where that library keeps them
+    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+    sha256: ClassVar[dict[str, str]] = {
+        "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    }
+
+    path: str = ""
+
+    def source(self, split: Split) -> ArraySource:
+        """Reads one of the two official splits into memory.
+
+        Raises:
+          UserError: if a file is not there, or not what it should be.
+        """
+        prefix = "train" if split == "train" else "t10k"
+        paths = [
+            self._found(f"{prefix}-{part}")
+            for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        ]
+        images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+        name = f"{type(self).__name__.lower()}-{split}"
+        return _array_source(
+            name, images[..., None], labels, self.class_names, paths[1]
+        )
+
+    def _found(self, name: str) -> Path:
+        """Returns where one of the four files lies."""
+        kind = type(self).__name__
+        archive = Archive(kind.lower(), f"{self.url}/{name}.gz", self.sha256[name])
+        if not self.path:
+            return fetch(archive)
+        path = _existing(self.path, archive)
+        folder = path if path.is_dir() else path.parent
+        # Some mirrors write "train-images.idx3-ubyte".
+        for below in (folder, folder / "raw", folder / self.torchvision):
+            for spelling in (name, name.replace("-idx", ".idx")):
+                for file in (below / f"{spelling}.gz", below / spelling):
+                    if file.is_file():
+                        return file
+        raise UserError(
+            f"{shown(str(folder))} has no {name}.gz. It can be had from {archive.url}; without "
+            "data.path it is downloaded."
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class FashionMnist(Mnist):
+    """Fashion-MNIST: 70,000 pictures of clothes of 28 x 28 grey pixels, 10,000 for testing.
+
+    Xiao, Rasul and Vollgraf 2017, https://github.com/zalandoresearch/fashion-mnist.
+    """
+
+    url = FASHION_MNIST
+    torchvision = "FashionMNIST/raw"
+    class_names = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
+    sha256: ClassVar[dict[str, str]] = {
+        "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    }
+
+
+def read_files(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+    """Reads files from a tar archive, or from the folder that it was unpacked into.
+
+    Args:
+      path: of the archive or the folder.
+      limits: bytes that each file may have, by its name without folders. More are not read,
+        whatever an archive promises.
+
+    Returns:
+      The content by name, in the order of `limits`.
+
+    Raises:
+      UserError: if one is missing, too large, no plain file, or cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    with _sentence(path):
+        files = _in_folder(path, limits) if path.is_dir() else _in_archive(path)
+        with contextlib.closing(files):
+            for name, size, file in files:
+                if name not in limits or name in found:
+                    continue
+                if file is None:
+                    raise _damaged(path, f"{name} in it is no plain file")
+                if size > limits[name]:
+                    raise _damaged(
+                        path, f"{name} has {size:,} bytes, not {limits[name]:,}"
+                    )
+                found[name] = file.read(limits[name])
+                if len(found) == len(limits):
+                    break
+    missing = [name for name in limits if name not in found]
+    if missing:
+        raise _damaged(path, f"it has no {missing[0]}")
+    return {name: found[name] for name in limits}
+
+
+_Files = Generator[tuple[str, int, BinaryIO | None], None, None]
+
+
+def _in_folder(path: Path, names: Iterable[str]) -> _Files:
+    """Yields name, size and open file of what is in a folder."""
+    for name in names:
+        if (path / name).is_file():
+            with open(path / name, "rb") as file:
+                yield name, os.stat(file.fileno()).st_size, file
+
+
+def _in_archive(path: Path) -> _Files:
+    """Yields name, size and open file (None for a link) of what is in a tar archive."""
+    with tarfile.open(path, "r:*") as archive:
+        for member in archive:
+            # Only of a plain file: that of a link would be what it leads to.
+            file = archive.extractfile(member) if member.isreg() else None
+            yield (
+                os.path.basename(member.name),
+                member.size,
+                cast(BinaryIO | None, file),
+            )
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Reads an idx file of bytes, which may be compressed with gzip.
+
+    Two zeros, the type of the numbers, how many dimensions, then each size as four bytes, the
+    highest first, then the numbers.
+
+    Returns:
+      uint8 of so many dimensions.
+
+    Raises:
+      UserError: if it is something else, shorter or longer.
+    """
+    with _sentence(path):
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            magic = bytes([0, 0, IDX_BYTES, dimensions])
+            if len(header) < 4 + 4 * dimensions or header[:4] != magic:
+                raise _damaged(
+                    path,
+                    f"it begins with {header[:4].hex() or 'nothing'}, not with {magic.hex()} as "
+                    f"an idx file of bytes in {dimensions} dimensions",
+                )
+            shape = [int(size) for size in np.frombuffer(header, ">u4", offset=4)]
+            size = int(np.prod(shape, dtype=object))
+            if size > 2**31:
+                raise _damaged(path, f"it announces {size:,} bytes")
+            content = file.read(size + 1)
+    if len(content) != size:
+        there = f"{len(content):,}" if len(content) < size else "more"
+        raise _damaged(path, f"it announces {size:,} bytes and has {there}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _array_source(
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Iterable[str],
+    path: Path,
+) -> ArraySource:
+    """Puts images and labels together; what does not fit is the fault of `path`."""
+    try:
+        return ArraySource(name, images, labels, tuple(class_names))
+    except ValueError as error:
+        raise _damaged(path, str(error).rstrip(".")) from error
+
+
+def _existing(path: str, archive: Archive) -> Path:
+    """Returns data.path as an absolute path of something that exists."""
+    found = Path(expanded(path))
+    if not found.exists():
+        raise UserError(
+            f"there is no {shown(str(found))}: put {archive.name} from {archive.url} there, or "
+            "leave data.path empty and it is downloaded."
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _sentence(path: Path) -> Iterator[None]:
+    """Turns what is raised for a damaged file into one sentence."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{shown(str(path))} is damaged or not what was published ({reason}): get it again."
+    )

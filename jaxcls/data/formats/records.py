@@ -1,0 +1,358 @@
+"""A folder of record files that `python -m jaxcls.prepare records` has written.
+
+    pets-256/index.json                                 what follows, and all labels
+             train-00000-of-00002.array_record          see shards.py
+             train-00001-of-00002.array_record
+             test-00000-of-00001.array_record
+
+    Records(path="pets-256").source("train")[0]  # {"image": uint8 [256, 256, 3], "label": 3}
+
+index.json is written last: a folder without it is not complete. It holds
+
+    version      1
+    format       "jpeg": the images are files, decoded at each reading; "raw": they are pixels
+    shape        height, width, channels of raw images; null for "jpeg"
+    class_names  what the labels are indices into
+    splits       for "train" and "test":
+                   files     the name, number of records, bytes and sha256 of each file, in order
+                   labels    of all records in order: a number each, or a list of numbers
+                   left_out  the name of each image that could not be read, and why
+    made_from    the data and the options that the records were made from
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcls.data.encoded_images import Images
+from jaxcls.data.file_lists import expanded, fingerprint, require, shown
+from jaxcls.data.formats import shards
+from jaxcls.data.host_crop import CenterSquare
+from jaxcls.data.sources import Record, Source, Split
+from jaxcls.download import cache_folder
+from jaxcls.errors import UserError
+
+INDEX = "index.json"
+PLAN = "plan.json"
+"""What is to be made; it lies in the folder until the index does."""
+VERSION = 1
+
+
+class RecordFiles:
+    """The records of one split of a folder: what its index says of them, and their bytes.
+
+    Pickled as the folder's path alone: index and files are opened again where it arrives.
+    """
+
+    def __init__(self, folder: Path, split: Split, index: dict[str, Any] | None = None):
+        """Opens the files.
+
+        Args:
+          folder: the folder, on this machine.
+          split: which part of it.
+          index: what index.json says, None to read it.
+
+        Raises:
+          UserError: if a file is missing or has not the length that the index says.
+        """
+        index = read_index(folder) if index is None else index
+        part = index["splits"][split]
+        for file in part["files"]:
+            _check_length(folder / file["name"], file["bytes"])
+        self._folder = folder
+        self._split = split
+        self._files = [
+            shards.RecordFile(str(folder / f["name"]), f["records"], f["sha256"])
+            for f in part["files"]
+        ]
+        self._ends = list(itertools.accumulate(f["records"] for f in part["files"]))
+        self.class_names: tuple[str, ...] = tuple(index["class_names"])
+        self.labels = _label_array(part["labels"], len(self.class_names))
+        hashes = (file["sha256"].encode() for file in part["files"])
+        names = (name.encode() for name in self.class_names)
+        self._repr = (
+            f"records-{split}({len(self):,} images in {len(self.class_names):,} classes, "
+            f"{fingerprint(hashes, self.labels, names)})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._folder, self._split)
+
+    def __repr__(self) -> str:
+        return self._repr
+
+    def records(self, ids: np.ndarray) -> list[bytes]:
+        """Returns the records `ids` (int [n]) as they lie in the files; see shards.py.
+
+        Raises:
+          OSError: naming the file that is damaged.
+        """
+        files = np.searchsorted(self._ends, ids, side="right")
+        found: list[bytes] = [b""] * len(ids)
+        for number in np.unique(files):
+            file = self._files[number]
+            rows = np.flatnonzero(files == number)
+            first = self._ends[number] - file.count
+            read = _read(file, (ids[rows] - first).tolist())
+            for row, record in zip(rows.tolist(), read, strict=True):
+                found[row] = record
+        return found
+
+    def item(self, index: int) -> shards.Item:
+        """Returns one record, taken apart.
+
+        Raises:
+          OSError: if it cannot be read.
+        """
+        file, place = self._find(index)
+        return shards.unpack(_read(file, [place])[0])
+
+    def where(self, index: int) -> str:
+        """Returns where an image came from, and the file that its record lies in."""
+        file, place = self._find(index)
+        try:
+            return f"{self.item(index).name} in {shown(file.path)}"
+        except OSError:
+            return f"record {place} of {shown(file.path)}"
+
+    def _find(self, index: int) -> tuple[shards.RecordFile, int]:
+        """Returns the file that a record lies in, and which one it is there."""
+        number = bisect.bisect_right(self._ends, index)
+        file = self._files[number]
+        return file, index - (self._ends[number] - file.count)
+
+
+def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
+    """Returns records of a file, as shards.read does; the error says what to do about it."""
+    try:
+        return shards.read(file, places)
+    except OSError as error:
+        folder = shown(os.path.dirname(file.path))
+        raise OSError(
+            f"{error}: copy that file again, or make the records again; python -m "
+            f"jaxcls.prepare verify --path {folder} finds all such files."
+        ) from None
+
+
+class EncodedRecords(RecordFiles):
+    """Records whose images are files (JPEG, PNG), as an Encoded."""
+
+    def read(self, index: int) -> bytes:
+        return self.item(index).image
+
+
+class RawRecords(RecordFiles):
+    """Records whose images are pixels, as a Source: nothing is decoded."""
+
+    def __init__(self, folder: Path, split: Split, index: dict[str, Any] | None = None):
+        index = read_index(folder) if index is None else index
+        super().__init__(folder, split, index)
+        height, width, channels = index["shape"]
+        self.shape = (height, width, channels)
+
+    def __getitem__(self, index: int) -> Record:
+        batch = self.gather(np.array([index]))
+        return {"image": batch["image"][0], "label": batch["label"][0]}
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the records `ids` (int [n]) as one batch: "image" uint8 [n, height, width,
+        channels] and "label", int32 [n] or uint8 [n, classes].
+
+        Raises:
+          RuntimeError: naming the file that is damaged.
+        """
+        images = np.empty((len(ids), *self.shape), np.uint8)
+        size = int(np.prod(self.shape))
+        try:
+            records = self.records(ids)
+        except OSError as error:
+            raise RuntimeError(str(error)) from None
+        for row, record in zip(images.reshape(len(ids), size), records, strict=True):
+            row[:] = np.frombuffer(record, np.uint8, size, len(record) - size)
+        return {"image": images, "label": self.labels[ids]}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Records(Images):
+    """A folder of record files, made by `python -m jaxcls.prepare records`.
+
+    Records of format "jpeg" are decoded as other images are. Those of format "raw" are square
+    images already: of the options below they use none but `path`.
+
+    A folder on a server (gs://..., s3://...; needs the package gcsfs or s3fs) is copied into
+    the cache ($JAXCLS_CACHE, or ~/.cache/jaxcls), each file once, with its hash checked.
+
+    Attributes:
+      path: the folder.
+    """
+
+    path: str = ""
+
+    def validate(self) -> None:
+        super().validate()
+        require("path", self.path, "the folder that jaxcls.prepare has written")
+
+    def encoded(self, split: Split) -> EncodedRecords:
+        """Opens one split of records of format "jpeg".
+
+        Raises:
+          UserError: if the folder is not complete, or its records are pixels.
+        """
+        folder, index = self._opened(split)
+        if index["format"] == "raw":
+            raise UserError(
+                f"{self.path} holds pixels (--format raw), which are no files to decode."
+            )
+        return EncodedRecords(folder, split, index)
+
+    def source(self, split: Split) -> Source:
+        """Opens one split.
+
+        Raises:
+          UserError: if the folder is not complete, or raw images are to be cropped.
+        """
+        folder, index = self._opened(split)
+        if index["format"] == "jpeg":
+            return super().source(split)
+        if self.canvas not in (CenterSquare(), CenterSquare(size=index["shape"][0])):
+            raise UserError(
+                f"data.canvas is {self.canvas!r}, but {self.path} holds squares of "
+                f"{index['shape'][0]} pixels that are used as they are: leave data.canvas out "
+                "and crop on the device, or make the records with --format jpeg."
+            )
+        return RawRecords(folder, split, index)
+
+    def _opened(self, split: Split) -> tuple[Path, dict[str, Any]]:
+        """Returns the folder on this machine that holds a split, and its index."""
+        self.validate()
+        if "://" in self.path:
+            folder = _copied(self.path, split)
+        else:
+            folder = Path(expanded(self.path))
+        return folder, read_index(folder)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Returns what the index of a folder of records says.
+
+    Raises:
+      UserError: if the folder is not complete, or is none of records.
+    """
+    name = shown(str(folder))
+    try:
+        text = (folder / INDEX).read_bytes()
+    except OSError as error:
+        raise UserError(_why_no_index(folder, error)) from error
+    try:
+        index = json.loads(text)
+        version = index["version"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{name}/{INDEX} is damaged: remove it and make the records again with "
+            "python -m jaxcls.prepare records."
+        ) from None
+    if version != VERSION:
+        raise UserError(
+            f"{name} is of version {version} of the records' format, this program reads "
+            f"{VERSION}: make the records again with python -m jaxcls.prepare records."
+        )
+    return index
+
+
+def _why_no_index(folder: Path, error: OSError) -> str:
+    """Returns a sentence on a folder whose index cannot be read."""
+    name = shown(str(folder))
+    if (folder / PLAN).exists():
+        return (
+            f"the records in {name} are not complete: run the same command that made them "
+            "(python -m jaxcls.prepare records ...) again, it goes on where it stopped."
+        )
+    if folder.is_dir() and isinstance(error, FileNotFoundError):
+        return (
+            f"{name} holds no records (there is no {INDEX}): make them with python -m "
+            "jaxcls.prepare records --source ... --out DIR."
+        )
+    if isinstance(error, FileNotFoundError):
+        return f"there is no folder {name}: set data.path to one of records."
+    return f"cannot read {name}/{INDEX} ({error.strerror})."
+
+
+def _check_length(path: Path, expected: int) -> None:
+    """Raises UserError unless a file is there and has the length that the index says."""
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"cannot read {shown(str(path))} ({error.strerror}), which {INDEX} beside it "
+            "names: copy it there, or make the records again."
+        ) from error
+    if found != expected:
+        raise UserError(
+            f"{shown(str(path))} has {found:,} bytes, but {INDEX} beside it says "
+            f"{expected:,}: copy it again, or make the records again."
+        )
+
+
+def _label_array(labels: list[Any], num_classes: int) -> np.ndarray:
+    """Returns labels as int32 [n]; lists of classes as uint8 [n, classes] with ones."""
+    if not labels or not isinstance(labels[0], list):
+        return np.array(labels, np.int32)
+    several = np.zeros((len(labels), num_classes), np.uint8)
+    for row, classes in zip(several, labels, strict=True):
+        row[classes] = 1
+    return several
+
+
+def _copied(url: str, split: Split) -> Path:
+    """Copies the files of a split that are not there yet from a server into the cache.
+
+    Raises:
+      UserError: if they cannot be read or are damaged.
+    """
+    from etils import epath
+
+    try:
+        remote = epath.Path(url)
+        text = (remote / INDEX).read_bytes()
+        folder = cache_folder() / "records" / hashlib.sha256(text).hexdigest()[:16]
+        with shards.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with shards.replacing(folder / INDEX) as temporary, shards.writing(folder):
+            temporary.write_bytes(text)
+        for file in read_index(folder)["splits"][split]["files"]:
+            path = folder / file["name"]
+            if not path.exists() or path.stat().st_size != file["bytes"]:
+                _copy(remote / file["name"], path, file["sha256"])
+    except UserError:
+        raise
+    except Exception as error:  # each kind of server has its own
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cannot read the records at {url} ({type(error).__name__}: {reason})."
+        ) from error
+    return folder
+
+
+def _copy(remote: Any, path: Path, sha256: str) -> None:
+    """Copies a file from a server, whole or not at all."""
+    with shards.replacing(path) as temporary:
+        with remote.open("rb") as source, temporary.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        with temporary.open("rb") as copy:
+            found = hashlib.file_digest(copy, "sha256").hexdigest()
+        if found != sha256:
+            raise UserError(
+                f"{os.fspath(remote)} is damaged: its SHA-256 is {found}, {INDEX} beside it "
+                f"says {sha256}."
+            )

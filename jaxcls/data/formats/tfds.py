@@ -1,0 +1,333 @@
+"""Datasets that TensorFlow Datasets has prepared, read without TensorFlow.
+
+    Tfds(name="cifar10", train="train[:90%]", test="train[90%:]").encoded("train").read(0)
+
+TFDS writes array_record files, which need no TensorFlow to read; its images come as they were
+stored, and are decoded as all others are. What its builders do before, to download and to
+encode, mostly needs TensorFlow: that is done once, wherever TensorFlow is installed.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxcls.data.encoded_images import Images
+from jaxcls.data.file_lists import enumerated, expanded, fingerprint, say
+from jaxcls.data.sources import Split
+from jaxcls.download import cache_folder
+from jaxcls.errors import UserError, did_you_mean
+
+NO_TENSORFLOW = "No module named 'tensorflow'"
+LABELS_AT_ONCE = 256
+"""Records that are read together for their labels."""
+
+
+class TfdsImages:
+    """Images of a prepared dataset, as an Encoded."""
+
+    def __init__(
+        self,
+        name: str,
+        records: Any,
+        image_key: str,
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+    ):
+        """Wraps a data source of TFDS.
+
+        Args:
+          name: of the data, for `repr()`.
+          records: a random-access sequence of dicts, with the image as its bytes.
+          image_key: which element of them that is.
+          labels: int [n].
+          class_names: the name of each class.
+        """
+        self._name = name
+        self._records = records
+        self._image_key = image_key
+        self.labels = labels.astype(np.int32)
+        self.class_names = class_names
+        self._digest = fingerprint(self.labels, map(str.encode, class_names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        try:
+            return self._records[index][self._image_key]
+        except Exception as error:  # whatever the readers of array_record raise
+            raise OSError(f"{type(error).__name__}: {error}") from None
+
+    def where(self, index: int) -> str:
+        return f"record {index} of {self._name}"
+
+    def __repr__(self) -> str:
+        return (
+            f"{self._name}({len(self):,} images in {len(self.class_names):,} classes, "
+            f"{self._digest})"
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Tfds(Images):
+    """A dataset of TensorFlow Datasets, prepared in its array_record format.
+
+    A builder of your own, which a recipe imports, is prepared at the first use if it needs no
+    TensorFlow (its images are then paths or bytes, not arrays). For TFDS' own datasets, the
+    error says the command that prepares them where TensorFlow is. The labels are read once, with
+    all records, and kept in the cache.
+
+    Attributes:
+      name: of the dataset, perhaps with a config and a version: "cifar10", "cifar10:3.0.2".
+      data_dir: where TFDS keeps its data; "" for its own default, ~/tensorflow_datasets.
+      train: the training images, a split or a part of one: "train", "train[:80%]",
+        "train[:1000]", "train+validation".
+      test: the test images, likewise.
+      image_key: the feature that is the image; "" for the only one that is.
+      label_key: the feature that is the class; "" for the only one that is.
+    """
+
+    name: str = ""
+    data_dir: str = ""
+    train: str = "train"
+    test: str = "test"
+    image_key: str = ""
+    label_key: str = ""
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.name:
+            raise UserError(
+                "data.name is not set: give the name of a TFDS dataset with "
+                "--config.data.name=cifar10 or another."
+            )
+
+    def encoded(self, split: Split) -> TfdsImages:
+        """Opens one split.
+
+        Raises:
+          UserError: if the dataset is unknown or not prepared, or has no such split or feature.
+        """
+        self.validate()
+        with _without_tensorflow():
+            import tensorflow_datasets as tfds  # slow to import, so only where used
+
+            builder = self._prepared(tfds)
+            features = builder.info.features
+            image_key = _feature(
+                features, tfds.features.Image, self.image_key, "image_key", self.name
+            )
+            label_key = _feature(
+                features,
+                tfds.features.ClassLabel,
+                self.label_key,
+                "label_key",
+                self.name,
+            )
+            part = self.train if split == "train" else self.test
+            name = f"{builder.info.full_name}[{part}]"
+            records = self._records(tfds, builder, part, split, image_key)
+            labels = _labels(records, label_key, f"{builder.data_dir}", name)
+            return TfdsImages(
+                name, records, image_key, labels, tuple(features[label_key].names)
+            )
+
+    def _records(
+        self, tfds: Any, builder: Any, part: str, option: str, image_key: str
+    ) -> Any:
+        """Returns the records of a split, whose images are bytes."""
+        try:
+            records = builder.as_data_source(
+                split=part, decoders={image_key: tfds.decode.SkipDecoding()}
+            )
+        except (ValueError, KeyError, AssertionError) as error:
+            known = list(builder.info.splits)
+            base = part.partition("[")[0]
+            raise UserError(
+                f"data.{option} is '{part}', which gives no records of {self.name}."
+                f"{'' if base in known else did_you_mean(base, known)} It has "
+                f"{', '.join(known)}; a part of one is like train[:80%]."
+            ) from error
+        return records
+
+    def _prepared(self, tfds: Any) -> Any:
+        """Returns the builder of the dataset, which is prepared as array_record.
+
+        Raises:
+          UserError: if there is none, or it cannot be prepared here.
+        """
+        data_dir = expanded(self.data_dir) if self.data_dir else None
+        try:
+            builder = tfds.builder(self.name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
+            known = tfds.list_builders(with_community_datasets=False)
+            raise UserError(
+                f"TFDS has no dataset '{self.name}'.{did_you_mean(self.name, known)} One of your "
+                "own is found if the recipe imports its module, or where it has been prepared."
+            ) from None
+        except Exception as error:
+            raise UserError(
+                f"TFDS cannot open '{self.name}': {type(error).__name__}: {error}"
+            ) from error
+        if builder.is_prepared():
+            if builder.info.file_format.value == "array_record":
+                return builder
+            other = f"{str(builder.data_dir_root).rstrip('/')}-array_record"
+            raise UserError(
+                f"{self.name} in {builder.data_dir} is prepared as "
+                f"{builder.info.file_format.value}, which cannot be read at random. Prepare it "
+                f"once more where TensorFlow is installed:\n  {self._command(builder, other)}\n"
+                f"and set data.data_dir to {other}."
+            )
+        if _is_standard(builder):
+            raise self._not_prepared(builder)
+        say(f"preparing {self.name} in {builder.data_dir}, once.")
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except Exception as error:
+            if NO_TENSORFLOW in f"{error} {error.__cause__}":
+                raise self._not_prepared(builder) from error
+            raise UserError(
+                f"{self.name} cannot be prepared: {type(error).__name__}: {error}"
+            ) from error
+        return tfds.builder(self.name, data_dir=data_dir)
+
+    def _not_prepared(self, builder: Any) -> UserError:
+        root = str(builder.data_dir_root)
+        return UserError(
+            f"{self.name} is not prepared in {root}, and preparing it needs TensorFlow. Run this "
+            "once where TensorFlow is installed (pip install tensorflow-cpu "
+            f"tensorflow-datasets), here or elsewhere, and copy the folder:\n  "
+            f"{self._command(builder, root)}"
+        )
+
+    def _command(self, builder: Any, data_dir: str) -> str:
+        """Returns the command that prepares the dataset."""
+        module = "" if _is_standard(builder) else f"import {type(builder).__module__}; "
+        return (
+            f'python -c "{module}import tensorflow_datasets as tfds; '
+            f"tfds.builder({self.name!r}, data_dir={data_dir!r}, "
+            "file_format='array_record').download_and_prepare()\""
+        )
+
+
+def _is_standard(builder: Any) -> bool:
+    """Whether a builder is one that TFDS itself brings. These need TensorFlow, most at once and
+    some after a long download."""
+    return type(builder).__module__.startswith("tensorflow_datasets.")
+
+
+@contextlib.contextmanager
+def _without_tensorflow() -> Iterator[None]:
+    """Makes `import tensorflow` fail for a while, unless somebody has imported it before: TFDS
+    imports it where it can, which takes seconds and, on a GPU, its memory."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    sys.meta_path[:] = [_Hiding(finder) for finder in sys.meta_path]
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = [
+            finder.finder if isinstance(finder, _Hiding) else finder
+            for finder in sys.meta_path
+        ]
+
+
+class _Hiding:
+    """A finder of modules that finds what another finds, but not TensorFlow."""
+
+    def __init__(self, finder: Any):
+        self.finder = finder
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname == "tensorflow":
+            return None
+        return self.finder.find_spec(fullname, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)
+
+
+def _feature(features: Any, kind: type, key: str, option: str, name: str) -> str:
+    """Returns the name of the feature of a kind.
+
+    Args:
+      features: of the dataset, by name.
+      kind: the class of the feature.
+      key: the name that is asked for, or "".
+      option: the option that asks for it.
+      name: of the dataset.
+
+    Raises:
+      UserError: if there is none, or several and `key` does not say which.
+    """
+    fitting = [k for k, feature in features.items() if isinstance(feature, kind)]
+    if key in fitting:
+        return key
+    what = f"a feature of type {kind.__name__}"
+    has = f"It has {enumerated(fitting)}" if fitting else "It has none"
+    if key:
+        raise UserError(
+            f"data.{option} is '{key}', not {what} of {name}.{did_you_mean(key, fitting)} {has}."
+        )
+    if len(fitting) != 1:
+        raise UserError(
+            f"{name} must have {what}, and one alone if data.{option} does not say which. {has}; "
+            f"all: {', '.join(features)}."
+        )
+    return fitting[0]
+
+
+def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarray:
+    """Returns the class of each record, int32 [n], from the cache or from the records.
+
+    Args:
+      records: a data source of TFDS.
+      label_key: the feature that is the class.
+      data_dir: the folder of the prepared dataset.
+      name: of the dataset and the split.
+    """
+    description = [
+        (Path(data_dir) / file).read_bytes()
+        for file in ("dataset_info.json", "features.json")
+        if (Path(data_dir) / file).exists()
+    ]
+    key = fingerprint(
+        *description, name.encode(), label_key.encode(), os.fsencode(data_dir)
+    )
+    kept = cache_folder() / "tfds" / f"{key}.labels.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        labels = np.load(kept, allow_pickle=False)
+        if labels.shape == (len(records),) and labels.dtype == np.int32:
+            return labels
+    labels = np.empty(len(records), np.int32)
+    bar = tqdm(
+        range(0, len(records), LABELS_AT_ONCE),
+        desc="reading the classes, once",
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    )
+    for first in bar:
+        rows = range(first, min(first + LABELS_AT_ONCE, len(records)))
+        labels[rows.start : rows.stop] = [
+            record[label_key] for record in records.__getitems__(rows)
+        ]
+    if labels.min() < 0:
+        raise UserError(
+            f"record {labels.argmin()} of {name} has no class: choose a split with classes."
+        )
+    with contextlib.suppress(OSError):  # else they are read again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        with open(part, "wb") as file:
+            np.save(file, labels)
+        os.replace(part, kept)
+    return labels

@@ -1,0 +1,175 @@
+"""One pass over a split: raw and averaged weights side by side, every image once."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxcls import metrics
+from jaxcls.config import Config
+from jaxcls.data.bad_images import BadImages
+from jaxcls.data.loader import EvalBatches, Loader
+from jaxcls.data.sources import Source
+from jaxcls.data.subset import max_bad_share
+from jaxcls.parallel import put_batch
+from jaxcls.report.progress import say
+
+
+@dataclasses.dataclass
+class _Pass:
+    """What has come of the batches so far.
+
+    Attributes:
+      sums: of each batch, by the suffix of the metrics' names.
+      logits: of the images, float32 [n, classes] each, likewise; [] where they are not needed.
+      labels: of the images, where their logits are kept: uint8 [n, classes] each.
+      in_flight: batches that the devices may still work on, with their labels and masks.
+    """
+
+    sums: dict[str, list[Any]]
+    logits: dict[str, list[np.ndarray]]
+    labels: list[np.ndarray] = dataclasses.field(default_factory=list)
+    in_flight: collections.deque[Any] = dataclasses.field(
+        default_factory=collections.deque
+    )
+
+    @classmethod
+    def of(cls, suffixes: Iterable[str]) -> "_Pass":
+        """Returns one that has seen no batch."""
+        suffixes = list(suffixes)
+        return cls({suffix: [] for suffix in suffixes}, {s: [] for s in suffixes})
+
+    def add(
+        self, outputs: dict[str, metrics.EvalOutput], loaded: dict[str, np.ndarray]
+    ) -> None:
+        """Takes what a batch gives, by suffix, while the devices work on it."""
+        for suffix, output in outputs.items():
+            self.sums[suffix].append(output.sums)
+        self.in_flight.append((outputs, loaded["label"], loaded["mask"]))
+        # Two batches ahead of the devices keep them busy; more would only fill memory.
+        if len(self.in_flight) > 2:
+            self.wait_for_one()
+
+    def wait_for_one(self) -> None:
+        """Waits for the oldest batch, and takes its logits off the devices if there are any."""
+        outputs, labels, mask = self.in_flight.popleft()
+        jax.block_until_ready(outputs)
+        for suffix, output in outputs.items():
+            if output.logits is not None:
+                self.logits[suffix].append(jax.device_get(output.logits)[mask])
+        if labels.ndim == 2:
+            self.labels.append(labels[mask])
+
+    def results(self, suffix: str, num_images: int) -> dict[str, float]:
+        """Returns the metrics of one set of weights when all batches are done, without the
+        suffix."""
+        # Batches are added up in float64 on the host.
+        total = jax.tree.map(
+            lambda *parts: np.sum(np.stack(parts), axis=0, dtype=np.float64),
+            *jax.device_get(self.sums[suffix]),
+        )
+        counted = int(total.top1.count)
+        assert counted == num_images, (counted, num_images)
+        found = metrics.compute(total, "eval")
+        if self.labels:
+            found["eval/mAP"] = metrics.mean_average_precision(
+                np.concatenate(self.logits[suffix]), np.concatenate(self.labels)
+            )
+        return found
+
+
+class Evaluator:
+    """Evaluates weights on a split, as often as asked. Use it in a `with` statement.
+
+    Its batches are loaded over and over, so that evaluations after the first find theirs
+    ready.
+    """
+
+    def __init__(
+        self,
+        eval_step: Callable[[Any, dict[str, jax.Array]], metrics.EvalOutput],
+        source: Source,
+        config: Config,
+        mesh: Mesh,
+    ):
+        """Starts loading.
+
+        Args:
+          eval_step: the compiled step.
+          source: the split.
+          config: gives the batch size and how the data is loaded.
+          mesh: the devices.
+        """
+        self._eval_step = eval_step
+        self._mesh = mesh
+        self._num_examples = len(source)
+        batches = EvalBatches(
+            source,
+            batch_size=config.evaluation.batch_size,
+            rows_multiple=mesh.size,
+        )
+        self._num_batches = len(batches)
+        self._loader = Loader(
+            batches,
+            repeat=True,
+            workers=config.data.workers,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        )
+        bad_images = BadImages(
+            source, "test", max_share=max_bad_share(config.data), say=say
+        )
+        self._batches = bad_images.watched(self._loader)
+
+    def __enter__(self) -> "Evaluator":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._loader.close()
+
+    def evaluate(
+        self,
+        weights: dict[str, Any],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
+        """Evaluates sets of weights on one pass of the split.
+
+        Args:
+          weights: suffix of the metric's name -> variables, {"": raw, "_ema": averaged}.
+          should_stop: asked before each batch; True ends the evaluation without a result.
+
+        Returns:
+          What metrics.metric_names() lists, for each suffix, and "eval/examples"; or None if
+          it was stopped. Records whose image cannot be read are left out and not counted;
+          "eval/bad_images" says how many, if any.
+        """
+        done = _Pass.of(weights)
+        num_records = num_images = 0
+        for _ in range(self._num_batches):
+            if should_stop():
+                return None
+            loaded = next(self._batches)
+            num_records += int((loaded.pop("id") >= 0).sum())
+            num_images += int(loaded["mask"].sum())
+            batch = put_batch(self._mesh, loaded)
+            outputs = {
+                suffix: self._eval_step(variables, batch)
+                for suffix, variables in weights.items()
+            }
+            done.add(outputs, loaded)
+        while done.in_flight:
+            done.wait_for_one()
+
+        assert num_records == self._num_examples, (num_records, self._num_examples)
+        results: dict[str, float] = {}
+        for suffix in weights:
+            for name, value in done.results(suffix, num_images).items():
+                results[name + suffix] = value
+        results["eval/examples"] = num_images
+        if num_images < num_records:
+            results["eval/bad_images"] = num_records - num_images
+        return results

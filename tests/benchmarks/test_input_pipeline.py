@@ -1,0 +1,106 @@
+"""What the benchmark of the input pipeline measures is what it says."""
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcls.benchmarks import input_pipeline as benchmark_input
+from jaxcls.benchmarks.input_pipeline import (
+    BATCH,
+    READY,
+    Files,
+    bare,
+    compare_photographs,
+    compare_records,
+    in_turns,
+    loaded,
+    make_photographs,
+    memory,
+    photographs,
+    ratio,
+    resident,
+    speed,
+)
+from jaxcls.data.decode import size
+from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.host_crop import HostRandomResizedCrop
+from jaxcls.errors import UserError
+
+
+def test_speed_does_not_count_what_was_ready() -> None:
+    def batches() -> Iterator[int]:
+        for step in itertools.count():
+            time.sleep(0.03 if step < READY else 0.02)
+            yield step
+
+    measured = batches()
+    assert 200 < speed(measured, 10, 6) <= 60 / 0.12
+    assert next(measured) == READY + 6
+
+
+def test_the_first_turn_is_not_counted_and_ratios_are_of_one_turn() -> None:
+    values = iter([1.0, 9.0, 2.0, 1.0, 20.0, 10.0, 3.0, 1.0])
+    found = in_turns({"a": lambda: next(values), "b": lambda: next(values)}, turns=3)
+    assert found == {"a": [2.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]}
+    assert ratio(found["a"], found["b"]) == 2
+
+
+def test_photographs_are_found_or_missed(tmp_path: Path) -> None:
+    made = make_photographs(tmp_path, BATCH)
+    assert photographs(tmp_path) == made
+    assert {size(path.read_bytes()) for path in made} == {(375, 500)}
+    made[0].unlink()
+    with pytest.raises(UserError, match=f"must have {BATCH} .* not {BATCH - 1}"):
+        photographs(tmp_path)
+
+
+def test_it_loads_as_many_images_as_it_counts(tmp_path: Path) -> None:
+    class Counted(Files):
+        reads = 0
+
+        def read(self, index: int) -> bytes:
+            self.reads += 1
+            return super().read(index)
+
+    files = Counted(make_photographs(tmp_path, BATCH))
+    source = DecodedSource(files, HostRandomResizedCrop(size=32), 3)
+    one = next(bare(source))
+    assert [image.shape for image in one] == [(32, 32, 3)] * BATCH
+    assert files.reads == BATCH
+    with loaded(source, BATCH, 0, 1) as loader:
+        assert speed(loader, BATCH, 4) > 0
+    # Some more may be ready or under way.
+    assert 15 + READY >= files.reads / BATCH >= 5 + READY
+
+
+def test_resident_memory_is_counted_in_bytes() -> None:
+    before = resident(os.getpid())
+    held = np.ones(2**23)  # 64 MiB
+    assert 60 * 2**20 < resident(os.getpid()) - before < 80 * 2**20
+    del held
+
+
+def test_it_prints_what_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_turns, "__defaults__", (1,))
+    monkeypatch.setattr(benchmark_input.importlib.util, "find_spec", lambda name: None)
+    paths = make_photographs(tmp_path, 2 * BATCH)
+    compare_photographs(paths, 3)
+    compare_records(tmp_path / "records", 8, 20, 4)
+    memory(paths, epochs=2)
+    printed = capsys.readouterr().out
+    for text in (
+        "bare, 1 thread",
+        "loader, 2 workers",
+        "than decoding alone",
+        "8 x 8 x 3",
+        "MiB, ",
+    ):
+        assert text in printed
+    assert "nothing to compare with" in printed

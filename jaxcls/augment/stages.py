@@ -8,7 +8,7 @@ import jax
 
 from jaxcls.augment.pipeline import Transform
 from jaxcls.errors import UserError, did_you_mean
-from jaxcls.ranges import allows
+from jaxcls.options import allows
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -10,10 +10,9 @@ from jaxcls.config.tree import (
     Evaluation,
     Log,
     StopEarly,
-    nodes,
-    options,
 )
 from jaxcls.config.validation import validate
+from jaxcls.options import nodes, options
 
 __all__ = [
     "SAM",

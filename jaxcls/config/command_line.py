@@ -29,7 +29,7 @@ from jaxcls.config import Config
 from jaxcls.duration import Duration
 from jaxcls.errors import UserError, closest, did_you_mean
 from jaxcls.optim import OneCycle
-from jaxcls.ranges import type_name
+from jaxcls.options import type_name
 
 USAGE = """\
 usage: python -m jaxcls.train --config FILE[:DATASET] [--config.OPTION=VALUE ...]

@@ -6,8 +6,6 @@ there is nothing to look up: follow the class.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
 
 from jaxcls.augment import Transform, Views
 from jaxcls.data import Dataset
@@ -206,31 +204,3 @@ class Config:
         if isinstance(self.freeze, str):
             return (Freeze(pattern=self.freeze),)
         return self.freeze or ()
-
-
-def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (path, dataclass) for every dataclass of a config, the root first with path ""."""
-    yield path, node
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        below = f"{path}.{field.name}" if path else field.name
-        if dataclasses.is_dataclass(value):
-            yield from nodes(value, below)
-        elif isinstance(value, tuple):
-            for index, element in enumerate(value):
-                if dataclasses.is_dataclass(element):
-                    yield from nodes(element, f"{below}[{index}]")
-
-
-def options(config: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns every option that is not itself a node: path -> (owning node, value)."""
-    found = {}
-    for path, node in nodes(config):
-        for field in dataclasses.fields(node):
-            value = getattr(node, field.name)
-            holds_nodes = isinstance(value, tuple) and any(
-                dataclasses.is_dataclass(element) for element in value
-            )
-            if not dataclasses.is_dataclass(value) and not holds_nodes:
-                found[f"{path}.{field.name}" if path else field.name] = (node, value)
-    return found

@@ -1,9 +1,6 @@
 """Checks a config by itself: types, ranges, and the rules between fields."""
 
-import dataclasses
-import typing
 from collections.abc import Sequence
-from typing import Any
 
 from jaxcls.augment import (
     Growing,
@@ -13,11 +10,11 @@ from jaxcls.augment import (
     Staged,
     Transform,
 )
-from jaxcls.config.tree import Config, nodes, options
+from jaxcls.config.tree import Config
 from jaxcls.data.host_crop import HostRandomResizedCrop
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.metrics import metric_names
-from jaxcls.ranges import allows, type_name
+from jaxcls.options import check, nodes
 
 
 def validate(config: Config) -> None:
@@ -30,13 +27,7 @@ def validate(config: Config) -> None:
         raise UserError(
             f"get_config must return a jaxcls.config.Config, not {type(config).__name__}."
         )
-    for path, node in nodes(config):
-        _check_types(path, node)
-    for name, (_, value) in options(config).items():
-        _check_representable(name, value)
-    for _, node in nodes(config):
-        if hasattr(node, "validate"):
-            node.validate()
+    check(config, "")
     _check_ranges(config)
     if config.data.placement == "device":
         for path, node in nodes(config.data, "data"):
@@ -103,28 +94,6 @@ def _unwrapped(transform: Transform) -> Transform:
     while isinstance(transform, Scheduled | Growing | Staged):
         transform = transform.transform
     return transform
-
-
-def _check_types(path: str, node: Any) -> None:
-    hints = typing.get_type_hints(type(node))
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        hint = hints[field.name]
-        if not allows(hint, value):
-            name = f"{path}.{field.name}" if path else field.name
-            raise UserError(
-                f"config.{name} is {value!r}, a {type(value).__name__}; expected "
-                f"{type_name(hint)}."
-            )
-
-
-def _check_representable(name: str, value: Any) -> None:
-    """Refuses numbers that the devices could not hold: they compute in int32 and float32."""
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int) and not -(2**31) <= number < 2**32:
-            raise UserError(f"{name} of {str(number)[:40]} is beyond every range.")
-        if isinstance(number, float) and not abs(number) < 1e30:
-            raise UserError(f"{name} must be a number of sensible size, not {number}.")
 
 
 def _check_ranges(config: Config) -> None:

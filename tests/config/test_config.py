@@ -484,7 +484,7 @@ def test_a_wrong_type_is_named(option: str, value: Any, expected: str) -> None:
     with pytest.raises(UserError) as error:
         config_lib.validate(with_option(recipe("lenet5"), option, value))
     message = str(error.value)
-    assert message.startswith(f"config.{option} is {value!r}, a {type(value).__name__}")
+    assert message.startswith(f"{option} is {value!r}, a {type(value).__name__}")
     assert message.endswith(f"; expected {expected}.")
 
 

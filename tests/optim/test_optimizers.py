@@ -37,7 +37,7 @@ from jaxcls.optim.chain import chain
 from jaxcls.optim.groups import Groups, Treatment, path_of
 from jaxcls.optim.muon import orthogonalized
 from jaxcls.optim.schedule_free import ScheduleFreeState, follow_average
-from jaxcls.ranges import allows
+from jaxcls.options import allows
 
 STEPS, WARMUP, START, END = 20, 4, 0.1, 0.05
 BATCH = 4

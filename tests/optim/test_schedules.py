@@ -29,7 +29,7 @@ from jaxcls.optim import (
     WarmupCosine,
     WarmupStableDecay,
 )
-from jaxcls.ranges import allows
+from jaxcls.options import allows
 
 
 def factors(schedule: Schedule, total: int) -> np.ndarray:

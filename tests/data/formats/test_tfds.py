@@ -260,7 +260,7 @@ def test_tensorflow_is_never_imported_where_it_is_installed(
                 Tfds(name="cifar10", data_dir={str(tmp_path)!r}).encoded("train")
             except ValueError as error:
                 assert "needs TensorFlow" in str(error)
-            from tests.data import test_tfds  # whose builders are known from here on
+            from tests.data.formats import test_tfds  # whose builders are known from here on
 
             try:
                 Tfds(name="jaxcls_arrays", data_dir={str(tmp_path)!r}).encoded("train")

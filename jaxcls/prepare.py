@@ -52,7 +52,7 @@ from jaxcls.data.datasets import create_dataset
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.encoded import Encoded
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import count, expanded, shown
+from jaxcls.data.file_lists import counted, expanded, printable
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.records import INDEX, PLAN, VERSION, read_index
 from jaxcls.data.host_crop import CenterSquare
@@ -338,7 +338,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another process writes records into {shown(str(folder))}: wait for it, "
+                    f"another process writes records into {printable(str(folder))}: wait for it, "
                     "or give another --out."
                 ) from None
         yield
@@ -349,7 +349,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _base(path: str) -> str:
     """Returns the folder of the data at `path`, "" for data without a path."""
     path = expanded(path) if path else ""
-    return shown(path if os.path.isdir(path) else os.path.dirname(path))
+    return printable(path if os.path.isdir(path) else os.path.dirname(path))
 
 
 def open_images(dataset: Dataset, split: Split) -> Encoded | ArrayImages:
@@ -437,7 +437,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> bool:
         _check_same(folder, _read_json(folder / PLAN), plan)
     elif found:
         raise UserError(
-            f"{shown(str(folder))} is not empty and no records were begun there: give a new "
+            f"{printable(str(folder))} is not empty and no records were begun there: give a new "
             "folder as --out."
         )
     else:
@@ -455,7 +455,7 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
         changed = [name for name in changed if name != "records_per_file"]
     said = "; ".join(f"{n} was {old.get(n)!r} and is now {new[n]!r}" for n in changed)
     raise UserError(
-        f"{shown(str(folder))} holds records of something else ({said}): give "
+        f"{printable(str(folder))} holds records of something else ({said}): give "
         "another --out, or remove that folder."
     )
 
@@ -478,7 +478,7 @@ def make_file(
         contents = _finished(job, file, path)
         if contents is None:
             raise UserError(
-                f"{shown(str(path))} is not what was written there a moment ago: the disk is "
+                f"{printable(str(path))} is not what was written there a moment ago: the disk is "
                 "perhaps failing, give another --out."
             )
     else:
@@ -752,14 +752,14 @@ def verify(folder: str | Path, *, workers: int = 1) -> int:
     faults = [fault for i in range(len(files)) if (fault := results[i][0])]
     if faults:
         raise UserError(
-            f"{'; '.join(faults[:5])} ({len(faults)} of {count(len(files), 'file')}): copy what "
+            f"{'; '.join(faults[:5])} ({len(faults)} of {counted(len(files), 'file')}): copy what "
             "is damaged again, or make the records again in another folder."
         )
     found = [label for i in range(len(files)) for label in results[i][1]]
     expected = [tuple(x) if isinstance(x, list) else (x,) for x in labels]
     if found != expected:
         raise UserError(
-            f"{shown(str(path))}/{INDEX} has other labels than the records have."
+            f"{printable(str(path))}/{INDEX} has other labels than the records have."
         )
     return len(labels)
 
@@ -931,14 +931,14 @@ def _run(ours: argparse.Namespace, others: Sequence[str]) -> int:
         if others:
             raise UserError(f"unknown argument '{others[0]}'. See --help.")
         records = verify(ours.path, workers=workers)
-        print(f"{ours.path}: {count(records, 'record')}, all as its {INDEX} says")
+        print(f"{ours.path}: {counted(records, 'record')}, all as its {INDEX} says")
         return 0
     dataset = _dataset(ours.source, others)
     if ours.command == "check":
         found = check(dataset, ours.report, workers=workers)
         good = found.formats.total()
         names = f" ({ours.report} names each)" if found.bad else ""
-        print(f"{count(good, 'good image')}, {len(found.bad):,} bad{names}")
+        print(f"{counted(good, 'good image')}, {len(found.bad):,} bad{names}")
         for title in ("formats", "modes", "sizes"):
             counter: collections.Counter[str] = getattr(found, title)
             some = ", ".join(
@@ -962,8 +962,8 @@ def _run(ours: argparse.Namespace, others: Sequence[str]) -> int:
         left_out = len(part["left_out"])
         note = f", {left_out:,} left out (see {INDEX})" if left_out else ""
         print(
-            f"{split}: {count(len(part['labels']), 'image')} in "
-            f"{count(len(part['files']), 'file')}, {megabytes:,.1f} MB{note}"
+            f"{split}: {counted(len(part['labels']), 'image')} in "
+            f"{counted(len(part['files']), 'file')}, {megabytes:,.1f} MB{note}"
         )
     return 0
 

@@ -4,6 +4,7 @@ from jaxcls.data.datasets import DATASETS, create_dataset
 from jaxcls.data.encoded import Encoded
 from jaxcls.data.encoded_images import DecodedSource, Images
 from jaxcls.data.formats.archives import Cifar10, Cifar100, FashionMnist, Mnist
+from jaxcls.data.formats.digits import Digits
 from jaxcls.data.formats.folder import ImageFolder
 from jaxcls.data.formats.huggingface import HuggingFace
 from jaxcls.data.formats.imagenet import ImageNet
@@ -19,7 +20,7 @@ from jaxcls.data.host_crop import (
     Letterbox,
 )
 from jaxcls.data.sampling import Sampling
-from jaxcls.data.sources import ArraySource, Dataset, Digits, Record, Source
+from jaxcls.data.sources import ArraySource, Dataset, Record, Source
 from jaxcls.data.subset import Mixture
 
 __all__ = [

@@ -1,6 +1,7 @@
 """The datasets that a recipe's argument can name: `--config configs/resnet18.py:folder`."""
 
 from jaxcls.data.formats.archives import Cifar10, Cifar100, FashionMnist, Mnist
+from jaxcls.data.formats.digits import Digits
 from jaxcls.data.formats.folder import ImageFolder
 from jaxcls.data.formats.huggingface import HuggingFace
 from jaxcls.data.formats.imagenet import ImageNet
@@ -9,7 +10,7 @@ from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.formats.tfds import Tfds
 from jaxcls.data.formats.webtar import WebTar
-from jaxcls.data.sources import Dataset, Digits
+from jaxcls.data.sources import Dataset
 from jaxcls.errors import UserError, did_you_mean
 
 DATASETS: dict[str, type[Dataset]] = {

@@ -1,40 +1,37 @@
 """Images as they lie in files: bytes that are still to be decoded."""
 
-from typing import Protocol
+import abc
 
 import numpy as np
 
 
-class Encoded(Protocol):
+class Encoded(abc.ABC):
     """A random-access sequence of encoded images (JPEG, PNG, ...) with their labels.
 
     `repr()` names the data and nothing else (no memory address, no path of the machine): it is
     stored with a run and compared when the run is continued. It is sent to worker processes by
     pickling: open files are opened again there, on first use.
+
+    Attributes:
+      class_names: the name of each class; a label is an index into them.
+      labels: the class of each record, int32 [n] (or one column a class, uint8 [n, classes]),
+        known without reading any image.
     """
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class; a label is an index into them."""
-        ...
+    class_names: tuple[str, ...]
+    labels: np.ndarray
 
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each record, int32 [n], known without reading any image."""
-        ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def __len__(self) -> int: ...
-
+    @abc.abstractmethod
     def read(self, index: int) -> bytes:
         """Returns the bytes of one image.
 
         Raises:
           OSError: if they cannot be read.
         """
-        ...
 
+    @abc.abstractmethod
     def where(self, index: int) -> str:
         """Returns where a record lies, for messages: the path of its file, or a name."""
-        ...
-
-    def __repr__(self) -> str: ...

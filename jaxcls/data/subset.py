@@ -8,7 +8,7 @@ import numpy as np
 from jaxcls.data.decode import BadImage
 from jaxcls.data.decode import size as image_size
 from jaxcls.data.encoded_images import DecodedSource
-from jaxcls.data.file_lists import count, say
+from jaxcls.data.file_lists import counted, note
 from jaxcls.data.sampling import Strata, all_labels, few_of_each_class, labels_of
 from jaxcls.data.sources import (
     Dataset,
@@ -48,7 +48,7 @@ def _say_enlarged(source: Source) -> None:
     short = min(height, width)
     rows, columns, _ = source.canvas.shape(source.channels)
     if 2 * short < min(rows, columns):
-        say(
+        note(
             f"the first training image is {height} x {width}, and images become {rows} x "
             f"{columns}: --config.data.canvas.size={short} does not enlarge it."
         )
@@ -155,11 +155,11 @@ def with_class_names(source: Source, class_names: tuple[str, ...]) -> Source:
         raise UserError(
             f"{source!r} has {_some(unknown)}, unknown in training."
             f"{did_you_mean(unknown[0], class_names)} Training has "
-            f"{count(len(class_names), 'class', 'classes')}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
+            f"{counted(len(class_names), 'class', 'classes')}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
         )
     missing = [name for name in class_names if name not in set(names)]
     if missing:
-        say(
+        note(
             f"{source!r} has no images of {_some(missing)}; labels are those of training"
         )
     return Renumbered(source, class_names)

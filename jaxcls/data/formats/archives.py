@@ -2,6 +2,9 @@
 
     Cifar10(path="cifar-10-binary.tar.gz").source("train").images  # uint8 [50000, 32, 32, 3]
 
+    cifar-10-binary.tar.gz   files of records: a byte with the class, 3,072 with the pixels
+    train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz   MNIST: arrays behind a header
+
 Archives are read in memory: nothing is unpacked onto the disk, so that no name in an archive
 can lead anywhere. The checksums are those that tensorflow_datasets 4.9.10 has of the same
 addresses.
@@ -14,13 +17,13 @@ import gzip
 import os
 import tarfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal, cast
+from typing import IO, ClassVar, Literal
 
 import numpy as np
 
-from jaxcls.data.file_lists import expanded, shown
+from jaxcls.data.file_lists import expanded, printable
 from jaxcls.data.sources import ArraySource, Dataset, Split
 from jaxcls.download import fetch
 from jaxcls.errors import UserError
@@ -132,7 +135,7 @@ class _Cifar(Dataset):
         if (path / self.archive.name).is_file():
             return path / self.archive.name
         raise UserError(
-            f"{shown(str(path))} has neither {self.archive.name} nor the folder {self.folder} "
+            f"{printable(str(path))} has neither {self.archive.name} nor the folder {self.folder} "
             f"that is in it. It can be had from {self.archive.url}; without data.path it is "
             "downloaded."
         )
@@ -251,7 +254,7 @@ class Mnist(Dataset):
                     if file.is_file():
                         return file
         raise UserError(
-            f"{shown(str(folder))} has no {name}.gz. It can be had from {archive.url}; without "
+            f"{printable(str(folder))} has no {name}.gz. It can be had from {archive.url}; without "
             "data.path it is downloaded."
         )
 
@@ -300,49 +303,35 @@ def read_files(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
       UserError: if one is missing, too large, no plain file, or cannot be read.
     """
     found: dict[str, bytes] = {}
+
+    def keep(name: str, size: int, file: IO[bytes]) -> None:
+        if size > limits[name]:
+            raise _damaged(path, f"{name} has {size:,} bytes, not {limits[name]:,}")
+        found[name] = file.read(limits[name])
+
     with _sentence(path):
-        files = _in_folder(path, limits) if path.is_dir() else _in_archive(path)
-        with contextlib.closing(files):
-            for name, size, file in files:
-                if name not in limits or name in found:
-                    continue
-                if file is None:
-                    raise _damaged(path, f"{name} in it is no plain file")
-                if size > limits[name]:
-                    raise _damaged(
-                        path, f"{name} has {size:,} bytes, not {limits[name]:,}"
-                    )
-                found[name] = file.read(limits[name])
-                if len(found) == len(limits):
-                    break
-    missing = [name for name in limits if name not in found]
-    if missing:
-        raise _damaged(path, f"it has no {missing[0]}")
+        if path.is_dir():
+            for name in limits:
+                if (path / name).is_file():
+                    with open(path / name, "rb") as file:
+                        keep(name, os.stat(file.fileno()).st_size, file)
+        else:
+            with tarfile.open(path, "r:*") as archive:
+                for member in archive:
+                    name = os.path.basename(member.name)
+                    if name not in limits or name in found:
+                        continue
+                    # The content of a link would be that of what it leads to.
+                    content = archive.extractfile(member) if member.isreg() else None
+                    if content is None:
+                        raise _damaged(path, f"{name} in it is no plain file")
+                    keep(name, member.size, content)
+                    if len(found) == len(limits):
+                        break
+    for name in limits:
+        if name not in found:
+            raise _damaged(path, f"it has no {name}")
     return {name: found[name] for name in limits}
-
-
-_Files = Generator[tuple[str, int, BinaryIO | None], None, None]
-
-
-def _in_folder(path: Path, names: Iterable[str]) -> _Files:
-    """Yields name, size and open file of what is in a folder."""
-    for name in names:
-        if (path / name).is_file():
-            with open(path / name, "rb") as file:
-                yield name, os.stat(file.fileno()).st_size, file
-
-
-def _in_archive(path: Path) -> _Files:
-    """Yields name, size and open file (None for a link) of what is in a tar archive."""
-    with tarfile.open(path, "r:*") as archive:
-        for member in archive:
-            # Only of a plain file: that of a link would be what it leads to.
-            file = archive.extractfile(member) if member.isreg() else None
-            yield (
-                os.path.basename(member.name),
-                member.size,
-                cast(BinaryIO | None, file),
-            )
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -397,7 +386,7 @@ def _existing(path: str, archive: Archive) -> Path:
     found = Path(expanded(path))
     if not found.exists():
         raise UserError(
-            f"there is no {shown(str(found))}: put {archive.name} from {archive.url} there, or "
+            f"there is no {printable(str(found))}: put {archive.name} from {archive.url} there, or "
             "leave data.path empty and it is downloaded."
         )
     return found
@@ -414,5 +403,5 @@ def _sentence(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{shown(str(path))} is damaged or not what was published ({reason}): get it again."
+        f"{printable(str(path))} is damaged or not what was published ({reason}): get it again."
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcls import options
 from jaxcls.data.formats.folder import FileImages, ImageFolder
 from jaxcls.errors import UserError
 
@@ -271,7 +272,7 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         ImageFolder().validate()
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="test_share"):
-            ImageFolder(path="x", test_share=share).validate()
+            options.check(ImageFolder(path="x", test_share=share), "data")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ from jaxcls.data.datasets import create_dataset
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.encoded import Encoded
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import counted, expanded, printable
+from jaxcls.data.file_lists import counted, expanded
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.records import INDEX, PLAN, VERSION, read_index
 from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.preparation import pool
 from jaxcls.data.sources import Dataset, Source, Split
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, printable
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 SAMPLE = 16
@@ -338,7 +338,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another process writes records into {printable(str(folder))}: wait for it, "
+                    f"another process writes records into {folder}: wait for it, "
                     "or give another --out."
                 ) from None
         yield
@@ -437,7 +437,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> bool:
         _check_same(folder, _read_json(folder / PLAN), plan)
     elif found:
         raise UserError(
-            f"{printable(str(folder))} is not empty and no records were begun there: give a new "
+            f"{folder} is not empty and no records were begun there: give a new "
             "folder as --out."
         )
     else:
@@ -455,7 +455,7 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
         changed = [name for name in changed if name != "records_per_file"]
     said = "; ".join(f"{n} was {old.get(n)!r} and is now {new[n]!r}" for n in changed)
     raise UserError(
-        f"{printable(str(folder))} holds records of something else ({said}): give "
+        f"{folder} holds records of something else ({said}): give "
         "another --out, or remove that folder."
     )
 
@@ -478,7 +478,7 @@ def make_file(
         contents = _finished(job, file, path)
         if contents is None:
             raise UserError(
-                f"{printable(str(path))} is not what was written there a moment ago: the disk is "
+                f"{path} is not what was written there a moment ago: the disk is "
                 "perhaps failing, give another --out."
             )
     else:
@@ -758,9 +758,7 @@ def verify(folder: str | Path, *, workers: int = 1) -> int:
     found = [label for i in range(len(files)) for label in results[i][1]]
     expected = [tuple(x) if isinstance(x, list) else (x,) for x in labels]
     if found != expected:
-        raise UserError(
-            f"{printable(str(path))}/{INDEX} has other labels than the records have."
-        )
+        raise UserError(f"{path}/{INDEX} has other labels than the records have.")
     return len(labels)
 
 

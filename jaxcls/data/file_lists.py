@@ -1,5 +1,6 @@
 """What formats that list files or records have in common: names, classes and splits."""
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -8,16 +9,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Interval
 
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, did_you_mean, printable
 
 IMAGE_EXTENSIONS = frozenset(
-    b".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split()
 )
 """What the names of image files end with, in any case of the letters."""
 
@@ -32,12 +33,7 @@ HeldOutShare = Annotated[float, Interval(gt=0, lt=1)]
 def note(message: str) -> None:
     """Tells the user what was found in the data, once a process: both splits come by here, and
     often find the same. Training goes on."""
-    print(f"note: {message}", file=sys.stderr, flush=True)
-
-
-def printable(name: bytes | str) -> str:
-    """Returns a file's name as text that can be printed, whatever bytes it is made of."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    print(f"note: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def counted(number: int, one: str, several: str = "") -> str:
@@ -61,18 +57,18 @@ def similar_file(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def is_image(name: bytes) -> bool:
+def is_image(name: str) -> bool:
     """Whether a file's name ends as those of images do."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
-def is_hidden(name: bytes) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder is the system's own and no part of the data: ".DS_Store",
     "._photo.jpg", "__MACOSX"."""
-    return name.startswith(b".") or name == b"__MACOSX"
+    return name.startswith(".") or name == "__MACOSX"
 
 
-def in_test_share(name: bytes, share: float) -> bool:
+def in_test_share(name: str, share: float) -> bool:
     """Decides whether a record is held out for testing, by its name alone.
 
     The first 64 bits of the name's SHA-256, read as a fraction of 2**64, lie below `share`:
@@ -82,7 +78,7 @@ def in_test_share(name: bytes, share: float) -> bool:
       name: of the record, unique in its dataset and the same on every machine.
       share: 0..1.
     """
-    word = int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
+    word = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
     return word < share * 2**64
 
 
@@ -140,16 +136,33 @@ def class_indices(
     return np.array(indices, np.int32)
 
 
+@contextlib.contextmanager
+def explaining(
+    what: str, kinds: tuple[type[Exception], ...] = (Exception,), advice: str = ""
+) -> Iterator[None]:
+    """Turns errors of some kinds into a UserError: "WHAT (the reason)ADVICE."
+
+    Raises:
+      UserError: in the place of such an error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = getattr(error, "strerror", None) or told
+        raise UserError(f"{what} ({reason}){advice}.") from error
+
+
 def parsed_json(text: str | bytes, where: str) -> Any:
     """Returns what JSON says.
 
     Raises:
       UserError: if it is none.
     """
-    try:
+    with explaining(f"{where} is not JSON", (ValueError, RecursionError)):
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}.") from None
 
 
 def note_missing_classes(
@@ -174,49 +187,6 @@ def require(option: str, value: str, what: str) -> None:
         raise UserError(
             f"data.{option} is not set: give {what} with --config.data.{option}=..."
         )
-
-
-def chosen_feature(
-    option: str,
-    given: str,
-    features: Mapping[str, object],
-    kind: type,
-    dataset: str,
-    *,
-    any_kind: bool = False,
-) -> str:
-    """Returns the name of the feature that an option names, else of the only one of a kind.
-
-    Args:
-      option: its name, "label_column".
-      given: its value, or "".
-      features: of the dataset, by name.
-      kind: the class that the feature should have.
-      dataset: its name.
-      any_kind: whether the option may name a feature of another kind.
-
-    Raises:
-      UserError: if there is none, or several and `given` does not say which.
-    """
-    what = f"feature of type {kind.__name__}"
-    fitting = [name for name, value in features.items() if isinstance(value, kind)]
-    possible = list(features) if given and any_kind else fitting
-    if given in possible:
-        return given
-    if not given and len(fitting) == 1:
-        return fitting[0]
-    if given:
-        fault = f"data.{option} is '{given}', but {dataset} has no such {what}."
-        fault += did_you_mean(given, possible)
-    else:
-        fault = (
-            f"{dataset} must have a {what}, and one alone if data.{option} does not say "
-            "which."
-        )
-    raise UserError(
-        f"{fault} It has {enumerated(possible) or 'none'}; all: "
-        f"{enumerated(list(features), 12)}."
-    )
 
 
 def check_different(class_names: Sequence[str]) -> None:

@@ -17,13 +17,13 @@ import gzip
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, ClassVar, Literal
 
 import numpy as np
 
-from jaxcls.data.file_lists import expanded, printable
+from jaxcls.data.file_lists import expanded, explaining
 from jaxcls.data.sources import ArraySource, Dataset, Split
 from jaxcls.download import fetch
 from jaxcls.errors import UserError
@@ -135,7 +135,7 @@ class _Cifar(Dataset):
         if (path / self.archive.name).is_file():
             return path / self.archive.name
         raise UserError(
-            f"{printable(str(path))} has neither {self.archive.name} nor the folder {self.folder} "
+            f"{path} has neither {self.archive.name} nor the folder {self.folder} "
             f"that is in it. It can be had from {self.archive.url}; without data.path it is "
             "downloaded."
         )
@@ -254,7 +254,7 @@ class Mnist(Dataset):
                     if file.is_file():
                         return file
         raise UserError(
-            f"{printable(str(folder))} has no {name}.gz. It can be had from {archive.url}; without "
+            f"{folder} has no {name}.gz. It can be had from {archive.url}; without "
             "data.path it is downloaded."
         )
 
@@ -309,7 +309,7 @@ def read_files(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
             raise _damaged(path, f"{name} has {size:,} bytes, not {limits[name]:,}")
         found[name] = file.read(limits[name])
 
-    with _sentence(path):
+    with _reading(path):
         if path.is_dir():
             for name in limits:
                 if (path / name).is_file():
@@ -346,7 +346,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises:
       UserError: if it is something else, shorter or longer.
     """
-    with _sentence(path):
+    with _reading(path):
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             header = file.read(4 + 4 * dimensions)
             magic = bytes([0, 0, IDX_BYTES, dimensions])
@@ -386,22 +386,20 @@ def _existing(path: str, archive: Archive) -> Path:
     found = Path(expanded(path))
     if not found.exists():
         raise UserError(
-            f"there is no {printable(str(found))}: put {archive.name} from {archive.url} there, or "
+            f"there is no {found}: put {archive.name} from {archive.url} there, or "
             "leave data.path empty and it is downloaded."
         )
     return found
 
 
-@contextlib.contextmanager
-def _sentence(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
     """Turns what is raised for a damaged file into one sentence."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    what = f"{path} is damaged or not what was published"
+    kinds = (OSError, EOFError, zlib.error, tarfile.TarError)
+    return explaining(what, kinds, ": get it again")
 
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{printable(str(path))} is damaged or not what was published ({reason}): get it again."
+        f"{path} is damaged or not what was published ({reason}): get it again."
     )

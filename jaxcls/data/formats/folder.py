@@ -30,18 +30,18 @@ from jaxcls.data.file_lists import (
     enumerated,
     evaluated,
     expanded,
+    explaining,
     in_test_share,
     is_hidden,
     is_image,
     note,
     note_missing_classes,
-    printable,
     require,
     similar_file,
 )
 from jaxcls.data.formats.image_list import ImageList, Names
 from jaxcls.data.sources import Split
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, did_you_mean, printable
 
 SCAN_THREADS = 16
 """Class folders that are listed at once: a network file system answers many at a time."""
@@ -53,8 +53,8 @@ class FileImages(ImageList):
     def __init__(
         self,
         name: str,
-        folder: bytes,
-        files: Iterable[bytes],
+        folder: str,
+        files: Iterable[str],
         labels: np.ndarray,
         class_names: Sequence[str],
     ):
@@ -68,11 +68,11 @@ class FileImages(ImageList):
           class_names: the name of each class.
         """
         self._folder = folder
-        self._files = Names(files)
+        self._files = Names(map(os.fsencode, files))
         super().__init__(name, labels, class_names, self._files)
 
-    def _path(self, index: int) -> bytes:
-        return os.path.join(self._folder, self._files[index])
+    def _path(self, index: int) -> str:
+        return os.path.join(self._folder, os.fsdecode(self._files[index]))
 
     def read(self, index: int) -> bytes:
         with open(self._path(index), "rb") as file:
@@ -125,7 +125,7 @@ class ImageFolder(Images):
             folder = os.path.join(root, parts[split])
             name = last_parts(folder, 2)
         found = scan(folder, root)
-        class_dirs: Iterable[bytes] = found
+        class_dirs: Iterable[str] = found
         if parts is None:
             found = {
                 class_dir: [
@@ -141,7 +141,7 @@ class ImageFolder(Images):
             check_known(found, class_dirs, folder, training)
         return labelled(name, folder, found, sorted(class_dirs, key=self._order))
 
-    def _order(self, class_dir: bytes) -> tuple[object, ...]:
+    def _order(self, class_dir: str) -> tuple[object, ...]:
         """Returns the key that sorts classes."""
         name = printable(class_dir)
         if self.class_order == "lexical":
@@ -151,7 +151,7 @@ class ImageFolder(Images):
         return (*[int(p) if p.isdecimal() and p.isascii() else p for p in pieces], name)
 
 
-def open_folder(path: str) -> bytes:
+def open_folder(path: str) -> str:
     """Returns the absolute path of a folder that exists.
 
     Raises:
@@ -159,21 +159,21 @@ def open_folder(path: str) -> bytes:
     """
     folder = expanded(path)
     if os.path.isdir(folder):
-        return os.fsencode(folder)
+        return folder
     if os.path.exists(folder):
         raise UserError(
-            f"{printable(folder)} is a file, but data.path must be a folder: unpack it, or read "
+            f"{folder} is a file, but data.path must be a folder: unpack it, or read "
             "a tar file through WebTar."
         )
     above, name = os.path.split(folder)
-    beside = map(printable, os.listdir(above)) if os.path.isdir(above) else []
+    beside = os.listdir(above) if os.path.isdir(above) else []
     raise UserError(
-        f"there is no folder {printable(folder)}.{similar_file(name, beside)} Set it with "
+        f"there is no folder {folder}.{similar_file(name, beside)} Set it with "
         "--config.data.path=..."
     )
 
 
-def split_folders(root: bytes) -> dict[Split, bytes] | None:
+def split_folders(root: str) -> dict[Split, str] | None:
     """Looks for the folders of the splits.
 
     Args:
@@ -186,29 +186,29 @@ def split_folders(root: bytes) -> dict[Split, bytes] | None:
       UserError: if there is a folder "train" alone, or none but those of what is evaluated.
     """
     by_name = {name.lower(): name for name in class_folders(root)}
-    train = by_name.get(b"train")
-    held_out = [by_name[h] for h in map(str.encode, HELD_OUT) if h in by_name]
+    train = by_name.get("train")
+    held_out = [by_name[h] for h in HELD_OUT if h in by_name]
     if train is not None and held_out:
-        evaluated([*map(printable, held_out)], printable(root))
+        evaluated(held_out, root)
         return {"train": train, "test": held_out[0]}
     alone = held_out if train is None else [train]
     if alone and len(alone) == len(by_name):
         lacks = "no folder train" if held_out else f"none of {', '.join(HELD_OUT)}"
         raise UserError(
-            f"{printable(root)} has {enumerated([*map(printable, alone)])}, but {lacks} beside "
-            f"it: put one there, or set data.path to {printable(os.path.join(root, alone[0]))}, "
+            f"{root} has {enumerated(alone)}, but {lacks} beside "
+            f"it: put one there, or set data.path to {os.path.join(root, alone[0])}, "
             "of which data.test_share is then held out."
         )
     return None
 
 
-def class_folders(folder: bytes) -> list[bytes]:
+def class_folders(folder: str) -> list[str]:
     """Returns the names of the folders in a folder, without hidden ones."""
     with _listing(folder) as entries:
         return [entry.name for entry in entries if entry.is_dir()]
 
 
-def folders_with_images(folder: bytes, root: bytes) -> list[bytes]:
+def folders_with_images(folder: str, root: str) -> list[str]:
     """Returns the names of the class folders in a folder that have an image, in no order.
 
     Links must not lead out of `root`.
@@ -220,7 +220,7 @@ def folders_with_images(folder: bytes, root: bytes) -> list[bytes]:
     ]
 
 
-def scan(folder: bytes, root: bytes) -> dict[bytes, list[bytes]]:
+def scan(folder: str, root: str) -> dict[str, list[str]]:
     """Lists the images of all classes.
 
     Args:
@@ -237,14 +237,16 @@ def scan(folder: bytes, root: bytes) -> dict[bytes, list[bytes]]:
     others = [collections.Counter[str]() for _ in class_dirs]
     with concurrent.futures.ThreadPoolExecutor(SCAN_THREADS) as pool:
         files = pool.map(
-            lambda name, counter: sorted(images_below(folder, name, root, counter)),
+            lambda name, counter: sorted(
+                images_below(folder, name, root, counter), key=os.fsencode
+            ),
             class_dirs,
             others,
         )
         found = dict(zip(class_dirs, files, strict=True))
     if not any(found.values()):
         raise UserError(
-            f"{printable(folder)} has no image in a class folder "
+            f"{folder} has no image in a class folder "
             f"({counted(len(class_dirs), 'folder')} found); expected a folder for each class, "
             "with images in it."
         )
@@ -253,39 +255,36 @@ def scan(folder: bytes, root: bytes) -> dict[bytes, list[bytes]]:
 
 
 def _note_left_out(
-    folder: bytes,
-    found: Mapping[bytes, Sequence[bytes]],
+    folder: str,
+    found: Mapping[str, Sequence[str]],
     others: collections.Counter[str],
 ) -> None:
     """Says which folders and files are no part of the data."""
-    empty = sorted(printable(name) for name, files in found.items() if not files)
+    empty = sorted(name for name, files in found.items() if not files)
     if empty:
-        note(
-            f"{printable(folder)} has folders without images, no classes: "
-            f"{enumerated(empty)}."
-        )
+        note(f"{folder} has folders without images, no classes: {enumerated(empty)}.")
     if others:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
         note(
-            f"below {printable(folder)}, what is no image is left out: "
+            f"below {folder}, what is no image is left out: "
             f"{counted(others.total(), 'file')} ({kinds})."
         )
     with _listing(folder) as entries:
         loose = [e.name for e in entries if is_image(e.name) and not e.is_dir()]
     if loose:
         note(
-            f"in {printable(folder)}, what lies in no class folder is left out: "
+            f"in {folder}, what lies in no class folder is left out: "
             f"{counted(len(loose), 'image')} "
-            f"({enumerated([*map(printable, sorted(loose))])})."
+            f"({enumerated(sorted(loose))})."
         )
 
 
 def images_below(
-    folder: bytes,
-    name: bytes,
-    root: bytes,
+    folder: str,
+    name: str,
+    root: str,
     others: collections.Counter[str] | None = None,
-) -> Iterator[bytes]:
+) -> Iterator[str]:
     """Yields the images in a folder and the folders below it, in no order.
 
     Args:
@@ -301,7 +300,7 @@ def images_below(
     real_root = os.path.realpath(root)
     # Each folder with the real paths of those that led to it.
     top = _real_path(os.path.join(folder, name), real_root, ())
-    waiting: list[tuple[bytes, tuple[bytes, ...]]] = [(name, (top,))]
+    waiting: list[tuple[str, tuple[str, ...]]] = [(name, (top,))]
     while waiting:
         below, way = waiting.pop()
         with _listing(os.path.join(folder, below)) as entries:
@@ -316,16 +315,16 @@ def images_below(
                     # Reading from a pipe or a device could wait, or go on, for ever.
                     if not entry.is_file() and os.path.exists(entry.path):
                         raise UserError(
-                            f"{printable(entry.path)} is no plain file, but a pipe, socket or "
+                            f"{entry.path} is no plain file, but a pipe, socket or "
                             "device: remove it."
                         )
                     yield path
                 elif others is not None:
-                    ending = printable(os.path.splitext(entry.name)[1])
+                    ending = os.path.splitext(entry.name)[1]
                     others[ending or "without ending"] += 1
 
 
-def _real_path(path: bytes, real_root: bytes, way: Sequence[bytes]) -> bytes:
+def _real_path(path: str, real_root: str, way: Sequence[str]) -> str:
     """Returns where a path leads, after checking that it stays in the tree.
 
     Args:
@@ -334,48 +333,44 @@ def _real_path(path: bytes, real_root: bytes, way: Sequence[bytes]) -> bytes:
       way: the real paths of the folders that led to it, where it must not lead back to.
     """
     real = os.path.realpath(path)
-    if not real.startswith(os.path.join(real_root, b"")):
+    if not real.startswith(os.path.join(real_root, "")):
         raise UserError(
-            f"a link leads out of {printable(real_root)}: {printable(path)} lies at "
-            f"{printable(real)}. Put the files themselves there."
+            f"a link leads out of {real_root}: {path} lies at "
+            f"{real}. Put the files themselves there."
         )
     if real in way:
-        raise UserError(
-            f"{printable(path)} is a link that leads in a circle: remove it."
-        )
+        raise UserError(f"{path} is a link that leads in a circle: remove it.")
     return real
 
 
 @contextlib.contextmanager
-def _listing(folder: bytes) -> Iterator[Iterator[os.DirEntry[bytes]]]:
+def _listing(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
     """Lists what is in a folder and not hidden; one that cannot be read raises UserError."""
-    try:
-        with os.scandir(folder) as entries:
-            yield (entry for entry in entries if not is_hidden(entry.name))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the folder {printable(folder)} ({error.strerror})."
-        ) from error
+    with (
+        explaining(f"cannot read the folder {folder}", (OSError,)),
+        os.scandir(folder) as entries,
+    ):
+        yield (entry for entry in entries if not is_hidden(entry.name))
 
 
 def check_known(
-    found: Iterable[bytes], known: Iterable[bytes], folder: bytes, training: bytes
+    found: Iterable[str], known: Iterable[str], folder: str, training: str
 ) -> None:
     """Raises UserError if a class of the test images is not one of training."""
-    unknown = sorted(printable(name) for name in {*found} - {*known})
+    unknown = sorted({*found} - {*known})
     if unknown:
-        hint = did_you_mean(unknown[0], map(printable, known))
+        hint = did_you_mean(unknown[0], known)
         raise UserError(
-            f"{printable(folder)} has classes that {printable(training)} does not have: "
+            f"{folder} has classes that {training} does not have: "
             f"{enumerated(unknown)}.{hint}"
         )
 
 
 def labelled(
     name: str,
-    folder: bytes,
-    found: Mapping[bytes, Sequence[bytes]],
-    class_dirs: Sequence[bytes],
+    folder: str,
+    found: Mapping[str, Sequence[str]],
+    class_dirs: Sequence[str],
     class_names: Sequence[str] | None = None,
 ) -> FileImages:
     """Puts the images of all classes one after another.
@@ -389,11 +384,11 @@ def labelled(
     """
     files = [found.get(class_dir, ()) for class_dir in class_dirs]
     labels = np.repeat(np.arange(len(class_dirs), dtype=np.int32), [*map(len, files)])
-    names = [printable(d) for d in class_dirs] if class_names is None else class_names
+    names = [*map(printable, class_dirs)] if class_names is None else class_names
     note_missing_classes(names, labels, name)
     return FileImages(name, folder, itertools.chain(*files), labels, names)
 
 
-def last_parts(path: bytes, count: int) -> str:
+def last_parts(path: str, count: int) -> str:
     """Returns the last `count` folders of a path, "pets/train"."""
-    return "/".join(printable(path).split("/")[-count:])
+    return printable("/".join(path.split("/")[-count:]))

@@ -6,13 +6,15 @@ every worker process.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcls.data.encoded import Encoded
+from jaxcls.data.file_lists import enumerated
+from jaxcls.errors import UserError, did_you_mean
 
 
 class ImageList(Encoded):
@@ -87,6 +89,49 @@ class TableImages(ImageList):
 
     def where(self, index: int) -> str:
         return f"record {index} of {self._name}"
+
+
+def chosen_feature(
+    option: str,
+    given: str,
+    features: Mapping[str, object],
+    kind: type,
+    dataset: str,
+    *,
+    any_kind: bool = False,
+) -> str:
+    """Returns the name of the feature that an option names, else of the only one of a kind.
+
+    Args:
+      option: its name, "label_column".
+      given: its value, or "".
+      features: of the dataset, by name.
+      kind: the class that the feature should have.
+      dataset: its name.
+      any_kind: whether the option may name a feature of another kind.
+
+    Raises:
+      UserError: if there is none, or several and `given` does not say which.
+    """
+    what = f"feature of type {kind.__name__}"
+    fitting = [name for name, value in features.items() if isinstance(value, kind)]
+    possible = list(features) if given and any_kind else fitting
+    if given in possible:
+        return given
+    if not given and len(fitting) == 1:
+        return fitting[0]
+    if given:
+        fault = f"data.{option} is '{given}', but {dataset} has no such {what}."
+        fault += did_you_mean(given, possible)
+    else:
+        fault = (
+            f"{dataset} must have a {what}, and one alone if data.{option} does not say "
+            "which."
+        )
+    raise UserError(
+        f"{fault} It has {enumerated(possible) or 'none'}; all: "
+        f"{enumerated(list(features), 12)}."
+    )
 
 
 class Names:

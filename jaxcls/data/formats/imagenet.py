@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import enumerated, expanded, printable, require
+from jaxcls.data.file_lists import enumerated, expanded, explaining, require
 from jaxcls.data.formats.folder import (
     FileImages,
     check_known,
@@ -82,65 +82,62 @@ class ImageNet(Images):
         options.check(self, "data")
         root = open_folder(self.path)
         base = self._base(root)
-        train, val = os.path.join(base, b"train"), os.path.join(base, b"val")
+        train, val = os.path.join(base, "train"), os.path.join(base, "val")
         if split == "train":
             _require_folder(train, "train on")
             found = scan(train, root)
             class_dirs = _in_order(found, train)
         else:
             _require_folder(val, "evaluate")
-            class_dirs = [*map(str.encode, imagenet_classes())]
+            class_dirs = list(imagenet_classes())
             if os.path.isdir(train):
                 class_dirs = _in_order(folders_with_images(train, root), train)
             found = self._validation(root, base, val)
             check_known(found, class_dirs, val, train)
         folder = train if split == "train" else val
-        names = [imagenet_classes()[name.decode()] for name in class_dirs]
+        names = [imagenet_classes()[name] for name in class_dirs]
         return labelled(last_parts(folder, 2), folder, found, class_dirs, names)
 
-    def _base(self, root: bytes) -> bytes:
+    def _base(self, root: str) -> str:
         """Returns the folder that has train or val."""
         for below in BASES:
-            base = os.path.join(root, below.encode()) if below else root
+            base = os.path.join(root, below)
             if any(
-                os.path.isdir(os.path.join(base, part)) for part in (b"train", b"val")
+                os.path.isdir(os.path.join(base, part)) for part in ("train", "val")
             ):
                 return base
         raise UserError(
-            f"{printable(root)} has neither train nor val, nor ILSVRC/Data/CLS-LOC with them: set "
+            f"{root} has neither train nor val, nor ILSVRC/Data/CLS-LOC with them: set "
             "data.path to the folder that has."
         )
 
-    def _validation(
-        self, root: bytes, base: bytes, val: bytes
-    ) -> dict[bytes, list[bytes]]:
+    def _validation(self, root: str, base: str, val: str) -> dict[str, list[str]]:
         """Returns the validation images by synset, as paths relative to `val`."""
         if class_folders(val):
             found = scan(val, root)
             _in_order(found, val)
             return found
-        images = sorted(images_below(val, b"", root))
+        images = sorted(images_below(val, "", root), key=os.fsencode)
         if not images:
-            raise UserError(f"{printable(val)} has no images.")
+            raise UserError(f"{val} has no images.")
         source = self._list(root, base)
         by_number = read_validation_list(source)
-        by_synset: dict[bytes, list[bytes]] = {}
+        by_synset: dict[str, list[str]] = {}
         for image in images:
-            number = image_number(printable(image))
+            number = image_number(image)
             if number not in by_number:
                 raise UserError(
-                    f"{printable(source)} does not say of what class {printable(image)} is, in "
-                    f"{printable(val)}."
+                    f"{source} does not say of what class {image} is, in {val}."
                 )
-            by_synset.setdefault(by_number[number].encode(), []).append(image)
+            by_synset.setdefault(by_number[number], []).append(image)
         return by_synset
 
-    def _list(self, root: bytes, base: bytes) -> str:
+    def _list(self, root: str, base: str) -> str:
         """Returns the path of the list of classes of the validation images."""
         if self.val_labels:
             return expanded(self.val_labels)
-        val = os.path.join(base, b"val")
-        for folder in map(os.fsdecode, (root, base, val)):
+        val = os.path.join(base, "val")
+        for folder in (root, base, val):
             for name in LABEL_FILES:
                 if os.path.isfile(os.path.join(folder, name)):
                     return os.path.join(folder, name)
@@ -152,26 +149,26 @@ class ImageNet(Images):
             if os.path.isfile(carried):
                 return carried
         raise UserError(
-            f"the images of {printable(val)} lie in no folders, and there is no list of their "
+            f"the images of {val} lie in no folders, and there is no list of their "
             f"classes: set data.val_labels to one of {', '.join(LABEL_FILES[:4])}."
         )
 
 
-def _require_folder(folder: bytes, purpose: str) -> None:
+def _require_folder(folder: str, purpose: str) -> None:
     """Raises UserError unless there is a folder "train" or "val"."""
     if not os.path.isdir(folder):
-        base, name = map(printable, os.path.split(folder))
+        base, name = os.path.split(folder)
         raise UserError(f"{base} has no folder {name}: there is nothing to {purpose}.")
 
 
-def _in_order(names: Iterable[bytes], folder: bytes) -> list[bytes]:
+def _in_order(names: Iterable[str], folder: str) -> list[str]:
     """Returns synsets in the order of the logits, after checking that all are some."""
     present = set(names)
-    synsets = [*map(str.encode, imagenet_classes())]
-    unknown = sorted(map(printable, present.difference(synsets)))
+    synsets = list(imagenet_classes())
+    unknown = sorted(present.difference(synsets))
     if unknown:
         raise UserError(
-            f"{printable(folder)} has folders that are no synsets of ImageNet-1k: "
+            f"{folder} has folders that are no synsets of ImageNet-1k: "
             f"{enumerated(unknown)}. Use ImageFolder for other classes."
         )
     return [name for name in synsets if name in present]
@@ -202,12 +199,9 @@ def read_validation_list(path: str) -> dict[int, str]:
     Raises:
       UserError: if it is something else.
     """
-    try:
+    kinds = (OSError, UnicodeDecodeError)
+    with explaining(f"cannot read the list of classes {path}", kinds):
         lines = Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the list of classes {printable(path)} ({error})."
-        ) from error
     if lines and lines[0].startswith("ImageId"):
         lines = [" ".join(row) for row in csv.reader(lines[1:])]
     by_logit = dict(enumerate(imagenet_classes()))
@@ -225,7 +219,7 @@ def read_validation_list(path: str) -> dict[int, str]:
             synset = (by_logit if image else by_kit).get(int(written))
         if number is None or synset not in imagenet_classes():
             raise UserError(
-                f"line {line_number} of {printable(path)} is '{line[:60]}'; expected an image and "
+                f"line {line_number} of {path} is '{line[:60]}'; expected an image and "
                 "its class, or a class."
             )
         found[number] = synset
@@ -241,11 +235,10 @@ def read_kit(path: str) -> dict[int, str]:
     """
     import scipy.io  # slow to import; comes with scikit-learn
 
-    try:
+    what = (
+        f"the development kit's list of classes needs its table {META} beside it, but {path} "
+        "cannot be read"
+    )
+    with explaining(what):  # scipy raises many kinds
         table = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-    except Exception as error:  # scipy raises many kinds
-        raise UserError(
-            f"the development kit's list of classes needs its table {META} beside it, but "
-            f"{printable(path)} cannot be read ({type(error).__name__}: {error})."
-        ) from error

@@ -16,6 +16,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,17 +33,17 @@ from jaxcls.data.file_lists import (
     enumerated,
     evaluated,
     expanded,
+    explaining,
     in_test_share,
     is_image,
     note,
     note_missing_classes,
     parsed_json,
-    printable,
     require,
 )
 from jaxcls.data.formats.folder import SCAN_THREADS, FileImages
 from jaxcls.data.sources import Split
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, did_you_mean, printable
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 SEPARATOR = ";"
@@ -133,11 +134,11 @@ class Manifest(Images):
             manifest = expanded(self.test_path)
         name = f"{printable(os.path.basename(manifest))}[{split}]"
         if not chosen:
-            raise UserError(f"{printable(manifest)} has no image to {split} on.")
+            raise UserError(f"{manifest} has no image to {split} on.")
         labels = self._labels(chosen, class_names, manifest)
         note_missing_classes(class_names, labels, name)
-        folder = os.fsencode(self._root(manifest))
-        files = [os.fsencode(row.path) for row in chosen]
+        folder = self._root(manifest)
+        files = [row.path for row in chosen]
         if len(files) <= MAX_CHECKED:
             paths = [os.path.join(folder, file) for file in files]
             self._check_files(chosen, paths, manifest)
@@ -157,13 +158,13 @@ class Manifest(Images):
         else:
             train, test = [], []
             for row in rows:
-                held_out = in_test_share(os.fsencode(row.path), self.test_share)
+                held_out = in_test_share(row.path, self.test_share)
                 (test if held_out else train).append(row)
         both = {row.path for row in train} & {row.path for row in test}
         if both and split == "test":
             note(
                 f"the training images hold {counted(len(both), 'test image')}, so that the "
-                f"accuracy will be too high: {printable(min(both))}."
+                f"accuracy will be too high: {min(both)}."
             )
         return rows, train if split == "train" else test
 
@@ -175,7 +176,7 @@ class Manifest(Images):
 
         def where(i: int) -> str:
             row = rows[owners[i]]
-            return f"{printable(row.path)} (line {row.line} of {printable(manifest)})"
+            return f"{row.path} (line {row.line} of {manifest})"
 
         indices = class_indices(
             (name for row in rows for name in row.classes),
@@ -190,7 +191,7 @@ class Manifest(Images):
         return labels
 
     def _check_files(
-        self, rows: Sequence[Row], paths: Sequence[bytes], manifest: str
+        self, rows: Sequence[Row], paths: Sequence[str], manifest: str
     ) -> None:
         """Raises UserError if files are missing (with on_bad_image="skip", if all are) or are
         no plain files."""
@@ -198,18 +199,18 @@ class Manifest(Images):
         for row, is_plain in zip(rows, plain, strict=True):
             if is_plain is False:
                 raise UserError(
-                    f"line {row.line} of {printable(manifest)} names {printable(row.path)}, "
+                    f"line {row.line} of {manifest} names {row.path}, "
                     "which is no plain file, but a folder, pipe, socket or device."
                 )
         missing = [
-            f"line {row.line} names {printable(path)}"
+            f"line {row.line} names {path}"
             for row, path, is_plain in zip(rows, paths, plain, strict=True)
             if is_plain is None
         ]
         if not missing or (self.on_bad_image == "skip" and len(missing) < len(rows)):
             return
         raise UserError(
-            f"{counted(len(missing), 'file')} of {len(rows):,} that {printable(manifest)} lists "
+            f"{counted(len(missing), 'file')} of {len(rows):,} that {manifest} lists "
             f"for this split cannot be found: {enumerated(missing)}. Set data.root to the folder "
             "that the paths are relative to, or leave images that are missing out with "
             "--config.data.on_bad_image=skip."
@@ -225,18 +226,18 @@ class Manifest(Images):
             before = found.setdefault(row.path, row)
             if (before.classes, before.split) != (row.classes, row.split):
                 raise UserError(
-                    f"{printable(manifest)} contradicts itself about {printable(row.path)}: line "
+                    f"{manifest} contradicts itself about {row.path}: line "
                     f"{before.line} says {_classes_and_split(before)}, line {line} "
                     f"{_classes_and_split(row)}."
                 )
             repeated += before is not row
         if repeated:
             note(
-                f"{printable(manifest)} lists {counted(repeated, 'image')} again; each counts "
+                f"{manifest} lists {counted(repeated, 'image')} again; each counts "
                 "once."
             )
         if not found:
-            raise UserError(f"{printable(manifest)} lists no images.")
+            raise UserError(f"{manifest} lists no images.")
         return list(found.values())
 
     def _row(
@@ -247,7 +248,7 @@ class Manifest(Images):
         Raises:
           UserError: if a column is missing or empty.
         """
-        where = f"line {line} of {printable(manifest)}"
+        where = f"line {line} of {manifest}"
         path = self._field(fields, "path_column", where)
         label = self._field(fields, "label_column", where)
         split = self._field(fields, "split_column", where) if self.split_column else ""
@@ -308,17 +309,17 @@ def _by_column(
         name = "train" if row.split in TRAINING else row.split
         if name not in ("train", *HELD_OUT):
             raise UserError(
-                f"line {row.line} of {printable(manifest)} has '{row.split}' in the column "
+                f"line {row.line} of {manifest} has '{row.split}' in the column "
                 f"'{column}'; expected train, {', '.join(HELD_OUT)}."
             )
         by_split.setdefault(name, []).append(row)
     held_out = [name for name in HELD_OUT if name in by_split]
     if "train" not in by_split or not held_out:
         raise UserError(
-            f"the column '{column}' of {printable(manifest)} says {', '.join(by_split)} alone; "
+            f"the column '{column}' of {manifest} says {', '.join(by_split)} alone; "
             f"expected train and one of {', '.join(HELD_OUT)}."
         )
-    return by_split["train"], by_split[evaluated(held_out, printable(manifest))]
+    return by_split["train"], by_split[evaluated(held_out, manifest)]
 
 
 def read_table(path: str, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -331,23 +332,19 @@ def read_table(path: str, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
       UserError: if it cannot be read, naming the line.
     """
+    with explaining(f"cannot read the manifest {path}", (OSError,)):
+        content = Path(path).read_bytes()
     try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"cannot read the manifest {printable(path)} ({error.strerror})."
-        ) from error
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"the manifest {printable(path)} is not in UTF-8 (byte {error.start:,}): save it as "
-            "UTF-8."
+            f"the manifest {path} is not in UTF-8 (byte {error.start:,}): save it as UTF-8."
         ) from error
     is_json = path.lower().endswith(JSON_ENDINGS)
     yield from _read_json(text, path) if is_json else _read_csv(text, path, column)
 
 
-def are_plain_files(paths: Sequence[bytes]) -> list[bool | None]:
+def are_plain_files(paths: Sequence[str]) -> list[bool | None]:
     """Looks whether files are there, many at a time, as for a file system on a network.
 
     Returns:
@@ -363,7 +360,7 @@ def are_plain_files(paths: Sequence[bytes]) -> list[bool | None]:
         return list(itertools.chain.from_iterable(parts))
 
 
-def _is_plain_file(path: bytes) -> bool | None:
+def _is_plain_file(path: str) -> bool | None:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -376,7 +373,7 @@ def _read_json(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"line {number} of {printable(path)}"
+        where = f"line {number} of {path}"
         fields = parsed_json(line, where)
         if not isinstance(fields, dict):
             raise UserError(
@@ -388,7 +385,7 @@ def _read_json(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def _read_csv(
     text: str, path: str, column: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
+    with explaining(f"{path} cannot be read as CSV", (csv.Error,)):
         for delimiter in ",;\t,":  # the comma again where none fits
             # newline="": a quoted field may hold line ends.
             lines = io.StringIO(text, newline="")
@@ -402,25 +399,23 @@ def _read_csv(
                 continue
             if len(row) != len(header):
                 raise UserError(
-                    f"line {reader.line_num} of {printable(path)} has "
+                    f"line {reader.line_num} of {path} has "
                     f"{counted(len(row), 'column')}, the first line {len(header)}: put quotation "
                     f"marks around a field with '{delimiter}'."
                 )
             yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{printable(path)} cannot be read as CSV: {error}.") from error
 
 
 def _check_header(header: Sequence[str], path: str) -> None:
     """Raises UserError for a first line that does not name each column by itself."""
-    if any(is_image(os.fsencode(name)) for name in header):
+    if any(is_image(name) for name in header):
         raise UserError(
-            f"the first line of {printable(path)} is one of an image ('{','.join(header):.80}'): "
+            f"the first line of {path} is one of an image ('{','.join(header):.80}'): "
             "it must hold the names of the columns, such as path,label."
         )
     for name, times in collections.Counter(filter(None, header)).items():
         if times > 1:
             raise UserError(
-                f"{printable(path)} has several columns that are called '{name}': give them "
+                f"{path} has several columns that are called '{name}': give them "
                 "different names in its first line."
             )

@@ -32,13 +32,13 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import expanded, printable, require
+from jaxcls.data.file_lists import expanded, explaining, require
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.image_list import ImageList
 from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.sources import Record, Source, Split
 from jaxcls.download import cache_folder
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, printable
 
 INDEX = "index.json"
 PLAN = "plan.json"
@@ -117,10 +117,10 @@ class RecordFiles(ImageList):
         file = self._files[number]
         try:
             name = self.item(index).name
-            return f"{name} in {printable(file.path)}"
+            return printable(f"{name} in {file.path}")
         except OSError:
             place = index - (self._ends[number] - file.count)
-            return f"record {place} of {printable(file.path)}"
+            return printable(f"record {place} of {file.path}")
 
 
 def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
@@ -228,7 +228,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: if the folder is not complete, or is none of records.
     """
-    name = printable(str(folder))
+    name = folder
     try:
         text = (folder / INDEX).read_bytes()
     except OSError as error:
@@ -251,7 +251,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _why_no_index(folder: Path, error: OSError) -> str:
     """Returns a sentence on a folder whose index cannot be read."""
-    name = printable(str(folder))
+    name = folder
     if (folder / PLAN).exists():
         return (
             f"the records in {name} are not complete: run the same command that made them "
@@ -269,16 +269,14 @@ def _why_no_index(folder: Path, error: OSError) -> str:
 
 def _check_length(path: Path, expected: int) -> None:
     """Raises UserError unless a file is there and has the length that the index says."""
-    try:
+    advice = (
+        f", which {INDEX} beside it names: copy it there, or make the records again"
+    )
+    with explaining(f"cannot read {path}", (OSError,), advice):
         found = path.stat().st_size
-    except OSError as error:
-        raise UserError(
-            f"cannot read {printable(str(path))} ({error.strerror}), which {INDEX} beside it "
-            "names: copy it there, or make the records again."
-        ) from error
     if found != expected:
         raise UserError(
-            f"{printable(str(path))} has {found:,} bytes, but {INDEX} beside it says "
+            f"{path} has {found:,} bytes, but {INDEX} beside it says "
             f"{expected:,}: copy it again, or make the records again."
         )
 
@@ -301,7 +299,8 @@ def _copied(url: str, split: Split) -> Path:
     """
     from etils import epath
 
-    try:
+    # Each kind of server raises errors of its own.
+    with explaining(f"cannot read the records at {url}"):
         remote = epath.Path(url)
         text = (remote / INDEX).read_bytes()
         folder = cache_folder() / "records" / hashlib.sha256(text).hexdigest()[:16]
@@ -313,13 +312,6 @@ def _copied(url: str, split: Split) -> Path:
             path = folder / file["name"]
             if not path.exists() or path.stat().st_size != file["bytes"]:
                 _copy(remote / file["name"], path, file["sha256"])
-    except UserError:
-        raise
-    except Exception as error:  # each kind of server has its own
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"cannot read the records at {url} ({type(error).__name__}: {reason})."
-        ) from error
     return folder
 
 

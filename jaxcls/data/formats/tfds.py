@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import chosen_feature, expanded, note, require
-from jaxcls.data.formats.image_list import TableImages, fingerprint
+from jaxcls.data.file_lists import expanded, explaining, note, require
+from jaxcls.data.formats.image_list import TableImages, chosen_feature, fingerprint
 from jaxcls.data.formats.shards import replacing
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
@@ -113,18 +113,16 @@ class Tfds(Images):
           UserError: if there is none, or it cannot be prepared here.
         """
         data_dir = expanded(self.data_dir) if self.data_dir else None
-        try:
-            builder = tfds.builder(self.name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError:
-            known = tfds.list_builders(with_community_datasets=False)
-            raise UserError(
-                f"TFDS has no dataset '{self.name}'.{did_you_mean(self.name, known)} One of your "
-                "own is found if the recipe imports its module, or where it has been prepared."
-            ) from None
-        except Exception as error:
-            raise UserError(
-                f"TFDS cannot open '{self.name}': {type(error).__name__}: {error}"
-            ) from error
+        with explaining(f"TFDS cannot open '{self.name}'"):
+            try:
+                builder = tfds.builder(self.name, data_dir=data_dir)
+            except tfds.core.DatasetNotFoundError:
+                known = tfds.list_builders(with_community_datasets=False)
+                raise UserError(
+                    f"TFDS has no dataset '{self.name}'.{did_you_mean(self.name, known)} One of "
+                    "your own is found if the recipe imports its module, or where it has been "
+                    "prepared."
+                ) from None
         if builder.is_prepared():
             if builder.info.file_format.value == "array_record":
                 return builder
@@ -138,14 +136,13 @@ class Tfds(Images):
         if _is_standard(builder):
             raise self._not_prepared(builder)
         note(f"preparing {self.name} in {builder.data_dir}, once.")
-        try:
-            builder.download_and_prepare(file_format="array_record")
-        except Exception as error:
-            if NO_TENSORFLOW in f"{error} {error.__cause__}":
-                raise self._not_prepared(builder) from error
-            raise UserError(
-                f"{self.name} cannot be prepared: {type(error).__name__}: {error}"
-            ) from error
+        with explaining(f"{self.name} cannot be prepared"):
+            try:
+                builder.download_and_prepare(file_format="array_record")
+            except Exception as error:
+                if NO_TENSORFLOW in f"{error} {error.__cause__}":
+                    raise self._not_prepared(builder) from error
+                raise
         return tfds.builder(self.name, data_dir=data_dir)
 
     def _not_prepared(self, builder: Any) -> UserError:
@@ -196,10 +193,9 @@ class _Hiding:
     def __init__(self, finder: Any):
         self.finder = finder
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname == "tensorflow":
-            return None
-        return self.finder.find_spec(fullname, path, target)
+    def find_spec(self, name: str, *arguments: Any) -> Any:
+        hidden = name == "tensorflow"
+        return None if hidden else self.finder.find_spec(name, *arguments)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.finder, name)

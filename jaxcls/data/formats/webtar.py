@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import glob
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -28,6 +27,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -42,13 +42,13 @@ from jaxcls.data.file_lists import (
     class_list,
     enumerated,
     expanded,
+    explaining,
     in_test_share,
     is_hidden,
     is_image,
     note,
     note_missing_classes,
     parsed_json,
-    printable,
     require,
     similar_file,
 )
@@ -56,7 +56,7 @@ from jaxcls.data.formats.image_list import ImageList, Names
 from jaxcls.data.formats.shards import replacing
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, did_you_mean, printable
 
 INDEX_ENDING = ".jaxcls.npz"
 INDEX_VERSION = 1
@@ -77,21 +77,14 @@ COMPRESSIONS = {
 """How a compressed file begins."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TarIndex:
-    """Where the images of a tar file lie. A row is an image, in the order of the file.
+Index: TypeAlias = dict[str, np.ndarray]
+"""What is kept of a tar file; a row is an image, in the order of the file.
 
-    Attributes:
-      offsets: of the image's bytes in the file, int64 [n].
-      sizes: how many they are, int64 [n].
-      members: the images' names in the tar file, [n].
-      classes: what their .cls or .json files or their folders say is their class, [n].
-    """
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    members: list[bytes]
-    classes: list[bytes]
+    offsets   of the image's bytes in the file, int64 [n]
+    sizes     how many they are, int64 [n]
+    members   the images' names in the tar file, uint8, each with a zero behind it
+    classes   what their .cls or .json files or their folders say is their class, likewise
+"""
 
 
 class TarFiles:
@@ -99,8 +92,11 @@ class TarFiles:
 
     Attributes:
       paths: of the tar files.
-      tars: which of them an image lies in, int [n].
-      offsets: as in TarIndex; so are sizes, members and classes.
+      tars: which of them an image lies in, int32 [n].
+      offsets: of the image's bytes there, int64 [n].
+      sizes: how many they are, int64 [n].
+      members: the images' names there, [n].
+      classes: their classes as they are written, [n].
     """
 
     def __init__(self, pattern: str, label_key: str):
@@ -111,9 +107,8 @@ class TarFiles:
         """
         self.paths = tar_files(pattern)
         with concurrent.futures.ThreadPoolExecutor(INDEX_THREADS) as pool:
-            made = pool.map(lambda path: tar_index(path, label_key), self.paths)
             bar = tqdm(
-                made,
+                pool.map(lambda path: tar_index(path, label_key), self.paths),
                 desc="indexing tar files, once",
                 total=len(self.paths),
                 disable=not sys.stderr.isatty(),
@@ -121,18 +116,18 @@ class TarFiles:
                 dynamic_ncols=True,
             )
             indexes = list(bar)
-        counts = [len(index.members) for index in indexes]
+        counts = [len(index["offsets"]) for index in indexes]
         self.tars = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self.offsets = np.concatenate([index.offsets for index in indexes])
-        self.sizes = np.concatenate([index.sizes for index in indexes])
-        chain = itertools.chain.from_iterable
-        self.members = list(chain(index.members for index in indexes))
-        self.classes = list(chain(index.classes for index in indexes))
+        rows = {key: np.concatenate([i[key] for i in indexes]) for key in indexes[0]}
+        self.offsets, self.sizes = rows["offsets"], rows["sizes"]
+        self.members, self.classes = (
+            os.fsdecode(rows[key].tobytes()).split("\0")[:-1]
+            for key in ("members", "classes")
+        )
 
     def where(self, row: int) -> str:
         """Returns the tar file and the name of an image."""
-        path = self.paths[self.tars[row]]
-        return f"{printable(path)}:{printable(self.members[row])}"
+        return f"{self.paths[self.tars[row]]}:{self.members[row]}"
 
 
 class TarImages(ImageList):
@@ -159,7 +154,7 @@ class TarImages(ImageList):
         self._tars = files.tars[rows]
         self._offsets = files.offsets[rows]
         self._sizes = files.sizes[rows]
-        self._members = Names(files.members[row] for row in rows)
+        self._members = Names(os.fsencode(files.members[row]) for row in rows)
         super().__init__(name, labels, class_names, self._members)
 
     @functools.cached_property
@@ -180,7 +175,7 @@ class TarImages(ImageList):
 
     def where(self, index: int) -> str:
         path = self._paths[self._tars[index]]
-        return f"{printable(path)}:{printable(self._members[index])}"
+        return printable(f"{path}:{os.fsdecode(self._members[index])}")
 
 
 class _OpenFile:
@@ -263,7 +258,7 @@ class WebTar(Images):
             rows = np.flatnonzero(np.array(held_out, bool) == (split == "test"))
         name = f"{printable(os.path.basename(pattern))}[{split}]"
         if not len(rows):
-            raise UserError(f"{printable(pattern)} has no image to {split} on.")
+            raise UserError(f"{pattern} has no image to {split} on.")
         labels = class_indices(
             (printable(files.classes[row]) for row in rows),
             class_names,
@@ -285,14 +280,14 @@ class WebTar(Images):
         if 0 < len(numbers) < len(names):
             others = sorted(set(names) - set(numbers))
             note(
-                f"some classes of {printable(self.path)} are numbers ({enumerated(numbers)}) "
+                f"some classes of {self.path} are numbers ({enumerated(numbers)}) "
                 f"and others are not ({enumerated(others)}): each is a class by itself."
             )
         return names
 
 
 def rows_of_split_folders(
-    members: Sequence[bytes], pattern: str
+    members: Sequence[str], pattern: str
 ) -> dict[Split, np.ndarray] | None:
     """Tells the splits apart by the folders at the top, as ImageFolder does.
 
@@ -307,28 +302,26 @@ def rows_of_split_folders(
     # What the first and the last name share, all names between them share.
     ends = min(members), max(members)
     top = os.path.commonpath([os.path.dirname(name) for name in ends])
-    start = len(os.path.join(top, b""))
-    # Without a folder, b"" and not the file's name.
-    folders = np.array(
-        [name[start:].rpartition(b"/")[0].partition(b"/")[0] for name in members]
-    )
-    different = sorted(set(folders.tolist()))
+    start = len(os.path.join(top, ""))
+    # Without a folder, "" and not the file's name.
+    folders = [name[start:].rpartition("/")[0].partition("/")[0] for name in members]
+    different = sorted(set(folders))
     by_name = {folder.lower(): folder for folder in different}
-    held_out = [name for name in map(str.encode, HELD_OUT) if name in by_name]
-    if b"train" not in by_name or not held_out:
+    held_out = [name for name in HELD_OUT if name in by_name]
+    if "train" not in by_name or not held_out:
         return None
-    train, test = by_name[b"train"], by_name[held_out[0]]
-    others = [printable(f) or "no folder" for f in different if f not in (train, test)]
+    train, test = by_name["train"], by_name[held_out[0]]
+    others = [f or "no folder" for f in different if f not in (train, test)]
     left_out = (
         f"; left out is what lies in {enumerated(sorted(others))}" if others else ""
     )
     note(
-        f"{printable(pattern)} is trained and evaluated on as its folders {printable(train)} and "
-        f"{printable(test)} say{left_out}."
+        f"{pattern} is trained and evaluated on as its folders {train} and "
+        f"{test} say{left_out}."
     )
     return {
-        "train": np.flatnonzero(folders == train),
-        "test": np.flatnonzero(folders == test),
+        "train": np.flatnonzero([folder == train for folder in folders]),
+        "test": np.flatnonzero([folder == test for folder in folders]),
     }
 
 
@@ -345,17 +338,15 @@ def tar_files(pattern: str) -> list[str]:
         elif glob.has_magic(name) and not os.path.exists(name):
             files = sorted(glob.glob(name))
             if not files:
-                raise UserError(f"no file is named like {printable(name)}.")
+                raise UserError(f"no file is named like {name}.")
             found += files
         else:
             folder, base = os.path.split(name)
             beside = os.listdir(folder) if os.path.isdir(folder) else []
-            raise UserError(
-                f"there is no file {printable(name)}.{similar_file(base, beside)}"
-            )
+            raise UserError(f"there is no file {name}.{similar_file(base, beside)}")
     for path, times in collections.Counter(found).items():
         if times > 1:
-            raise UserError(f"{printable(pattern)} names {printable(path)} twice.")
+            raise UserError(f"{pattern} names {path} twice.")
     return found
 
 
@@ -370,7 +361,7 @@ def expand_braces(pattern: str) -> list[str]:
     else:
         if not int(first) <= int(last) < int(first) + 1_000_000:
             raise UserError(
-                f"{match[0]} in {printable(pattern)} must count upwards, to a million at most."
+                f"{match[0]} in {pattern} must count upwards, to a million at most."
             )
         width = len(first) if first.startswith("0") else 0
         middle = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
@@ -378,22 +369,20 @@ def expand_braces(pattern: str) -> list[str]:
     return [name for part in middle for name in expand_braces(before + part + after)]
 
 
-def tar_index(path: str, label_key: str) -> TarIndex:
+def tar_index(path: str, label_key: str) -> Index:
     """Returns the index of a tar file, and keeps it wherever that is possible.
 
     Raises:
       UserError: if the tar file cannot be read, or has no images.
     """
-    try:
+    with explaining(f"cannot read {path}", (OSError,)):
         status = os.stat(path)
-    except OSError as error:
-        raise UserError(f"cannot read {printable(path)} ({error.strerror}).") from error
     # What an index depends on.
     version = json.dumps([INDEX_VERSION, status.st_size, status.st_mtime_ns, label_key])
     kept = (load_index(place, version) for place in index_places(path))
     index = next(filter(None, kept), None) or scan_and_keep(path, label_key, version)
-    if not index.members:
-        raise UserError(f"{printable(path)} has no images.")
+    if not len(index["offsets"]):
+        raise UserError(f"{path} has no images.")
     return index
 
 
@@ -404,57 +393,41 @@ def index_places(path: str) -> Iterator[Path]:
     yield cache_folder() / "webtar" / f"{name}{INDEX_ENDING}"
 
 
-def scan_and_keep(path: str, label_key: str, version: str) -> TarIndex:
+def scan_and_keep(path: str, label_key: str, version: str) -> Index:
     """Makes the index of a tar file and writes it, wherever that is possible."""
     index = scan_tar(path, label_key)
     for place in index_places(path):
         with contextlib.suppress(OSError, UserError):
             save_index(place, version, index)
             return index
-    note(
-        f"the index of {printable(path)} could not be kept anywhere: it is made each time."
-    )
+    note(f"the index of {path} could not be kept anywhere: it is made each time.")
     return index
 
 
-def load_index(place: Path, version: str) -> TarIndex | None:
+def load_index(place: Path, version: str) -> Index | None:
     """Returns a kept index; None if there is none, it is out of date or damaged."""
     try:
         with open(place, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["version"]) != version:
                 return None
-            members, classes = (
-                arrays[name].tobytes().split(b"\0")[:-1]
-                for name in ("members", "classes")
-            )
-            return TarIndex(arrays["offsets"], arrays["sizes"], members, classes)
+            keys = ("offsets", "sizes", "members", "classes")
+            return {key: arrays[key] for key in keys}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 
-def save_index(place: Path, version: str, index: TarIndex) -> None:
-    """Writes an index, whole or not at all. Names, which have no zero byte, are joined by one.
+def save_index(place: Path, version: str, index: Index) -> None:
+    """Writes an index, whole or not at all.
 
     Raises:
       OSError, UserError: if it cannot be written.
     """
-    members, classes = (
-        np.frombuffer(b"".join(name + b"\0" for name in names), np.uint8)
-        for names in (index.members, index.classes)
-    )
     place.parent.mkdir(parents=True, exist_ok=True)
     with replacing(place) as temporary, open(temporary, "xb") as file:
-        np.savez_compressed(
-            file,
-            version=np.array(version),
-            offsets=index.offsets,
-            sizes=index.sizes,
-            members=members,
-            classes=classes,
-        )
+        np.savez_compressed(file, version=np.array(version), **index)
 
 
-def scan_tar(path: str, label_key: str) -> TarIndex:
+def scan_tar(path: str, label_key: str) -> Index:
     """Reads the headers of a tar file and the files with classes.
 
     Raises:
@@ -469,17 +442,17 @@ def scan_tar(path: str, label_key: str) -> TarIndex:
                     continue
                 _check_member(member, path)
                 name = os.path.normpath(member.name)
-                if any(is_hidden(os.fsencode(part)) for part in name.split("/")):
+                if any(is_hidden(part) for part in name.split("/")):
                     continue
                 folder, base = os.path.split(name)
                 stem, _, ending = base.partition(".")
                 key = os.path.join(folder, stem)
-                if is_image(os.fsencode(base)):
+                if is_image(base):
                     other = images.setdefault(key, member)
                     if other is not member:
                         raise UserError(
-                            f"{printable(path)} has two images of one record: "
-                            f"{printable(other.name)} and {printable(member.name)} are the same "
+                            f"{path} has two images of one record: "
+                            f"{other.name} and {member.name} are the same "
                             "up to the first dot."
                         )
                 elif ending in ("cls", "json"):
@@ -487,17 +460,23 @@ def scan_tar(path: str, label_key: str) -> TarIndex:
             _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise _unreadable(path, error) from error
-    return TarIndex(
-        np.array([image.offset_data for image in images.values()], np.int64),
-        np.array([image.size for image in images.values()], np.int64),
-        [os.fsencode(os.path.normpath(image.name)) for image in images.values()],
-        [_class_of(key, texts, label_key, path) for key in images],
-    )
+    classes = [_class_of(key, texts, label_key, path) for key in images]
+    members = [os.path.normpath(image.name) for image in images.values()]
+    return {
+        "offsets": np.array([i.offset_data for i in images.values()], np.int64),
+        "sizes": np.array([image.size for image in images.values()], np.int64),
+        "members": _joined(members),
+        "classes": _joined(classes),
+    }
+
+
+def _joined(names: Sequence[str]) -> np.ndarray:
+    return np.frombuffer(os.fsencode("".join(f"{name}\0" for name in names)), np.uint8)
 
 
 def _check_member(member: tarfile.TarInfo, path: str) -> None:
     """Raises UserError for what is no plain file, or is named so as to lie elsewhere."""
-    what = f"{printable(path)} holds {printable(member.name)}"
+    what = f"{path} holds {member.name}"
     if not member.isreg() or member.issparse():
         raise UserError(
             f"{what}, which is a link or no plain file: pack the files themselves."
@@ -512,8 +491,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> bytes:
     """Returns the content of a file with a class."""
     if member.size > MAX_LABEL_SIZE:
         raise UserError(
-            f"{printable(path)}:{printable(member.name)} has {member.size:,} bytes, too many for "
-            "a class."
+            f"{path}:{member.name} has {member.size:,} bytes, too many for a class."
         )
     file = tar.extractfile(member)
     assert file is not None  # a plain file
@@ -528,7 +506,7 @@ def _check_end(path: str, end: int) -> None:
         block = file.read(BLOCK)
     if block != bytes(BLOCK):
         raise UserError(
-            f"{printable(path)} is cut off or damaged at byte {end:,}: copy or pack it again."
+            f"{path} is cut off or damaged at byte {end:,}: copy or pack it again."
         )
 
 
@@ -539,16 +517,16 @@ def _unreadable(path: str, error: Exception) -> UserError:
     for magic, name in COMPRESSIONS.items():
         if start.startswith(magic):
             return UserError(
-                f"{printable(path)} is compressed with {name}, so that single images cannot be "
+                f"{path} is compressed with {name}, so that single images cannot be "
                 "read: decompress it (images gain nothing from it)."
             )
     return UserError(
-        f"{printable(path)} is no tar file, or cut off or damaged ({error}): copy or pack it "
+        f"{path} is no tar file, or cut off or damaged ({error}): copy or pack it "
         "again."
     )
 
 
-def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> bytes:
+def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> str:
     """Returns the class of a record as it is written.
 
     Args:
@@ -557,7 +535,7 @@ def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> b
       label_key: the field of the latter.
       path: of the tar file, for messages.
     """
-    where = f"{printable(path)}:{printable(key)}"
+    where = f"{path}:{key}"
     written: object = os.path.basename(os.path.dirname(key))
     if f"{key}.cls" in texts:
         written = os.fsdecode(texts[f"{key}.cls"].strip())
@@ -572,11 +550,11 @@ def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> b
         written = fields[label_key]
     elif not written:
         raise UserError(
-            f"{where} has no class: expected {printable(key)}.cls or .json, or a folder of the "
+            f"{where} has no class: expected {key}.cls or .json, or a folder of the "
             "class's name."
         )
     if type(written) not in (str, int) or written == "" or "\0" in str(written):
         raise UserError(
             f"{where} has the class {written!r:.60}, neither text nor a whole number."
         )
-    return os.fsencode(str(written))
+    return str(written)

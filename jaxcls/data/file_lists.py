@@ -94,13 +94,25 @@ def evaluated(held_out: Sequence[str], where: str) -> str:
     return held_out[0]
 
 
-def class_list(values: Iterable[str]) -> tuple[str, ...]:
+def class_list(values: Iterable[str], of: str) -> tuple[str, ...]:
     """Returns the class names that occur, sorted: whole numbers by value, other names as
-    text."""
-    different = set(values)
-    if all(re.fullmatch("-?[0-9]+", value) for value in different):
-        return tuple(sorted(different, key=lambda value: (int(value), value)))
-    return tuple(sorted(different))
+    text. Says so if there are some of both.
+
+    Args:
+      values: the classes of records.
+      of: what they are the classes of, "pets.csv".
+    """
+    names = sorted(set(values))
+    numbers = [name for name in names if re.fullmatch("-?[0-9]+", name)]
+    if len(numbers) == len(names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    if numbers:
+        others = [name for name in names if name not in set(numbers)]
+        note(
+            f"some classes of {of} are numbers ({enumerated(numbers)}) and others are not "
+            f"({enumerated(others)}): each is a class by itself."
+        )
+    return tuple(names)
 
 
 def class_indices(

@@ -135,9 +135,8 @@ class _Cifar(Dataset):
         if (path / self.archive.name).is_file():
             return path / self.archive.name
         raise UserError(
-            f"{path} has neither {self.archive.name} nor the folder {self.folder} "
-            f"that is in it. It can be had from {self.archive.url}; without data.path it is "
-            "downloaded."
+            f"{path} has neither {self.archive.name} nor the folder {self.folder} that is in it. "
+            f"It can be had from {self.archive.url}; without data.path it is downloaded."
         )
 
 

@@ -246,9 +246,8 @@ def scan(folder: str, root: str) -> dict[str, list[str]]:
         found = dict(zip(class_dirs, files, strict=True))
     if not any(found.values()):
         raise UserError(
-            f"{folder} has no image in a class folder "
-            f"({counted(len(class_dirs), 'folder')} found); expected a folder for each class, "
-            "with images in it."
+            f"{folder} has no image in a class folder ({counted(len(class_dirs), 'folder')} "
+            "found); expected a folder for each class, with images in it."
         )
     _note_left_out(folder, found, sum(others, collections.Counter()))
     return {name: files for name, files in found.items() if files}
@@ -274,8 +273,7 @@ def _note_left_out(
     if loose:
         note(
             f"in {folder}, what lies in no class folder is left out: "
-            f"{counted(len(loose), 'image')} "
-            f"({enumerated(sorted(loose))})."
+            f"{counted(len(loose), 'image')} ({enumerated(sorted(loose))})."
         )
 
 
@@ -361,8 +359,7 @@ def check_known(
     if unknown:
         hint = did_you_mean(unknown[0], known)
         raise UserError(
-            f"{folder} has classes that {training} does not have: "
-            f"{enumerated(unknown)}.{hint}"
+            f"{folder} has classes that {training} does not have: {enumerated(unknown)}.{hint}"
         )
 
 

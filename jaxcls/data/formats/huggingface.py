@@ -99,7 +99,7 @@ class HuggingFace(Images):
             labels = np.array(written, np.int32)
         else:
             training = rows if split == "train" else self._rows(datasets, "train")
-            class_names = class_list(map(str, training[label_column][:]))
+            class_names = class_list(map(str, training[label_column][:]), name)
             labels = class_indices(
                 map(str, written),
                 class_names,

@@ -124,13 +124,9 @@ def chosen_feature(
         fault = f"data.{option} is '{given}', but {dataset} has no such {what}."
         fault += did_you_mean(given, possible)
     else:
-        fault = (
-            f"{dataset} must have a {what}, and one alone if data.{option} does not say "
-            "which."
-        )
+        fault = f"{dataset} must have a {what}, and one alone if data.{option} does not say which."
     raise UserError(
-        f"{fault} It has {enumerated(possible) or 'none'}; all: "
-        f"{enumerated(list(features), 12)}."
+        f"{fault} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
     )
 
 

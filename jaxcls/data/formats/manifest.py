@@ -127,9 +127,8 @@ class Manifest(Images):
         options.check(self, "data")
         manifest = expanded(self.path)
         training, chosen = self._divided(manifest, split)
-        class_names = self.class_names or class_list(
-            name for row in training for name in row.classes
-        )
+        written = (name for row in training for name in row.classes)
+        class_names = self.class_names or class_list(written, manifest)
         if self.test_path and split == "test":
             manifest = expanded(self.test_path)
         name = f"{printable(os.path.basename(manifest))}[{split}]"
@@ -195,18 +194,15 @@ class Manifest(Images):
     ) -> None:
         """Raises UserError if files are missing (with on_bad_image="skip", if all are) or are
         no plain files."""
-        plain = are_plain_files(paths)
-        for row, is_plain in zip(rows, plain, strict=True):
-            if is_plain is False:
+        missing = []
+        for row, path, plain in zip(rows, paths, are_plain_files(paths), strict=True):
+            if plain is False:
                 raise UserError(
-                    f"line {row.line} of {manifest} names {row.path}, "
-                    "which is no plain file, but a folder, pipe, socket or device."
+                    f"line {row.line} of {manifest} names {row.path}, which is no plain file, "
+                    "but a folder, pipe, socket or device."
                 )
-        missing = [
-            f"line {row.line} names {path}"
-            for row, path, is_plain in zip(rows, paths, plain, strict=True)
-            if is_plain is None
-        ]
+            if plain is None:
+                missing.append(f"line {row.line} names {path}")
         if not missing or (self.on_bad_image == "skip" and len(missing) < len(rows)):
             return
         raise UserError(
@@ -226,15 +222,13 @@ class Manifest(Images):
             before = found.setdefault(row.path, row)
             if (before.classes, before.split) != (row.classes, row.split):
                 raise UserError(
-                    f"{manifest} contradicts itself about {row.path}: line "
-                    f"{before.line} says {_classes_and_split(before)}, line {line} "
-                    f"{_classes_and_split(row)}."
+                    f"{manifest} contradicts itself about {row.path}: line {before.line} says "
+                    f"{_classes_and_split(before)}, line {line} {_classes_and_split(row)}."
                 )
             repeated += before is not row
         if repeated:
             note(
-                f"{manifest} lists {counted(repeated, 'image')} again; each counts "
-                "once."
+                f"{manifest} lists {counted(repeated, 'image')} again; each counts once."
             )
         if not found:
             raise UserError(f"{manifest} lists no images.")
@@ -287,12 +281,11 @@ class Manifest(Images):
             raise UserError(
                 f"{where} has a list of classes, {label!r:.60}: set data.multi_label=true."
             )
-        name = str(label).strip()
-        if not name:
+        if not str(label).strip():
             raise UserError(
                 f"{where} has no class in the column '{self.label_column}'."
             )
-        return (name,)
+        return (str(label).strip(),)
 
 
 def _classes_and_split(row: Row) -> str:
@@ -334,12 +327,9 @@ def read_table(path: str, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with explaining(f"cannot read the manifest {path}", (OSError,)):
         content = Path(path).read_bytes()
-    try:
+    what, advice = f"the manifest {path} is not in UTF-8", ": save it as UTF-8"
+    with explaining(what, (UnicodeDecodeError,), advice):
         text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"the manifest {path} is not in UTF-8 (byte {error.start:,}): save it as UTF-8."
-        ) from error
     is_json = path.lower().endswith(JSON_ENDINGS)
     yield from _read_json(text, path) if is_json else _read_csv(text, path, column)
 

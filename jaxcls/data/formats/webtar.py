@@ -12,7 +12,6 @@ at any time, and the order of training is exact.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import glob
@@ -25,7 +24,7 @@ import tarfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -244,7 +243,11 @@ class WebTar(Images):
         splits = (
             None if self.test_path else rows_of_split_folders(files.members, self.path)
         )
-        class_names = self.class_names or self._class_names(files, splits)
+        # Where folders tell the splits, classes are those of training.
+        training = range(len(files.members)) if splits is None else splits["train"]
+        class_names = self.class_names or class_list(
+            {printable(files.classes[row]) for row in training}, self.path
+        )
         pattern = self.path
         if split == "test" and self.test_path:
             pattern = self.test_path
@@ -268,23 +271,6 @@ class WebTar(Images):
         note_missing_classes(class_names, labels, name)
         return TarImages(name, files, rows, labels, class_names)
 
-    def _class_names(
-        self, files: TarFiles, splits: dict[Split, np.ndarray] | None
-    ) -> tuple[str, ...]:
-        """Returns the classes of all images or, where folders tell the splits, of training."""
-        written = files.classes
-        if splits is not None:
-            written = [written[row] for row in splits["train"]]
-        names = class_list(map(printable, set(written)))
-        numbers = [name for name in names if re.fullmatch("-?[0-9]+", name)]
-        if 0 < len(numbers) < len(names):
-            others = sorted(set(names) - set(numbers))
-            note(
-                f"some classes of {self.path} are numbers ({enumerated(numbers)}) "
-                f"and others are not ({enumerated(others)}): each is a class by itself."
-            )
-        return names
-
 
 def rows_of_split_folders(
     members: Sequence[str], pattern: str
@@ -305,23 +291,23 @@ def rows_of_split_folders(
     start = len(os.path.join(top, ""))
     # Without a folder, "" and not the file's name.
     folders = [name[start:].rpartition("/")[0].partition("/")[0] for name in members]
-    different = sorted(set(folders))
-    by_name = {folder.lower(): folder for folder in different}
+    by_name = {folder.lower(): folder for folder in sorted(set(folders))}
     held_out = [name for name in HELD_OUT if name in by_name]
     if "train" not in by_name or not held_out:
         return None
-    train, test = by_name["train"], by_name[held_out[0]]
-    others = [f or "no folder" for f in different if f not in (train, test)]
-    left_out = (
-        f"; left out is what lies in {enumerated(sorted(others))}" if others else ""
-    )
+    chosen: dict[Split, str] = {
+        "train": by_name["train"],
+        "test": by_name[held_out[0]],
+    }
+    others = sorted(f or "no folder" for f in {*folders} - {*chosen.values()})
+    left_out = f"; left out is what lies in {enumerated(others)}" if others else ""
     note(
-        f"{pattern} is trained and evaluated on as its folders {train} and "
-        f"{test} say{left_out}."
+        f"{pattern} is trained and evaluated on as its folders "
+        f"{' and '.join(chosen.values())} say{left_out}."
     )
     return {
-        "train": np.flatnonzero([folder == train for folder in folders]),
-        "test": np.flatnonzero([folder == test for folder in folders]),
+        split: np.flatnonzero([folder == name for folder in folders])
+        for split, name in chosen.items()
     }
 
 
@@ -379,28 +365,21 @@ def tar_index(path: str, label_key: str) -> Index:
         status = os.stat(path)
     # What an index depends on.
     version = json.dumps([INDEX_VERSION, status.st_size, status.st_mtime_ns, label_key])
-    kept = (load_index(place, version) for place in index_places(path))
-    index = next(filter(None, kept), None) or scan_and_keep(path, label_key, version)
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    places = [
+        Path(path + INDEX_ENDING),
+        cache_folder() / "webtar" / f"{name}{INDEX_ENDING}",
+    ]
+    kept = filter(None, (load_index(place, version) for place in places))
+    index = next(kept, None)
+    if index is None:
+        index = scan_tar(path, label_key)
+        if not any(save_index(place, version, index) for place in places):
+            note(
+                f"the index of {path} could not be kept anywhere: it is made each time."
+            )
     if not len(index["offsets"]):
         raise UserError(f"{path} has no images.")
-    return index
-
-
-def index_places(path: str) -> Iterator[Path]:
-    """Yields where the index of a tar file may lie: beside it, or in the cache."""
-    yield Path(path + INDEX_ENDING)
-    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    yield cache_folder() / "webtar" / f"{name}{INDEX_ENDING}"
-
-
-def scan_and_keep(path: str, label_key: str, version: str) -> Index:
-    """Makes the index of a tar file and writes it, wherever that is possible."""
-    index = scan_tar(path, label_key)
-    for place in index_places(path):
-        with contextlib.suppress(OSError, UserError):
-            save_index(place, version, index)
-            return index
-    note(f"the index of {path} could not be kept anywhere: it is made each time.")
     return index
 
 
@@ -416,15 +395,15 @@ def load_index(place: Path, version: str) -> Index | None:
         return None
 
 
-def save_index(place: Path, version: str, index: Index) -> None:
-    """Writes an index, whole or not at all.
-
-    Raises:
-      OSError, UserError: if it cannot be written.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(place) as temporary, open(temporary, "xb") as file:
-        np.savez_compressed(file, version=np.array(version), **index)
+def save_index(place: Path, version: str, index: Index) -> bool:
+    """Writes an index, whole or not at all; returns whether that was possible."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as temporary, open(temporary, "xb") as file:
+            np.savez_compressed(file, version=np.array(version), **index)
+    except (OSError, UserError):
+        return False
+    return True
 
 
 def scan_tar(path: str, label_key: str) -> Index:
@@ -451,26 +430,25 @@ def scan_tar(path: str, label_key: str) -> Index:
                     other = images.setdefault(key, member)
                     if other is not member:
                         raise UserError(
-                            f"{path} has two images of one record: "
-                            f"{other.name} and {member.name} are the same "
-                            "up to the first dot."
+                            f"{path} has two images of one record: {other.name} and {member.name} "
+                            "are the same up to the first dot."
                         )
                 elif ending in ("cls", "json"):
                     texts[f"{key}.{ending}"] = _content(tar, member, path)
             _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise _unreadable(path, error) from error
+    found = images.values()
     classes = [_class_of(key, texts, label_key, path) for key in images]
-    members = [os.path.normpath(image.name) for image in images.values()]
     return {
-        "offsets": np.array([i.offset_data for i in images.values()], np.int64),
-        "sizes": np.array([image.size for image in images.values()], np.int64),
-        "members": _joined(members),
+        "offsets": np.array([image.offset_data for image in found], np.int64),
+        "sizes": np.array([image.size for image in found], np.int64),
+        "members": _joined(os.path.normpath(image.name) for image in found),
         "classes": _joined(classes),
     }
 
 
-def _joined(names: Sequence[str]) -> np.ndarray:
+def _joined(names: Iterable[str]) -> np.ndarray:
     return np.frombuffer(os.fsencode("".join(f"{name}\0" for name in names)), np.uint8)
 
 
@@ -521,8 +499,7 @@ def _unreadable(path: str, error: Exception) -> UserError:
                 "read: decompress it (images gain nothing from it)."
             )
     return UserError(
-        f"{path} is no tar file, or cut off or damaged ({error}): copy or pack it "
-        "again."
+        f"{path} is no tar file, or cut off or damaged ({error}): copy or pack it again."
     )
 
 
@@ -550,8 +527,7 @@ def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> s
         written = fields[label_key]
     elif not written:
         raise UserError(
-            f"{where} has no class: expected {key}.cls or .json, or a folder of the "
-            "class's name."
+            f"{where} has no class: expected {key}.cls or .json, or a folder of the class's name."
         )
     if type(written) not in (str, int) or written == "" or "\0" in str(written):
         raise UserError(

@@ -10,6 +10,7 @@ imagenet/train/n01440764/n01440764_18.JPEG      a folder for each synset of Word
 import csv
 import dataclasses
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -102,9 +103,8 @@ class ImageNet(Images):
         """Returns the folder that has train or val."""
         for below in BASES:
             base = os.path.join(root, below)
-            if any(
-                os.path.isdir(os.path.join(base, part)) for part in ("train", "val")
-            ):
+            parts = (os.path.join(base, part) for part in ("train", "val"))
+            if any(map(os.path.isdir, parts)):
                 return base
         raise UserError(
             f"{root} has neither train nor val, nor ILSVRC/Data/CLS-LOC with them: set "
@@ -114,15 +114,15 @@ class ImageNet(Images):
     def _validation(self, root: str, base: str, val: str) -> dict[str, list[str]]:
         """Returns the validation images by synset, as paths relative to `val`."""
         if class_folders(val):
-            found = scan(val, root)
-            _in_order(found, val)
-            return found
+            by_synset = scan(val, root)
+            _in_order(by_synset, val)
+            return by_synset
         images = sorted(images_below(val, "", root), key=os.fsencode)
         if not images:
             raise UserError(f"{val} has no images.")
         source = self._list(root, base)
         by_number = read_validation_list(source)
-        by_synset: dict[str, list[str]] = {}
+        by_synset = {}
         for image in images:
             number = image_number(image)
             if number not in by_number:
@@ -137,17 +137,13 @@ class ImageNet(Images):
         if self.val_labels:
             return expanded(self.val_labels)
         val = os.path.join(base, "val")
-        for folder in (root, base, val):
-            for name in LABEL_FILES:
-                if os.path.isfile(os.path.join(folder, name)):
-                    return os.path.join(folder, name)
-        spec = importlib.util.find_spec("tensorflow_datasets")
-        for folder in (spec and spec.submodule_search_locations) or ():
-            carried = os.path.join(
-                folder, "datasets/imagenet2012/validation_labels.txt"
-            )
-            if os.path.isfile(carried):
-                return carried
+        places = [*itertools.product((root, base, val), LABEL_FILES)]
+        tfds = importlib.util.find_spec("tensorflow_datasets")
+        for folder in (tfds and tfds.submodule_search_locations) or ():
+            places.append((folder, "datasets/imagenet2012/validation_labels.txt"))
+        for folder, name in places:
+            if os.path.isfile(os.path.join(folder, name)):
+                return os.path.join(folder, name)
         raise UserError(
             f"the images of {val} lie in no folders, and there is no list of their "
             f"classes: set data.val_labels to one of {', '.join(LABEL_FILES[:4])}."

@@ -106,20 +106,24 @@ class RecordFiles(ImageList):
         Raises:
           OSError: if it cannot be read.
         """
-        return shards.unpack(self.records(np.array([index]))[0])
+        file, place = self._place(index)
+        return shards.unpack(_read(file, [place])[0])
+
+    def _place(self, index: int) -> tuple[shards.RecordFile, int]:
+        """Returns the file that a record lies in, and which one it is there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        file = self._files[number]
+        return file, index - int(self._ends[number]) + file.count
 
     def read(self, index: int) -> bytes:
         return self.item(index).image
 
     def where(self, index: int) -> str:
         """Returns where an image came from, and the file that its record lies in."""
-        number = np.searchsorted(self._ends, index, side="right")
-        file = self._files[number]
+        file, place = self._place(index)
         try:
-            name = self.item(index).name
-            return printable(f"{name} in {file.path}")
+            return printable(f"{self.item(index).name} in {file.path}")
         except OSError:
-            place = index - (self._ends[number] - file.count)
             return printable(f"record {place} of {file.path}")
 
 
@@ -228,7 +232,6 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: if the folder is not complete, or is none of records.
     """
-    name = folder
     try:
         text = (folder / INDEX).read_bytes()
     except OSError as error:
@@ -238,12 +241,12 @@ def read_index(folder: Path) -> dict[str, Any]:
         version = index["version"]
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{name}/{INDEX} is damaged: remove it and make the records again with "
+            f"{folder}/{INDEX} is damaged: remove it and make the records again with "
             "python -m jaxcls.prepare records."
         ) from None
     if version != VERSION:
         raise UserError(
-            f"{name} is of version {version} of the records' format, this program reads "
+            f"{folder} is of version {version} of the records' format, this program reads "
             f"{VERSION}: make the records again with python -m jaxcls.prepare records."
         )
     return index
@@ -251,27 +254,24 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _why_no_index(folder: Path, error: OSError) -> str:
     """Returns a sentence on a folder whose index cannot be read."""
-    name = folder
     if (folder / PLAN).exists():
         return (
-            f"the records in {name} are not complete: run the same command that made them "
+            f"the records in {folder} are not complete: run the same command that made them "
             "(python -m jaxcls.prepare records ...) again, it goes on where it stopped."
         )
     if folder.is_dir() and isinstance(error, FileNotFoundError):
         return (
-            f"{name} holds no records (there is no {INDEX}): make them with python -m "
+            f"{folder} holds no records (there is no {INDEX}): make them with python -m "
             "jaxcls.prepare records --source ... --out DIR."
         )
     if isinstance(error, FileNotFoundError):
-        return f"there is no folder {name}: set data.path to one of records."
-    return f"cannot read {name}/{INDEX} ({error.strerror})."
+        return f"there is no folder {folder}: set data.path to one of records."
+    return f"cannot read {folder}/{INDEX} ({error.strerror})."
 
 
 def _check_length(path: Path, expected: int) -> None:
     """Raises UserError unless a file is there and has the length that the index says."""
-    advice = (
-        f", which {INDEX} beside it names: copy it there, or make the records again"
-    )
+    advice = f", which {INDEX} names: copy it there, or make the records again"
     with explaining(f"cannot read {path}", (OSError,), advice):
         found = path.stat().st_size
     if found != expected:

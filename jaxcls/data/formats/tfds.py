@@ -74,7 +74,7 @@ class Tfds(Images):
             builder = self._prepared(tfds)
             features = builder.info.features
             image_key, label_key = (
-                chosen_feature(option, getattr(self, option), features, kind, self.name)
+                chosen_feature(self, option, features, kind)
                 for option, kind in (
                     ("image_key", tfds.features.Image),
                     ("label_key", tfds.features.ClassLabel),

@@ -167,7 +167,7 @@ class TarImages(ImageList):
     def read(self, index: int) -> bytes:
         file = self._opened(self._paths[self._tars[index]])
         size, offset = int(self._sizes[index]), int(self._offsets[index])
-        content = _pread(file.descriptor, size, offset)
+        content = os.pread(file.descriptor, size, offset)
         if len(content) < size:
             raise OSError("the tar file has become shorter than it was")
         return content
@@ -184,16 +184,6 @@ class _OpenFile:
     def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
-
-
-def _pread(descriptor: int, size: int, offset: int) -> bytes:
-    """Reads `size` bytes, or up to the end of the file."""
-    pieces = []
-    while size and (piece := os.pread(descriptor, size, offset)):
-        pieces.append(piece)
-        size -= len(piece)
-        offset += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -107,7 +107,7 @@ def class_list(values: Iterable[str], of: str) -> tuple[str, ...]:
     if len(numbers) == len(names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     if numbers:
-        others = [name for name in names if name not in set(numbers)]
+        others = sorted(set(names) - set(numbers))
         note(
             f"some classes of {of} are numbers ({enumerated(numbers)}) and others are not "
             f"({enumerated(others)}): each is a class by itself."
@@ -168,13 +168,17 @@ def explaining(
 
 
 def parsed_json(text: str | bytes, where: str) -> Any:
-    """Returns what JSON says.
+    """Returns the value of a text in JSON.
 
     Raises:
-      UserError: if it is none.
+      UserError: if it is not JSON, naming `where`.
     """
     with explaining(f"{where} is not JSON", (ValueError, RecursionError)):
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in str(text):
+            # Refuses the half of a pair ("\\ud800"), which is no text and no file's name.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
 
 
 def note_missing_classes(

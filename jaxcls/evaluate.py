@@ -17,7 +17,8 @@ from jaxcls import parallel
 from jaxcls.augment import AirbenchViews, FlipViews, Views
 from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Config
-from jaxcls.data.subset import with_class_names
+from jaxcls.data.relabelled import with_class_names
+from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.report.progress import eval_line
@@ -62,7 +63,7 @@ def evaluate_checkpoint(
     _override(config, batch_size, devices, workers, views)
     parallel.enable_compilation_cache()
     mesh = parallel.make_mesh(config.devices)
-    source = config.data.source("test")
+    source = open_split(config.data, "test")
     if repr(source) != run["test_source"]:
         print(
             f"note: training evaluated {run['test_source']}, this is {source!r}",

@@ -28,8 +28,9 @@ from jaxcls.config import command_line as flags
 from jaxcls.data import Dataset
 from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import Batch, EvalBatches, Loader, padded_rows
+from jaxcls.data.mixture import Mixture
 from jaxcls.data.sources import Source
-from jaxcls.data.subset import Mixture, max_bad_share, open_split
+from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.evaluate import evaluate_checkpoint
 from jaxcls.inference.features import features
@@ -207,7 +208,7 @@ def compute_features(
 
 def _loaded(batches: EvalBatches, data: Dataset) -> Iterator[Batch]:
     """Yields the batches of the training split, with a bar on a terminal."""
-    bad = BadImages(batches.source, "train", max_share=max_bad_share(data), say=say)
+    bad = BadImages(batches.source, "train", say=say)
     with Loader(
         batches, workers=data.workers, threads=data.threads, prefetch=data.prefetch
     ) as loader:

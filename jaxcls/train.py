@@ -29,9 +29,10 @@ from jaxcls.config import Config, Plan
 from jaxcls.config import command_line as flags
 from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import Batch, EvalBatches, Loader, TrainBatches, load_rows
+from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sampling import class_counts
 from jaxcls.data.sources import Source, Split
-from jaxcls.data.subset import max_bad_share, open_split, with_class_names
+from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.report import tables
@@ -424,12 +425,7 @@ class Run:
             else:
                 state = self._restore(checkpoints, step, program)
             train_steps, eval_step = self._compiled(traced_train, traced_eval)
-            bad_images = BadImages(
-                self.train_source,
-                "train",
-                max_share=max_bad_share(config.data),
-                say=say,
-            )
+            bad_images = BadImages(self.train_source, "train", say=say)
             if config.data.placement == "device":
                 constants["records"] = self._place(mesh, bad_images)
             batches = self._batches(step, bad_images, stack)

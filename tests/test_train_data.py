@@ -33,7 +33,9 @@ class TornSource(ArraySource):
 
     bad: tuple[int, ...] = ()
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         batch = super().gather(indices)
         mask = ~np.isin(indices, self.bad)
         images = batch["image"] * mask[:, None, None, None].astype(np.uint8)
@@ -64,7 +66,7 @@ class Torn(Digits):
             names = self.test_names
             labels = np.array([names.index(str(label)) for label in labels])
         source = TornSource(f"torn-{split}", digits.images, labels, names)
-        source.bad = self.bad
+        source.bad, source.max_bad_share = self.bad, self.max_bad_share
         return source
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.encoded_images import DecodedSource, Encoded
 from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.host_crop import HostRandomResizedCrop
@@ -45,17 +45,14 @@ READY = 10
 """Batches that are not counted: a loader may have so many ready when its turn begins."""
 
 
-class Files:
-    """Image files of one class (an Encoded)."""
+class Files(Encoded):
+    """Image files of one class."""
 
     class_names = ("photographs",)
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = tuple(paths)
         self.labels = np.zeros(len(paths), np.int32)
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def read(self, index: int) -> bytes:
         return self.paths[index].read_bytes()

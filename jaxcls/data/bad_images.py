@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxcls.data.loader import Batch
-from jaxcls.data.sources import Source, Split
-from jaxcls.data.subset import explain
+from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.errors import UserError
 
 NAMED = 5
@@ -25,7 +23,6 @@ class BadImages:
         source: Source,
         split: Split,
         *,
-        max_share: float,
         say: Callable[[str], None] = print,
     ):
         """Begins with none.
@@ -33,12 +30,10 @@ class BadImages:
         Args:
           source: the split.
           split: its name, for messages.
-          max_share: of the split that may be bad, 0..1.
           say: takes a line for each.
         """
         self._source = source
         self._split = split
-        self._max_share = max_share
         self._say = say
         self._reasons: dict[int, str] = {}
 
@@ -69,7 +64,7 @@ class BadImages:
             if index in self._reasons:
                 continue
             # It may have become readable since: the row was left out all the same.
-            reason = explain(self._source, index) or (
+            reason = self._source.explain(index) or (
                 f"record {index} of {self._source!r}: it could not be read at first."
             )
             self._reasons[index] = reason
@@ -78,14 +73,14 @@ class BadImages:
 
     def _check(self) -> None:
         count, size = len(self._reasons), len(self._source)
-        if count <= self._max_share * size:
+        if count <= self._source.max_bad_share * size:
             return
         reasons = list(self._reasons.values())
         more = [f"and {count - NAMED} more"] if count > NAMED else []
         raise UserError(
             f"{count} of the {size} images of the {self._split} split are bad so far "
             f"({count / size:.2%}), more than data.max_bad_share allows "
-            f"({self._max_share:.2%}):\n    "
+            f"({self._source.max_bad_share:.2%}):\n    "
             + "\n    ".join([*reasons[:NAMED], *more])
             + "\n  Mend or remove them (python -m jaxcls.prepare check finds all), or raise "
             "data.max_bad_share."

@@ -10,17 +10,20 @@ What is random is a pure function of `word`, of which there is one for each (see
 import abc
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 from PIL import Image
 
 from jaxcls.data import decode
-from jaxcls.errors import UserError
+from jaxcls.options import AboveZero, Ascending, ShareAboveZero
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 """Pillow's filters of these names, which are wide enough for all old pixels to count
 (antialiased), except for "nearest"."""
+
+Side = Annotated[int, Interval(ge=1, le=8192)]
 
 _TRIES = 10
 """How often torchvision draws a box before it takes the middle of the image."""
@@ -34,7 +37,7 @@ resized beyond the square: a file of 1 x 20,000 pixels would become one of 256 x
 class Canvas(abc.ABC):
     """How an image is laid onto a square."""
 
-    size: int
+    size: Side
 
     @abc.abstractmethod
     def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
@@ -60,15 +63,6 @@ class Canvas(abc.ABC):
         """Returns the shape of what `place` gives: (height, width, channels)."""
         return self.size, self.size, channels
 
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-        _check(self, "size", 1 <= self.size <= 8192, "lie in 1..8192")
-        for field in dataclasses.fields(self):
-            if field.name == "interpolation":
-                known = get_args(Interpolation)
-                chosen = getattr(self, field.name)
-                _check(self, field.name, chosen in known, f"be one of {known}")
-
 
 @dataclasses.dataclass(kw_only=True)
 class CenterSquare(Canvas):
@@ -85,8 +79,8 @@ class CenterSquare(Canvas):
       interpolation: "nearest", "bilinear" or "bicubic", antialiased as Pillow's.
     """
 
-    size: int = 256
-    crop: float = 1.0
+    size: Side = 256
+    crop: ShareAboveZero = 1.0
     interpolation: Interpolation = "bilinear"
 
     def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
@@ -117,10 +111,6 @@ class CenterSquare(Canvas):
     def evaluation(self) -> "CenterSquare":
         return self
 
-    def validate(self) -> None:
-        super().validate()
-        _check_crop(self, self.crop)
-
 
 @dataclasses.dataclass(kw_only=True)
 class HostRandomResizedCrop(Canvas):
@@ -141,11 +131,11 @@ class HostRandomResizedCrop(Canvas):
       crop: for validation images: the middle, as CenterSquare's.
     """
 
-    size: int = 224
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: Side = 224
+    scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()] = (0.08, 1.0)
+    ratio: Annotated[tuple[AboveZero, AboveZero], Ascending()] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
-    crop: float = 0.875
+    crop: ShareAboveZero = 0.875
 
     def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
         height, width = decode.size(data)
@@ -176,19 +166,6 @@ class HostRandomResizedCrop(Canvas):
             size=self.size, crop=self.crop, interpolation=self.interpolation
         )
 
-    def validate(self) -> None:
-        super().validate()
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            _check(
-                self,
-                name,
-                0 < low <= high < math.inf,
-                "go from a number above 0 to one that is not smaller",
-            )
-        _check(self, "scale", self.scale[1] <= 1, "not be above 1, the whole image")
-        _check_crop(self, self.crop)
-
 
 @dataclasses.dataclass(kw_only=True)
 class Letterbox(Canvas):
@@ -203,8 +180,8 @@ class Letterbox(Canvas):
       interpolation: "nearest", "bilinear" or "bicubic", antialiased as Pillow's.
     """
 
-    size: int = 256
-    fill: int = 0
+    size: Side = 256
+    fill: Annotated[int, Interval(ge=0, le=255)] = 0
     interpolation: Interpolation = "bilinear"
 
     def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
@@ -221,10 +198,6 @@ class Letterbox(Canvas):
 
     def evaluation(self) -> "Letterbox":
         return self
-
-    def validate(self) -> None:
-        super().validate()
-        _check(self, "fill", 0 <= self.fill <= 255, "lie in 0..255")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,16 +273,3 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 def _filter(interpolation: Interpolation) -> Image.Resampling:
     return Image.Resampling[interpolation.upper()]
-
-
-def _check_crop(canvas: Canvas, crop: float) -> None:
-    """Raises UserError unless the square fits into what it is cut out of."""
-    _check(canvas, "crop", 0 < crop <= 1, "be above 0 and at most 1")
-
-
-def _check(canvas: Canvas, name: str, holds: bool, must: str) -> None:
-    """Raises UserError, naming the option and its value, unless `holds`."""
-    if not holds:
-        raise UserError(
-            f"{type(canvas).__name__}.{name} must {must}, not {getattr(canvas, name)!r}."
-        )

@@ -15,29 +15,27 @@ A batch has four arrays, one row each for what this host loads:
 Only NumPy is used here: a worker process never initialises a JAX backend.
 """
 
-import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from jaxcls.data import order
 from jaxcls.data.sampling import Draws, Sampling
-from jaxcls.data.sources import Source, stacked, takes_words
-from jaxcls.data.workers import Batch, Workers
+from jaxcls.data.sources import Batch, Source, naming_failures
+from jaxcls.data.workers import Workers
 from jaxcls.errors import UserError
 
 
 def load_rows(
-    source: Source, ids: np.ndarray, words: np.ndarray | None = None
+    source: Source, ids: np.ndarray, row_seeds: np.ndarray | None = None
 ) -> Batch:
     """Returns the records `ids` [n] as one batch, after checking them.
 
     Args:
       source: the records.
       ids: which ones, int [n], n >= 1.
-      words: a random word for each, uint64 [n], for sources that draw something.
+      row_seeds: uint64 [n], for sources that draw something; None for evaluation.
 
     Returns:
       "image", "label", "mask" and "id", see above.
@@ -46,17 +44,9 @@ def load_rows(
       RuntimeError: naming the source and what is wrong with which record. One that the source
         raises itself passes as it is: a sentence that names the file.
     """
-    gather = getattr(source, "gather", None)
-    some = f"records {', '.join(map(str, ids[:3]))}, ..."
-    if gather is not None:
-        drawn = {"words": words} if takes_words(source) else {}
-        batch = _call(source, some, functools.partial(gather, ids, **drawn))
-    else:
-        records = [
-            _call(source, f"record {i}", functools.partial(source.__getitem__, int(i)))
-            for i in ids
-        ]
-        batch = _call(source, some, functools.partial(stacked, records))
+    some = ", ".join(map(str, ids[:3]))
+    with naming_failures(f"records {some}, ... of {source!r}"):
+        batch = source.gather(ids, row_seeds)
     try:
         images, labels = np.asarray(batch["image"]), np.asarray(batch["label"])
     except (TypeError, KeyError, IndexError):
@@ -112,18 +102,6 @@ def _checked_labels(source: Source, ids: np.ndarray, labels: np.ndarray) -> np.n
     return labels
 
 
-def _call(source: Source, what: str, read: Callable[[], Any]) -> Any:
-    """Calls the code of a source, naming what it was asked for if it fails."""
-    try:
-        return read()
-    except Exception as error:
-        if type(error) is RuntimeError:  # no subclass, such as RecursionError
-            raise
-        raise RuntimeError(
-            f"{what} of {source!r} cannot be read: {type(error).__name__}: {error}"
-        ) from None
-
-
 def padded_rows(batch_size: int, multiple: int) -> int:
     """Returns the rows of a batch: its size rounded up to a multiple (of the devices)."""
     return -(-batch_size // multiple) * multiple
@@ -132,8 +110,7 @@ def padded_rows(batch_size: int, multiple: int) -> int:
 class TrainBatches:
     """The training set as a sequence of batches: element k holds this host's rows of step k.
 
-    Row r of a step is the same record, and has the same random word, whatever the number of
-    hosts.
+    Row r of a step is the same record, and has the same seed, whatever the number of hosts.
     """
 
     def __init__(
@@ -189,8 +166,8 @@ class TrainBatches:
         return self._draws.ids(step)[self.host_rows]
 
     def __getitem__(self, step: int) -> Batch:
-        words = order.row_words(self.seed, step, self.batch_size)[self.host_rows]
-        return load_rows(self.source, self.ids(step), words)
+        seeds = order.row_seeds(self.seed, step, self.batch_size)[self.host_rows]
+        return load_rows(self.source, self.ids(step), seeds)
 
 
 class EvalBatches:

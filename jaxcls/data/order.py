@@ -6,6 +6,7 @@ goes on from any step without replaying the ones before, on any number of hosts 
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ every process that loads. Orders of larger sets are computed where they are look
 
 # What random words are for: each use has a range of the counter of its own, so that no two
 # uses share words, whatever their keys.
-ORDER, WORDS, STRATUM, OFFSET, ROWS, LIMIT, CIPHER = range(7)
+ORDER, ROW_SEEDS, STRATUM, OFFSET, ROWS, LIMIT, CIPHER = range(7)
 
 
 def philox(seed: int, index: int, use: int, stratum: int = 0) -> np.random.Philox:
@@ -62,7 +63,61 @@ def steps_per_epoch(num_records: int, batch_size: int) -> int:
     return num_records // batch_size
 
 
-def record_ids(seed: int, step: int, batch_size: int, num_records: int) -> np.ndarray:
+class Strata:
+    """Records in groups, each with a share of the draws.
+
+    Takes arrays of the size of the training set, in every process that loads.
+    """
+
+    def __init__(self, members: Sequence[np.ndarray], shares: Sequence[float]):
+        """Makes groups.
+
+        Args:
+          members: the records of each, int64 [n_i], n_i >= 1.
+          shares: of the draws, above 0; only their ratios matter.
+        """
+        self._members = members
+        edges = np.cumsum(shares, dtype=np.float64)
+        self._edges = edges / edges[-1]
+
+    def draw(self, seed: int, epoch: int, size: int) -> np.ndarray:
+        """Returns the records of an epoch of `size` draws, int64 [size].
+
+        Each group gets its share of them to within one draw; which groups get the draws that do
+        not divide changes from epoch to epoch, in proportion to the shares. No record of a
+        group comes again before all of it have come.
+        """
+        word = int(philox(seed, epoch, OFFSET).random_raw())
+        offset = (word + 0.5) / 2**64
+        # Draws lie evenly in 0..1, at (i + offset) / size: a group has those up to its edge.
+        ends = np.ceil(self._edges * size - offset).astype(np.int64)
+        ends[-1] = size
+        counts = np.diff(ends, prepend=0)
+        drawn = np.empty(size, np.int64)
+        for group, members in enumerate(self._members):
+            count, end = counts[group], ends[group]
+            if count:
+                rounds = -(-count // len(members))
+                bits = philox(seed, epoch, STRATUM, group)
+                words = bits.random_raw(rounds * len(members)).reshape(rounds, -1)
+                places = np.argsort(words, axis=1, kind="stable").ravel()[:count]
+                drawn[end - count : end] = members[places]
+        return drawn[epoch_permutation(seed, epoch, size)]
+
+
+# The steps of an epoch share its draws, too.
+@functools.lru_cache(maxsize=4)
+def _stratified_epoch(strata: Strata, seed: int, epoch: int, size: int) -> np.ndarray:
+    return strata.draw(seed, epoch, size)
+
+
+def record_ids(
+    seed: int,
+    step: int,
+    batch_size: int,
+    num_records: int,
+    strata: Strata | None = None,
+) -> np.ndarray:
     """Returns the records of global step `step`, in row order: int64 [batch_size].
 
     Args:
@@ -71,9 +126,14 @@ def record_ids(seed: int, step: int, batch_size: int, num_records: int) -> np.nd
       batch_size: images in a step over all hosts; at most num_records.
       num_records: the size of the training set. Up to LARGEST_ARRAY the order of an epoch is
         exactly uniform; beyond that it is one of the permutations of `enciphered`.
+      strata: parts of the records with a share of the draws each; None draws every record once
+        an epoch.
     """
-    epoch, batch = divmod(step, steps_per_epoch(num_records, batch_size))
+    steps = steps_per_epoch(num_records, batch_size)
+    epoch, batch = divmod(step, steps)
     places = slice(batch * batch_size, (batch + 1) * batch_size)
+    if strata is not None:
+        return _stratified_epoch(strata, seed, epoch, steps * batch_size)[places]
     if num_records <= LARGEST_ARRAY:
         return epoch_permutation(seed, epoch, num_records)[places]
     return enciphered(seed, epoch, num_records, np.arange(places.start, places.stop))
@@ -123,8 +183,8 @@ def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
     return words ^ (words >> np.uint64(31))
 
 
-def row_words(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Returns a random word for each row of a global step, for what is drawn on the host:
-    uint64 [batch_size], independent of the order."""
-    words: Any = philox(seed, step, WORDS).random_raw(batch_size)
-    return words
+def row_seeds(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Returns a seed for each row of a global step, for what is drawn on the host: uint64
+    [batch_size], independent of the order."""
+    seeds: Any = philox(seed, step, ROW_SEEDS).random_raw(batch_size)
+    return seeds

@@ -14,7 +14,6 @@ from jaxcls.config import Config
 from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import EvalBatches, Loader
 from jaxcls.data.sources import Source
-from jaxcls.data.subset import max_bad_share
 from jaxcls.parallel import put_batch
 from jaxcls.report.progress import say
 
@@ -120,9 +119,7 @@ class Evaluator:
             threads=config.data.threads,
             prefetch=config.data.prefetch,
         )
-        bad_images = BadImages(
-            source, "test", max_share=max_bad_share(config.data), say=say
-        )
+        bad_images = BadImages(source, "test", say=say)
         self._batches = bad_images.watched(self._loader)
 
     def __enter__(self) -> "Evaluator":

@@ -17,6 +17,7 @@ from jaxcls.data.host_crop import (
     random_box,
 )
 from jaxcls.errors import UserError
+from jaxcls.options import check
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -205,7 +206,7 @@ def test_letterbox_shows_the_whole_image() -> None:
     [CenterSquare(size=24), HostRandomResizedCrop(size=24), Letterbox(size=24)],
 )
 def test_what_all_have_in_common(canvas: Canvas) -> None:
-    canvas.validate()
+    check(canvas)
     assert canvas.shape(1) == (24, 24, 1)
     assert pickle.loads(pickle.dumps(canvas)) == canvas
     still = canvas.evaluation()
@@ -226,16 +227,36 @@ def test_validation_shows_the_middle() -> None:
 @pytest.mark.parametrize(
     ("canvas", "message"),
     [
-        (CenterSquare(size=0), r"CenterSquare.size must lie in 1..8192, not 0"),
-        (CenterSquare(crop=1.5), "CenterSquare.crop must be above 0 .* not 1.5"),
-        (Letterbox(fill=256), "Letterbox.fill must lie in 0..255, not 256"),
-        (Letterbox(interpolation="box"), "interpolation must be one of .* not 'box'"),  # type: ignore[arg-type]
-        (HostRandomResizedCrop(scale=(0.0, 1.0)), r"scale must go .* not \(0.0, 1.0\)"),
-        (HostRandomResizedCrop(scale=(0.5, 2.0)), "scale must not be above 1"),
-        (HostRandomResizedCrop(ratio=(2.0, 1.0)), "ratio must go"),
-        (HostRandomResizedCrop(crop=0.0), "crop must be above 0"),
+        (CenterSquare(size=0), "size must lie in 1..8192, not 0"),
+        (CenterSquare(size=8193), "size must lie in 1..8192, not 8193"),
+        (CenterSquare(crop=1.5), "crop must lie in 0..1, above 0, not 1.5"),
+        (Letterbox(fill=256), "fill must lie in 0..255, not 256"),
+        (Letterbox(fill=-1), "fill must lie in 0..255, not -1"),
+        (Letterbox(interpolation="box"), r"interpolation is 'box', .* or 'bicubic'"),  # type: ignore[arg-type]
+        (
+            HostRandomResizedCrop(scale=(0.0, 1.0)),
+            r"scale\[0\] must lie in 0..1, above 0, not 0.0",
+        ),
+        (
+            HostRandomResizedCrop(scale=(0.5, 2.0)),
+            r"scale\[1\] must lie in 0..1, .* 2.0",
+        ),
+        (HostRandomResizedCrop(scale=(0.5, 0.2)), r"scale must be in ascending order"),
+        (
+            HostRandomResizedCrop(ratio=(2.0, 1.0)),
+            r"ratio must be in ascending order, not \(2.0, 1.0\)",
+        ),
+        (
+            HostRandomResizedCrop(ratio=(0.0, 1.0)),
+            r"ratio\[0\] must be above 0, not 0.0",
+        ),
+        (
+            HostRandomResizedCrop(ratio=(1.0, float("inf"))),
+            r"ratio must be a number of sensible size, not inf",
+        ),
+        (HostRandomResizedCrop(crop=0.0), "crop must lie in 0..1, above 0, not 0.0"),
     ],
 )
 def test_impossible_values_are_named(canvas: Canvas, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        canvas.validate()
+    with pytest.raises(UserError, match=rf"^data\.canvas\.{message}"):
+        check(canvas, "data.canvas")

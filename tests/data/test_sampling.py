@@ -8,15 +8,16 @@ import pytest
 
 from jaxcls.data import ArraySource
 from jaxcls.data.loader import Loader, TrainBatches
-from jaxcls.data.order import record_ids
+from jaxcls.data.order import Strata, record_ids
 from jaxcls.data.sampling import (
     Draws,
     Sampling,
-    Strata,
     few_of_each_class,
-    labels_of,
+    one_label_each,
 )
+from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
+from jaxcls.options import check
 
 # 110 records of class 0, 7 of class 1, none of 2, 1 of 3, 42 of 4.
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3, 4], [110, 7, 1, 42]))
@@ -152,16 +153,21 @@ def test_hosts_and_workers_draw_alike() -> None:
 
 
 def test_a_source_without_labels_is_named() -> None:
-    class Blind:
+    class Blind(Source):
+        class_names = ("a", "b")
+
+        def __len__(self) -> int:
+            return 3
+
         def __repr__(self) -> str:
             return "blind(3)"
 
     with pytest.raises(UserError, match=r"blind\(3\) does not tell the class"):
-        labels_of(Blind())  # type: ignore[arg-type]
+        one_label_each(Blind())
     with pytest.raises(UserError, match="blind"):
         few = Blind()
-        few.labels = np.zeros((3, 4), np.uint8)  # type: ignore[attr-defined]
-        labels_of(few)  # type: ignore[arg-type]
+        few.labels = np.zeros((3, 4), np.uint8)
+        one_label_each(few)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +175,13 @@ def test_a_source_without_labels_is_named() -> None:
     [("repeats", 0), ("limit", 0), ("limit_seed", -1), ("limit_seed", 2**32)],
 )
 def test_options_out_of_range_are_named(option: str, value: int) -> None:
-    with pytest.raises(UserError, match=rf"data\.sampling\.{option} .* not {value}\."):
-        Sampling(**{option: value}).validate()
-    Sampling(balance=True, repeats=3, limit=1, limit_seed=2**32 - 1).validate()
+    high = {"repeats": 1024, "limit": 2**31, "limit_seed": 2**32 - 1}[option]
+    low = int(option != "limit_seed")
+    with pytest.raises(UserError) as error:
+        check(Sampling(**{option: value}), "data.sampling")
+    said = str(error.value)
+    if value < 2**32:
+        assert said == f"data.sampling.{option} must lie in {low}..{high}, not {value}."
+    else:
+        assert said == f"data.sampling.{option} of {value} is beyond every range."
+    check(Sampling(balance=True, repeats=3, limit=1, limit_seed=2**32 - 1))

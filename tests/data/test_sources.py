@@ -13,10 +13,12 @@ from jaxcls.data import (
     ArraySource,
     Dataset,
     Digits,
+    Record,
     Source,
     create_dataset,
 )
 from jaxcls.errors import UserError
+from jaxcls.options import check
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,41 @@ def test_gather_is_the_records_one_by_one() -> None:
         assert type(record["label"]) is int
 
 
+class Squares(Source):
+    """Five images of a grey level, the least that a source has to have."""
+
+    class_names = ("even", "odd")
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Record:
+        return {"image": np.full((2, 2, 1), index, np.uint8), "label": index % 2}
+
+    def __repr__(self) -> str:
+        return "squares(5)"
+
+
+def test_a_source_of_a_users_own_has_all_that_a_source_has() -> None:
+    source = Squares()
+    batch = source.gather(np.array([3, 0]))
+    assert batch["image"][:, 0, 0, 0].tolist() == [3, 0]
+    assert batch["label"].tolist() == [1, 0]
+    assert source.labels is None and source.strata is None
+    assert source.max_bad_share == 0.001
+    assert source.explain(3) == "record 3 of squares(5)"
+
+
+def test_a_source_without_records_says_what_it_lacks() -> None:
+    class Empty(Squares):
+        __getitem__ = Source.__getitem__
+
+    with pytest.raises(RuntimeError, match="has to define __getitem__ or gather"):
+        Empty().gather(np.array([3]))
+    with pytest.raises(TypeError, match="abstract class"):
+        Source()  # type: ignore[abstract]
+
+
 def test_a_source_survives_the_way_to_a_worker() -> None:
     source = make_source()
     again = pickle.loads(pickle.dumps(source))
@@ -129,9 +166,9 @@ def test_loading_options_out_of_range(option: str, low: int, high: int) -> None:
     for value in (low - 1, high + 1):
         said = rf"^data\.{option} must lie in {low}\.\.{high}, not {value}\.$"
         with pytest.raises(UserError, match=said):
-            Digits(**{option: value}).validate()
+            check(Digits(**{option: value}), "data")
     for value in (low, high):
-        Digits(**{option: value}).validate()
+        check(Digits(**{option: value}))
 
 
 @pytest.mark.parametrize("name", list(DATASETS))
@@ -140,7 +177,7 @@ def test_a_dataset_is_made_by_name(name: str) -> None:
     assert type(made) is DATASETS[name]
     assert made == DATASETS[name]() and made is not create_dataset(name)
     try:
-        made.validate()
+        check(made)
     except UserError as error:  # which option says where the images are
         assert re.search(r"is not set: .*--config\.data\.(path|name)=", str(error))
 

@@ -10,17 +10,13 @@ from PIL import Image
 
 from jaxcls.data import ArraySource, CenterSquare, Dataset, Digits, ImageFolder
 from jaxcls.data.loader import Loader, TrainBatches, load_rows
+from jaxcls.data.mixture import MixedSource, Mixture
+from jaxcls.data.relabelled import Relabelled, with_class_names
 from jaxcls.data.sampling import Sampling
 from jaxcls.data.sources import Source, Split
-from jaxcls.data.subset import (
-    Mixed,
-    Mixture,
-    Renumbered,
-    max_bad_share,
-    open_split,
-    with_class_names,
-)
+from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError
+from jaxcls.options import check
 
 
 def numbered(n: int, first: int = 0, names: str = "abc") -> ArraySource:
@@ -29,7 +25,7 @@ def numbered(n: int, first: int = 0, names: str = "abc") -> ArraySource:
     return ArraySource(f"from-{first}", images, np.arange(n) % len(names), tuple(names))
 
 
-class Worded:
+class Seeded(Source):
     """Records of 3 classes that are not in memory; bad where the index divides by 4."""
 
     class_names = tuple("abc")
@@ -42,12 +38,12 @@ class Worded:
         return {"image": np.full((1, 1, 1), index, np.uint8), "label": index % 3}
 
     def __repr__(self) -> str:
-        return "worded(20)"
+        return "seeded(20)"
 
     def gather(
-        self, indices: np.ndarray, words: np.ndarray | None = None
+        self, indices: np.ndarray, row_seeds: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        drawn = np.zeros(len(indices), int) if words is None else words
+        drawn = np.zeros(len(indices), int) if row_seeds is None else row_seeds
         images = np.uint8(indices + drawn.astype(int)).reshape(-1, 1, 1, 1)
         return {"image": images, "label": indices % 3, "mask": indices % 4 != 0}
 
@@ -55,7 +51,7 @@ class Worded:
         return f"file {index}: torn" if index % 4 == 0 else None
 
 
-class OneByOne:
+class OneByOne(Source):
     """The records of another source without what a source need not have."""
 
     def __init__(self, source: Source):
@@ -153,30 +149,32 @@ def test_a_class_that_training_does_not_know_is_an_error() -> None:
 
 
 def test_a_wrong_label_stays_wrong() -> None:
-    class Wrong(Worded):
-        def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:  # type: ignore[override]
+    class Wrong(Seeded):
+        def gather(
+            self, indices: np.ndarray, row_seeds: np.ndarray | None = None
+        ) -> dict[str, np.ndarray]:
             return {
                 "image": np.zeros((len(indices), 1, 1, 1), np.uint8),
                 "label": indices,
             }
 
-    renumbered = Renumbered(Wrong(), tuple("cba"))  # type: ignore[arg-type]
-    assert load_rows(renumbered, np.array([0, 2]))["label"].tolist() == [2, 0]
-    with pytest.raises(RuntimeError, match=r"record 3 of worded\(20\) has a label"):
-        load_rows(renumbered, np.array([0, 3]))
+    relabelled = Relabelled(Wrong(), tuple("cba"))  # type: ignore[arg-type]
+    assert load_rows(relabelled, np.array([0, 2]))["label"].tolist() == [2, 0]
+    with pytest.raises(RuntimeError, match=r"record 3 of seeded\(20\) has a label"):
+        load_rows(relabelled, np.array([0, 3]))
 
 
 # Mixtures
 
 
 def test_a_mixture_is_its_sources_one_after_the_other() -> None:
-    parts = [numbered(7, 0), OneByOne(numbered(5, 100)), Worded()]
-    mixed = Mixed(parts, (1.0, 1.0, 2.0))  # type: ignore[arg-type]
+    parts = [numbered(7, 0), OneByOne(numbered(5, 100)), Seeded()]
+    mixed = MixedSource(parts, (1.0, 1.0, 2.0))  # type: ignore[arg-type]
     assert len(mixed) == 32 and mixed.class_names == tuple("abc")
     mixed = pickle.loads(pickle.dumps(mixed))
     ids = np.array([31, 0, 7, 12, 6, 11, 7, 30])
-    words = np.arange(8, dtype=np.uint64) * 10
-    batch = load_rows(mixed, ids, words)
+    seeds = np.arange(8, dtype=np.uint64) * 10
+    batch = load_rows(mixed, ids, seeds)
     expected = [19 + 0, 0, 100, 0 + 30, 6, 104, 100, 18 + 70]
     assert batch["image"].ravel().tolist() == expected
     assert batch["label"].tolist() == [19 % 3, 0, 0, 0, 0, 1, 0, 0]
@@ -185,7 +183,7 @@ def test_a_mixture_is_its_sources_one_after_the_other() -> None:
         assert mixed[int(index)]["image"].item() == [0, 100, 6, 104][row]
     assert mixed.explain(12) == "file 0: torn" and mixed.explain(13) is None
     assert repr(mixed) == (
-        "mixture(1 of from-0(7 images 1x1x1), 1 of one-by-one, 2 of worded(20))"
+        "mixture(1 of from-0(7 images 1x1x1), 1 of one-by-one, 2 of seeded(20))"
     )
 
 
@@ -194,7 +192,7 @@ def test_a_mixture_keeps_its_proportions_in_every_epoch() -> None:
         datasets=(Given(n=10), Given(n=90, first=100, sampling=Sampling(limit=10))),
         weights=(0.75, 0.25),
     )
-    data.validate()
+    check(data)
     source = open_split(data, "train")
     assert len(source) == 40
     batches = TrainBatches(source, seed=0, batch_size=8, num_steps=50)
@@ -211,8 +209,8 @@ def test_a_mixture_keeps_its_proportions_in_every_epoch() -> None:
     ("options", "said"),
     [
         ({"weights": (1.0,)}, "2 datasets and 1 weights"),
-        ({"weights": (1.0, 0.0)}, "above 0"),
-        ({"datasets": (), "weights": ()}, "0 datasets"),
+        ({"weights": (1.0, 0.0)}, r"data.weights\[1\] must be above 0, not 0.0"),
+        ({"datasets": (), "weights": ()}, r"data.datasets must be not empty, not \(\)"),
         ({"sampling": Sampling(balance=True)}, "data.sampling.balance"),
         ({"sampling": Sampling(limit=3)}, "data.sampling.limit"),
         ({"datasets": (Given(), Given(workers=2))}, r"datasets\[1\].workers"),
@@ -224,9 +222,9 @@ def test_a_mixture_keeps_its_proportions_in_every_epoch() -> None:
 )
 def test_a_mixture_that_cannot_be_is_named(options: dict, said: str) -> None:
     good = {"datasets": (Given(), Given(first=50)), "weights": (1.0, 2.0)}
-    Mixture(**good).validate()  # type: ignore[arg-type]
+    check(Mixture(**good))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=said):
-        Mixture(**{**good, **options}).validate()  # type: ignore[arg-type]
+        check(Mixture(**{**good, **options}), "data")  # type: ignore[arg-type]
 
 
 def test_a_mixture_has_one_list_of_classes() -> None:
@@ -235,17 +233,42 @@ def test_a_mixture_has_one_list_of_classes() -> None:
         data.source("train")
 
 
-def test_the_share_of_bad_images_is_that_of_the_dataset() -> None:
-    @dataclasses.dataclass(kw_only=True)
-    class Strict(Given):
-        max_bad_share: float = 0.25
-
-    assert max_bad_share(Given()) == 0.001
-    assert max_bad_share(Strict()) == 0.25
-    mixture = Mixture(
-        datasets=(Strict(), Strict(max_bad_share=0.1)), weights=(1.0, 1.0)
+def test_the_share_of_bad_images_is_that_of_the_dataset(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "x.png")
+    strict, stricter, default = (
+        ImageFolder(path=str(tmp_path), canvas=CenterSquare(size=4), **options)
+        for options in ({"max_bad_share": 0.25}, {"max_bad_share": 0.1}, {})
     )
-    assert max_bad_share(mixture) == 0.1
+    assert open_split(Given(), "train").max_bad_share == 0.001
+    assert open_split(default, "train").max_bad_share == 0.001
+    assert open_split(strict, "test").max_bad_share == 0.25
+    mixture = Mixture(datasets=(strict, stricter), weights=(1.0, 1.0))
+    assert open_split(mixture, "train").max_bad_share == 0.1
+    strict.sampling.limit = 1
+    few = open_split(strict, "train")
+    assert few.max_bad_share == 0.25
+    assert with_class_names(few, tuple("cba")).max_bad_share == 0.25
+
+
+def test_what_is_no_source_is_named() -> None:
+    class Duck:
+        class_names = ("a", "b")
+
+        def __len__(self) -> int:
+            return 2
+
+    @dataclasses.dataclass(kw_only=True)
+    class Pond(Dataset):
+        def source(self, split: Split) -> Source:
+            return Duck()  # type: ignore[return-value]
+
+    for split in ("train", "test"):
+        with pytest.raises(
+            UserError, match=r"Pond.source gives a Duck, .* of jaxcls.data.Source"
+        ):
+            open_split(Pond(), split)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from typing import BinaryIO, ClassVar, Literal, cast
 
 import numpy as np
 
+from jaxcls.data.dataset import Dataset
 from jaxcls.data.file_lists import expanded, shown
-from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls.data.sources import ArraySource, Split
 from jaxcls.download import fetch
 from jaxcls.errors import UserError
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from jaxcls.data.encoded_images import Images
+from jaxcls.data.encoded_images import Encoded, Images
 from jaxcls.data.file_lists import (
     HELD_OUT,
     ClassOrder,
@@ -46,7 +46,7 @@ SCAN_THREADS = 16
 """Class folders that are listed at once: a network file system answers many at a time."""
 
 
-class FileImages:
+class FileImages(Encoded):
     """Image files below one folder, as an Encoded."""
 
     def __init__(
@@ -78,9 +78,6 @@ class FileImages:
     def _fingerprint(self) -> str:
         files = (self._files[i] for i in range(len(self._files)))
         return fingerprint(files, self.labels, map(os.fsencode, self.class_names))
-
-    def __len__(self) -> int:
-        return len(self._files)
 
     def _path(self, index: int) -> bytes:
         return os.path.join(self._folder, self._files[index])

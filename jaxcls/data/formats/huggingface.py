@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.data.encoded_images import Images
+from jaxcls.data.encoded_images import Encoded, Images
 from jaxcls.data.file_lists import (
     ClassIndex,
     class_list,
@@ -25,7 +25,7 @@ from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean
 
 
-class HuggingFaceImages:
+class HuggingFaceImages(Encoded):
     """A split of a dataset, as an Encoded."""
 
     def __init__(
@@ -51,9 +51,6 @@ class HuggingFaceImages:
         self.labels = labels.astype(np.int32)
         self.class_names = class_names
         self._digest = fingerprint(self.labels, map(str.encode, class_names))
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> bytes:
         try:

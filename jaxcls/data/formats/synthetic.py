@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls.data.dataset import Dataset
+from jaxcls.data.sources import ArraySource, Split
 from jaxcls.errors import UserError
 
 

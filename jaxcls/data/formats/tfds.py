@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxcls.data.encoded_images import Images
+from jaxcls.data.encoded_images import Encoded, Images
 from jaxcls.data.file_lists import enumerated, expanded, fingerprint, say
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
@@ -29,7 +29,7 @@ LABELS_AT_ONCE = 256
 """Records that are read together for their labels."""
 
 
-class TfdsImages:
+class TfdsImages(Encoded):
     """Images of a prepared dataset, as an Encoded."""
 
     def __init__(
@@ -55,9 +55,6 @@ class TfdsImages:
         self.labels = labels.astype(np.int32)
         self.class_names = class_names
         self._digest = fingerprint(self.labels, map(str.encode, class_names))
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> bytes:
         try:

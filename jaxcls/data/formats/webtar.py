@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from jaxcls.data.encoded_images import Images
+from jaxcls.data.encoded_images import Encoded, Images
 from jaxcls.data.file_lists import (
     HELD_OUT,
     ClassIndex,
@@ -80,7 +80,7 @@ class TarIndex:
     classes: Sequence[bytes]
 
 
-class TarImages:
+class TarImages(Encoded):
     """Images in tar files, as an Encoded."""
 
     def __init__(
@@ -133,9 +133,6 @@ class TarImages:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
-
-    def __len__(self) -> int:
-        return len(self._members)
 
     def read(self, index: int) -> bytes:
         shard = int(self._shards[index])

@@ -14,12 +14,12 @@ from PIL import Image
 
 from jaxcls import prepare
 from jaxcls.data.formats import shards
+from jaxcls.data.formats.digits import Digits
 from jaxcls.data.formats.folder import ImageFolder
 from jaxcls.data.formats.manifest import Manifest
 from jaxcls.data.formats.records import EncodedRecords, Records
 from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop
 from jaxcls.data.loader import EvalBatches, Loader
-from jaxcls.data.sources import Digits
 from jaxcls.errors import UserError
 
 CLASSES = ("ant", "bee", "wäsp")

@@ -1,0 +1,78 @@
+"""A source by the class names of another one: how a split is evaluated."""
+
+import numpy as np
+
+from jaxcls.data.file_lists import count, say
+from jaxcls.data.sources import Batch, Source
+from jaxcls.errors import UserError, did_you_mean
+
+
+def with_class_names(source: Source, class_names: tuple[str, ...]) -> Source:
+    """Returns a split that is evaluated, its labels by the class names of training.
+
+    Says on stderr which of these it has none of.
+
+    Args:
+      source: the split.
+      class_names: of training.
+
+    Raises:
+      UserError: if it has a class that training does not know.
+    """
+    names = tuple(source.class_names)
+    if names == class_names:
+        return source
+    unknown = [name for name in names if name not in set(class_names)]
+    if unknown:
+        raise UserError(
+            f"{source!r} has {_some(unknown)}, unknown in training."
+            f"{did_you_mean(unknown[0], class_names)} Training has "
+            f"{count(len(class_names), 'class', 'classes')}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
+        )
+    missing = [name for name in class_names if name not in set(names)]
+    if missing:
+        say(
+            f"{source!r} has no images of {_some(missing)}; labels are those of training"
+        )
+    return Relabelled(source, class_names)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"class{'es' if len(names) > 1 else ''} {', '.join(names[:5])}{more}"
+
+
+class Relabelled(Source):
+    """A source whose labels are indices into class names in another order, or more of them."""
+
+    def __init__(self, source: Source, class_names: tuple[str, ...]):
+        """Takes `class_names`, among which are all of the source."""
+        self._source, self.class_names = source, class_names
+        place = {name: index for index, name in enumerate(class_names)}
+        self._new = np.array([place[name] for name in source.class_names], np.int32)
+        if source.labels is not None:
+            self.labels = self._relabelled(np.asarray(source.labels))
+        self.max_bad_share = source.max_bad_share
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
+        batch = self._source.gather(indices, row_seeds)
+        return {**batch, "label": self._relabelled(batch["label"])}
+
+    def _relabelled(self, labels: np.ndarray) -> np.ndarray:
+        """Returns labels, int [n] or ones and zeros [n, classes], by the new class names."""
+        if labels.ndim == 2:
+            columns = np.zeros((len(labels), len(self.class_names)), labels.dtype)
+            columns[:, self._new] = labels
+            return columns
+        known = (labels >= 0) & (labels < len(self._new))
+        # One that is wrong stays so: who loads it says which record it is.
+        return np.where(known, self._new[np.where(known, labels, 0)], -1)
+
+    def explain(self, index: int) -> str | None:
+        return self._source.explain(index)
+
+    def __repr__(self) -> str:
+        return repr(self._source)

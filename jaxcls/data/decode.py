@@ -94,7 +94,7 @@ def decode(
     if pixels is None:
         pixels = _decode_jpeg(data, wanted, **scale)
     if pixels.shape[2] > channels:
-        pixels = _pixels(Image.fromarray(pixels).convert("L"))
+        pixels = np.atleast_3d(np.asarray(Image.fromarray(pixels).convert("L")))
     return _upright(pixels, orientation)
 
 
@@ -230,15 +230,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Returns the pixels [height, width, channels] as Exif's orientation 1..8 wants them."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
-    mirrored = {
-        2: (1, -1),
-        3: (-1, -1),
-        4: (-1, 1),
-        6: (1, -1),
-        7: (-1, -1),
-        8: (-1, 1),
-    }
-    down, across = mirrored.get(orientation, (1, 1))
+    down, across = ((1, 1), (1, -1), (-1, -1), (-1, 1))[(orientation - 1) % 4]
     return np.ascontiguousarray(pixels[::down, ::across])
 
 
@@ -285,7 +277,8 @@ def _by_pillow(data: bytes, channels: int) -> np.ndarray:
             image.verify()  # its checksums; then it must be opened again
             image = _open(data)
         orientation = _orientation(image, data)
-        pixels = _pixels(_eight_bits(image).convert("L" if channels == 1 else "RGB"))
+        mode = "L" if channels == 1 else "RGB"
+        pixels = np.atleast_3d(np.asarray(_eight_bits(image).convert(mode)))
     except BadImage:
         raise
     except Exception as error:  # as in _open
@@ -306,12 +299,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             "which are black and white."
         )
     return image
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """Returns uint8 [height, width, channels] of an image in mode "L" or "RGB"."""
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _check_pixels(height: int, width: int) -> None:

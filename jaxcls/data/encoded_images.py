@@ -201,13 +201,11 @@ class _Cache:
         return self._files.get(index)
 
     def put(self, index: int, data: bytes) -> None:
-        if self.num_bytes + len(data) > self.max_bytes:
-            return
         with self._lock:
-            if index in self._files or self.num_bytes + len(data) > self.max_bytes:
-                return
-            self._files[index] = data
-            self.num_bytes += len(data)
+            fits = self.num_bytes + len(data) <= self.max_bytes
+            if fits and index not in self._files:
+                self._files[index] = data
+                self.num_bytes += len(data)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Cache, (self.max_bytes,)

@@ -1,10 +1,10 @@
 """How images of all sizes become squares of one size, on the host.
 
     canvas = HostRandomResizedCrop(size=224)
-    canvas.place(data, channels=3, word=word)               # uint8 [224, 224, 3], for training
-    canvas.evaluation().place(data, channels=3, word=0)     # the middle, for validation
+    canvas.place(data, channels=3, seed=seed)               # uint8 [224, 224, 3], for training
+    canvas.evaluation().place(data, channels=3, seed=0)     # the middle, for validation
 
-What is random is a pure function of `word`, of which there is one for each (seed, step, row).
+What is random is a pure function of `seed`, of which each row of each step has its own.
 """
 
 import abc
@@ -40,13 +40,13 @@ class Canvas(abc.ABC):
     size: Side
 
     @abc.abstractmethod
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         """Decodes an image and lays it onto the square.
 
         Args:
           data: the bytes of its file.
           channels: 3 (RGB) or 1 (grey).
-          word: 0 <= word < 2**64, on which alone depends what is random.
+          seed: 0 <= seed < 2**64, on which alone depends what is random.
 
         Returns:
           uint8 [size, size, channels]; it may be read-only.
@@ -55,9 +55,9 @@ class Canvas(abc.ABC):
           BadImage: if the bytes are no image that can be decoded.
         """
 
-    @abc.abstractmethod
     def evaluation(self) -> "Canvas":
-        """Returns the canvas for validation images: of the same shape, and nothing random."""
+        """Returns the crop of validation images: of the same shape, with nothing random."""
+        return self
 
     def shape(self, channels: int) -> tuple[int, int, int]:
         """Returns the shape of what `place` gives: (height, width, channels)."""
@@ -83,8 +83,7 @@ class CenterSquare(Canvas):
     crop: ShareAboveZero = 1.0
     interpolation: Interpolation = "bilinear"
 
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
-        del word
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         image = _image(decode.decode(data, channels=channels))
         short, long = sorted(image.size)
         new_short = round(self.size / self.crop)
@@ -106,10 +105,7 @@ class CenterSquare(Canvas):
                 min(square[3] * down, image.height),
             )
             placed = image.resize((self.size, self.size), resample, box=part)
-        return _pixels(placed)
-
-    def evaluation(self) -> "CenterSquare":
-        return self
+        return np.atleast_3d(np.asarray(placed))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -137,9 +133,9 @@ class HostRandomResizedCrop(Canvas):
     interpolation: Interpolation = "bilinear"
     crop: ShareAboveZero = 0.875
 
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         height, width = decode.size(data)
-        box = random_box(word, height, width, self.scale, self.ratio)
+        box = random_box(seed, height, width, self.scale, self.ratio)
         # The least short side at which the box has `size` pixels in both ways, also after the
         # sides of the decoded image are rounded up.
         enough = -(-min(height, width) * self.size // min(box.height, box.width)) + 1
@@ -159,7 +155,8 @@ class HostRandomResizedCrop(Canvas):
             min(bottom - first_row, cut.shape[0]),
         )
         side = (self.size, self.size)
-        return _pixels(_image(cut).resize(side, _filter(self.interpolation), box=part))
+        resample = _filter(self.interpolation)
+        return np.atleast_3d(np.asarray(_image(cut).resize(side, resample, box=part)))
 
     def evaluation(self) -> CenterSquare:
         return CenterSquare(
@@ -184,20 +181,18 @@ class Letterbox(Canvas):
     fill: Annotated[int, Interval(ge=0, le=255)] = 0
     interpolation: Interpolation = "bilinear"
 
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
-        del word
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         image = _image(decode.decode(data, channels=channels))
         long = max(image.size)
         width = max(round(image.width * self.size / long), 1)
         height = max(round(image.height * self.size / long), 1)
-        resized = _pixels(image.resize((width, height), _filter(self.interpolation)))
+        resized = image.resize((width, height), _filter(self.interpolation))
         placed = np.full(self.shape(channels), self.fill, np.uint8)
         top, left = (self.size - height) // 2, (self.size - width) // 2
-        placed[top : top + height, left : left + width] = resized
+        placed[top : top + height, left : left + width] = np.atleast_3d(
+            np.asarray(resized)
+        )
         return placed
-
-    def evaluation(self) -> "Letterbox":
-        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +206,7 @@ class Box:
 
 
 def random_box(
-    word: int,
+    seed: int,
     height: int,
     width: int,
     scale: tuple[float, float],
@@ -222,14 +217,14 @@ def random_box(
     that is allowed.
 
     Args:
-      word: 0 <= word < 2**64, the key of the counter-based generator Philox, whose raw words
+      seed: 0 <= seed < 2**64, the key of the counter-based generator Philox, whose raw words
         NumPy promises for ever.
       height: of the image.
       width: of the image.
       scale: the least and greatest area, as a fraction of the image's.
       ratio: the least and greatest width by height.
     """
-    key = np.array([word, 0], np.uint64)
+    key = np.array([seed, 0], np.uint64)
     raw = np.random.Philox(key=key).random_raw(2 * _TRIES + 2)
     uniform = ((raw >> np.uint64(11)) * 2.0**-53).tolist()  # in 0 <= u < 1
     down, across = uniform[-2:]
@@ -263,12 +258,6 @@ def random_box(
 def _image(pixels: np.ndarray) -> Image.Image:
     """Returns a Pillow image of uint8 [height, width, 1 or 3]."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """Returns uint8 [height, width, channels] of an image in mode "L" or "RGB"; read-only."""
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _filter(interpolation: Interpolation) -> Image.Resampling:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxcls.data import order
 from jaxcls.data.sampling import Draws, Sampling
 from jaxcls.data.sources import Batch, Source, naming_failures
-from jaxcls.data.workers import Workers
+from jaxcls.data.workers import Batches, Workers
 from jaxcls.errors import UserError
 
 
@@ -232,7 +232,7 @@ class Loader:
 
     def __init__(
         self,
-        batches: TrainBatches | EvalBatches,
+        batches: Batches,
         *,
         start: int = 0,
         repeat: bool = False,
@@ -254,16 +254,17 @@ class Loader:
             threads = min(16, max(1, available_cores() // max(workers, 1)))
         self._iterator: Iterator[Batch]
         if workers == 0 or start >= len(batches):
-            self._iterator = _in_threads(batches, start, repeat, threads, prefetch)
-        else:
-            self._iterator = Workers(
-                batches,
-                start=start,
-                repeat=repeat,
-                workers=workers,
-                threads=threads,
-                prefetch=prefetch,
+            import grain  # it imports jax, which the worker processes have no use for
+
+            dataset = grain.MapDataset.source(batches)[start:]
+            dataset = dataset.repeat() if repeat else dataset
+            options = grain.ReadOptions(
+                num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
             )
+            self._iterator = iter(dataset.to_iter_dataset(options))
+        else:
+            steps = range(start, len(batches))
+            self._iterator = Workers(batches, steps, repeat, workers, threads, prefetch)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -279,12 +280,6 @@ class Loader:
             return next(self._iterator)
         except StopIteration:
             raise
-        except EOFError as error:
-            self.close()
-            raise UserError(
-                "a process that loads data was killed, perhaps for want of memory: run the "
-                "same command again, with fewer data.workers or a smaller prefetch."
-            ) from error
         except RuntimeError as error:
             self.close()
             raise UserError(str(error)) from error  # load_rows says what to mend
@@ -303,25 +298,6 @@ class Loader:
         iterator, self._iterator = self._iterator, iter(())
         if hasattr(iterator, "close"):
             iterator.close()
-
-
-def _in_threads(
-    batches: TrainBatches | EvalBatches,
-    start: int,
-    repeat: bool,
-    threads: int,
-    prefetch: int,
-) -> Iterator[Batch]:
-    """Returns the batches as threads of this process load them; arguments as Loader's."""
-    import grain  # it imports jax, which the worker processes have no use for
-
-    dataset = grain.MapDataset.source(batches)[start:]
-    if repeat:
-        dataset = dataset.repeat()
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
-    )
-    return iter(dataset.to_iter_dataset(options))
 
 
 def available_cores() -> int:

@@ -32,6 +32,7 @@ import cloudpickle
 import numpy as np
 
 from jaxcls.data.sources import Batch
+from jaxcls.errors import UserError
 
 
 class Batches(Protocol):
@@ -51,8 +52,7 @@ class Workers:
     def __init__(
         self,
         batches: Batches,
-        *,
-        start: int,
+        steps: range,
         repeat: bool,
         workers: int,
         threads: int,
@@ -62,20 +62,17 @@ class Workers:
 
         Args:
           batches: is sent to each process; may be defined in the main module.
-          start: the first batch to load, before the end.
-          repeat: begin again at `start` after the last batch, without end.
+          steps: the batches to load, at least one.
+          repeat: begin again with the first of `steps` after the last, without end.
           workers: processes, 1 or more.
           threads: threads of each.
           prefetch: batches that each process keeps ready.
         """
-        number = len(batches) - start
         if not repeat:
-            workers = min(workers, number)
-        self._left: Iterator[int] = itertools.count() if repeat else iter(range(number))
+            workers = min(workers, len(steps))
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._reading = threading.RLock()
-        self._turn = 0
         # Before multiprocessing ends the processes itself, by a signal that they hold back.
         multiprocessing.util.Finalize(
             self, _kill, args=(self._processes,), exitpriority=1
@@ -85,17 +82,20 @@ class Workers:
         # The trainer alone decides what a signal means, and needs them to finish its step.
         with held_back(signal.SIGINT, signal.SIGTERM), _main_module_hidden():
             for worker in range(workers):
-                turns = slice(worker, None if repeat else number, workers)
                 ours, theirs = context.Pipe(duplex=False)
+                turns = slice(worker, None, workers)
                 process = context.Process(
                     target=_work,
-                    args=(theirs, pickled, start, turns, threads, prefetch),
+                    args=(theirs, pickled, steps, repeat, turns, threads, prefetch),
                     daemon=True,
                 )
                 self._pipes.append(ours)
                 process.start()
                 self._processes.append(process)
                 theirs.close()  # or the end of the process would not be the pipe's
+        self._in_turn: Iterator[Connection] = itertools.cycle(self._pipes)
+        if not repeat:
+            self._in_turn = itertools.islice(self._in_turn, len(steps))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -107,30 +107,24 @@ class Workers:
           StopIteration: after the last one.
           RuntimeError: with the words of one that loading the batch raised.
           multiprocessing.ProcessError: with the traceback of any other exception.
-          EOFError: if the process was killed.
+          UserError: if the process was killed.
         """
         with self._reading:
-            next(self._left)
-            pipe = self._pipes[self._turn]
-            self._turn = (self._turn + 1) % len(self._pipes)
-            kind, said = pipe.recv()
-            if kind == "mistake":
-                raise RuntimeError(said)
-            if kind == "failure":
-                raise multiprocessing.ProcessError(
-                    f"a process that loads data failed:\n{said}"
-                )
-            batch = {name: np.empty(shape, dtype) for name, shape, dtype in said}
-            for array in batch.values():
-                _read_into(pipe, array)
-            return batch
+            pipe = next(self._in_turn)
+            try:
+                return _read(pipe)
+            except EOFError:
+                raise UserError(
+                    "a process that loads data was killed, perhaps for want of memory: run "
+                    "the same command again, with fewer data.workers or a smaller prefetch."
+                ) from None
 
     def close(self) -> None:
         """Ends the processes at once. Can be called twice, and while another thread waits for
         a batch."""
         _kill(self._processes)  # who waits for one of them meets the end of its pipe
         with self._reading:
-            self._left = iter(())
+            self._in_turn = iter(())
             for pipe in self._pipes:
                 pipe.close()
 
@@ -176,21 +170,31 @@ def _kill(processes: list[SpawnProcess]) -> None:
         process.close()  # or its files would stay open until it is collected
 
 
-def _read_into(pipe: Connection, array: np.ndarray) -> None:
-    """Fills an array with bytes from a pipe (Connection.recv_bytes would copy them twice)."""
-    left = array.data.cast("B")
-    while left:
-        count = os.readv(pipe.fileno(), [left])
-        if not count:
-            raise EOFError
-        left = left[count:]
+def _read(pipe: Connection) -> Batch:
+    """Reads what a worker process writes next: a batch, or what it failed with."""
+    kind, content = pipe.recv()
+    if kind == "mistake":
+        raise RuntimeError(content)
+    if kind == "failure":
+        raise multiprocessing.ProcessError(
+            f"a process that loads data failed:\n{content}"
+        )
+    batch = {name: np.empty(shape, dtype) for name, shape, dtype in content}
+    for array in batch.values():
+        left = array.data.cast("B")
+        while left:  # Connection.recv_bytes would copy the bytes twice
+            count = os.readv(pipe.fileno(), [left])
+            if not count:
+                raise EOFError
+            left = left[count:]
+    return batch
 
 
 def _write(pipe: Connection, batch: Batch) -> None:
-    """Writes a batch, as Workers.__next__ reads it."""
+    """Writes a batch, as _read reads it."""
     arrays = {name: np.ascontiguousarray(array) for name, array in batch.items()}
-    said = [(name, array.shape, array.dtype) for name, array in arrays.items()]
-    pipe.send(("batch", said))
+    layout = [(name, array.shape, array.dtype) for name, array in arrays.items()]
+    pipe.send(("batch", layout))
     for array in arrays.values():
         left = array.data.cast("B")
         while left:
@@ -200,7 +204,8 @@ def _write(pipe: Connection, batch: Batch) -> None:
 def _work(
     pipe: Connection,
     pickled: bytes,
-    start: int,
+    steps: range,
+    repeat: bool,
     turns: slice,
     threads: int,
     prefetch: int,
@@ -213,14 +218,9 @@ def _work(
     with contextlib.suppress(ConnectionError):
         try:
             batches: Batches = cloudpickle.loads(pickled)
-            number = len(batches) - start
-            steps = (
-                start + turn % number
-                for turn in itertools.islice(
-                    itertools.count(), turns.start, turns.stop, turns.step
-                )
-            )
-            for batch in _ahead(batches, steps, threads, prefetch):
+            every = itertools.cycle(steps) if repeat else steps
+            own = itertools.islice(every, turns.start, None, turns.step)
+            for batch in _ahead(batches, own, threads, prefetch):
                 _write(pipe, batch)
         except ConnectionError:
             raise

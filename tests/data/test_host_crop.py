@@ -110,8 +110,8 @@ def reference_boxes(
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 300), (60, 400)])
 def test_boxes_are_drawn_as_torchvision_draws_them(height: int, width: int) -> None:
     number = 3000
-    words = np.random.default_rng(1).integers(0, 2**64, number, np.uint64).tolist()
-    drawn = [random_box(word, height, width, SCALE, RATIO) for word in words]
+    seeds = np.random.default_rng(1).integers(0, 2**64, number, np.uint64).tolist()
+    drawn = [random_box(seed, height, width, SCALE, RATIO) for seed in seeds]
     ours = np.array([(b.top, b.left, b.height, b.width) for b in drawn])
     theirs = reference_boxes(np.random.default_rng(2), height, width, number)
     assert (ours[:, :2] >= 0).all() and (ours[:, 2:] >= 1).all()
@@ -136,10 +136,10 @@ def test_where_no_box_fits_it_is_the_middle() -> None:
     assert random_box(5, 1000, 10, (1.0, 1.0), RATIO) == Box(493, 0, 13, 10)
 
 
-def test_words_alone_decide() -> None:
+def test_the_seed_alone_decides() -> None:
     first = random_box(2**64 - 1, 300, 400, SCALE, RATIO)
     assert first == random_box(2**64 - 1, 300, 400, SCALE, RATIO)
-    many = {random_box(word, 300, 400, SCALE, RATIO) for word in range(100)}
+    many = {random_box(seed, 300, 400, SCALE, RATIO) for seed in range(100)}
     assert len(many) > 95
 
 
@@ -150,11 +150,11 @@ def test_a_crop_decoded_whole_is_pillows(kind: str) -> None:
     smooth.save(content, kind)
     canvas = HostRandomResizedCrop(size=200, interpolation="bicubic")
     image = Image.open(content).convert("RGB")
-    for word in range(20):
-        box = random_box(word, 300, 400, SCALE, RATIO)
+    for seed in range(20):
+        box = random_box(seed, 300, 400, SCALE, RATIO)
         part = (box.left, box.top, box.left + box.width, box.top + box.height)
         expected = image.crop(part).resize((200, 200), Image.Resampling.BICUBIC)
-        placed = canvas.place(content.getvalue(), 3, word)
+        placed = canvas.place(content.getvalue(), 3, seed)
         np.testing.assert_array_equal(placed, np.asarray(expected))
 
 
@@ -172,13 +172,13 @@ def test_a_crop_of_a_large_photograph_is_close_and_never_enlarged(
         resized.append(self.size)
         return resize(self, *sizes, **box)  # type: ignore[arg-type]
 
-    for word in range(30):
-        box = random_box(word, 1201, 1600, SCALE, RATIO)
+    for seed in range(30):
+        box = random_box(seed, 1201, 1600, SCALE, RATIO)
         part = (box.left, box.top, box.left + box.width, box.top + box.height)
         expected = np.asarray(image.crop(part).resize((64, 64), 2)).astype(int)
         with monkeypatch.context() as patch:
             patch.setattr(Image.Image, "resize", watched)
-            placed = canvas.place(content.getvalue(), 3, word)
+            placed = canvas.place(content.getvalue(), 3, seed)
         assert abs(placed - expected).mean() < 3
         assert abs(placed - expected).max() < 30
     assert min(min(sides) for sides in resized) >= 64

@@ -703,9 +703,10 @@ class Broken:
 
 
 def test_a_mistake_in_the_code_shows_its_traceback() -> None:
-    options = {"start": 1, "workers": 2, "threads": 1, "prefetch": 1}
     with nothing_left():
-        workers = Workers(Broken(), repeat=False, **options)
+        workers = Workers(
+            Broken(), range(1, 3), False, workers=2, threads=1, prefetch=1
+        )
         with pytest.raises(
             multiprocessing.ProcessError,
             match=r"(?s)failed:\nTraceback .*ZeroDivisionError: 1",

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxcls.data import order
+from jaxcls.data.dataset import Dataset
 from jaxcls.data.sampling import Draws, Sampling
 from jaxcls.data.sources import Batch, Source, naming_failures
 from jaxcls.data.workers import Batches, Workers
@@ -305,3 +306,21 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def start_loader(
+    batches: TrainBatches | EvalBatches,
+    data: Dataset,
+    *,
+    start: int = 0,
+    repeat: bool = False,
+) -> Loader:
+    """Returns a Loader that works as a config's dataset says; other arguments as Loader's."""
+    return Loader(
+        batches,
+        start=start,
+        repeat=repeat,
+        workers=data.workers,
+        threads=data.threads,
+        prefetch=data.prefetch,
+    )

@@ -7,9 +7,9 @@ import numpy as np
 from annotated_types import MinLen
 
 from jaxcls.data.dataset import Dataset
+from jaxcls.data.opening import open_split
 from jaxcls.data.order import Strata
 from jaxcls.data.sources import Batch, Source, Split
-from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError
 from jaxcls.options import AboveZero
 

@@ -2,20 +2,34 @@
 
 import collections
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxcls import metrics
+from jaxcls import config as config_lib
+from jaxcls import metrics, parallel
+from jaxcls.augment import AirbenchViews, FlipViews, Views
 from jaxcls.config import Config
 from jaxcls.data.bad_images import BadImages
-from jaxcls.data.loader import EvalBatches, Loader
+from jaxcls.data.loader import EvalBatches, start_loader
+from jaxcls.data.opening import open_split
+from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sources import Source
-from jaxcls.parallel import put_batch
+from jaxcls.errors import UserError, did_you_mean
+from jaxcls.inference.forward import Forward
+from jaxcls.inference.saved_run import SavedRun
 from jaxcls.report.progress import say
+
+VIEWS: dict[str, Views | None] = {
+    "one": None,
+    "flip": FlipViews(),
+    "airbench": AirbenchViews(),
+}
+"""Views of each image that need no further option, by the name that --views takes."""
 
 
 @dataclasses.dataclass
@@ -92,17 +106,16 @@ class Evaluator:
         self,
         eval_step: Callable[[Any, dict[str, jax.Array]], metrics.EvalOutput],
         source: Source,
-        config: Config,
-        mesh: Mesh,
+        forward: Forward,
     ):
         """Starts loading.
 
         Args:
           eval_step: the compiled step.
           source: the split.
-          config: gives the batch size and how the data is loaded.
-          mesh: the devices.
+          forward: knows the batch size, how the data is loaded, and the devices.
         """
+        config, mesh = forward.config, forward.mesh
         self._eval_step = eval_step
         self._mesh = mesh
         self._num_examples = len(source)
@@ -112,13 +125,7 @@ class Evaluator:
             rows_multiple=mesh.size,
         )
         self._num_batches = len(batches)
-        self._loader = Loader(
-            batches,
-            repeat=True,
-            workers=config.data.workers,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-        )
+        self._loader = start_loader(batches, config.data, repeat=True)
         bad_images = BadImages(source, "test", say=say)
         self._batches = bad_images.watched(self._loader)
 
@@ -152,7 +159,7 @@ class Evaluator:
             loaded = next(self._batches)
             num_records += int((loaded.pop("id") >= 0).sum())
             num_images += int(loaded["mask"].sum())
-            batch = put_batch(self._mesh, loaded)
+            batch = parallel.put_batch(self._mesh, loaded)
             outputs = {
                 suffix: self._eval_step(variables, batch)
                 for suffix, variables in weights.items()
@@ -170,3 +177,78 @@ class Evaluator:
         if num_images < num_records:
             results["eval/bad_images"] = num_records - num_images
         return results
+
+
+def evaluate_checkpoint(
+    path: str | Path,
+    *,
+    batch_size: int | None = None,
+    devices: int | None = None,
+    workers: int | None = None,
+    views: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates the raw and the averaged weights of a checkpoint on its test split.
+
+    Args:
+      path: a run's folder, whose newest checkpoint is taken, or the folder of one step.
+      batch_size: images in a step; None takes that of the run.
+      devices: accelerators to use; None takes that of the run if there are as many, or all.
+      workers: processes that load the data; None takes that of the run.
+      views: a key of VIEWS: the logits are averaged over these views of each image; None takes
+        those of the run.
+
+    Returns:
+      What training logged for the step: "step", "eval/top1" (0..1), "eval/top5", "eval/loss",
+      the same with "_ema" if the run keeps an average, and "eval/examples".
+
+    Raises:
+      UserError: if there is no checkpoint, it is damaged, or an argument is out of range.
+    """
+    saved = SavedRun.open(path)
+    config = saved.config
+    _override(config, batch_size, devices, workers, views)
+    parallel.enable_compilation_cache()
+    source = open_split(config.data, "test")
+    if repr(source) != saved.info["test_source"]:
+        print(
+            f"note: training evaluated {saved.info['test_source']}, this is {source!r}",
+            file=sys.stderr,
+        )
+    source = with_class_names(source, saved.class_names)
+    forward = saved.forward(parallel.make_mesh(config.devices))
+    weights = saved.weights(forward)
+    by_suffix = {"" if kind == "raw" else "_ema": weights[kind] for kind in weights}
+    shapes = forward.weight_shapes()
+    shapes.pop("ema", None)
+    eval_step = forward.trace_eval_step(shapes).compile().call
+    with Evaluator(eval_step, source, forward) as evaluator:
+        results = evaluator.evaluate(by_suffix)
+    assert results is not None
+    return {"step": saved.info["step"], **results}
+
+
+def _override(
+    config: Config,
+    batch_size: int | None,
+    devices: int | None,
+    workers: int | None,
+    views: str | None,
+) -> None:
+    """Puts arguments in the place of the run's options; a run on more devices than there are
+    here is evaluated on all."""
+    if batch_size is not None:
+        config.evaluation.batch_size = batch_size
+    if workers is not None:
+        config.data.workers = workers
+    if views is not None:
+        if views not in VIEWS:
+            raise UserError(
+                f"unknown views '{views}'.{did_you_mean(views, VIEWS)} Known: "
+                f"{', '.join(VIEWS)}."
+            )
+        config.eval_views = VIEWS[views]
+    if devices is not None:
+        config.devices = devices
+    elif config.devices is not None and config.devices > jax.device_count():
+        config.devices = None
+    config_lib.validate(config)

@@ -11,10 +11,10 @@ from PIL import Image
 from jaxcls.data import ArraySource, CenterSquare, Dataset, Digits, ImageFolder
 from jaxcls.data.loader import Loader, TrainBatches, load_rows
 from jaxcls.data.mixture import MixedSource, Mixture
+from jaxcls.data.opening import open_split
 from jaxcls.data.relabelled import Relabelled, with_class_names
 from jaxcls.data.sampling import Sampling
 from jaxcls.data.sources import Source, Split
-from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError
 from jaxcls.options import check
 

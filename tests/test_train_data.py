@@ -175,7 +175,7 @@ def test_the_names_of_classes_are_those_of_training(
     one, other = results.values()
     assert one["eval/loss"] == other["eval/loss"]
     assert "note:" not in capfd.readouterr().err
-    with pytest.raises(UserError, match=r"has class ten, unknown in training"):
+    with pytest.raises(UserError, match=r"has classes unknown in training: ten\."):
         train(tiny(Torn(test_names=(*"0123456789", "ten"))), tmp_path / "ten")
 
 

@@ -1,7 +1,7 @@
-"""A watch over the images of a run that cannot be read and are left out.
+"""Watches for images that a run cannot read and leaves out.
 
-The processes that load have only masked the rows (jaxcls/data/loader.py): here, in the trainer,
-each such image is said once, counted, and too many of them end the run.
+The processes that load only mask the rows (jaxcls/data/loader.py). The trainer names each such
+image once and counts them; too many end the run.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.errors import UserError
 
 NAMED = 5
-"""Images that the message names when there are too many."""
+"""How many images the message names when there are too many."""
 
 
 class BadImages:
-    """The bad images of one split that have been met since the process began."""
+    """The bad images of one split that this process has met."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class BadImages:
         Args:
           source: the split.
           split: its name, for messages.
-          say: takes a line for each.
+          say: takes a line for each image.
         """
         self._source = source
         self._split = split
@@ -51,7 +51,7 @@ class BadImages:
             yield batch
 
     def look_at(self, batch: Batch) -> None:
-        """Counts and says the images of a batch that have not been met before.
+        """Counts and names the bad images of a batch that are new.
 
         Args:
           batch: "id" and "mask", as a Loader gives them.
@@ -63,7 +63,7 @@ class BadImages:
         for index in map(int, np.unique(bad)):
             if index in self._reasons:
                 continue
-            # It may have become readable since: the row was left out all the same.
+            # It may have become readable since; the row was left out all the same.
             reason = self._source.explain(index) or (
                 f"record {index} of {self._source!r}: it could not be read at first."
             )

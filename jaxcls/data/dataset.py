@@ -18,11 +18,11 @@ class Dataset(abc.ABC):
 
     Attributes:
       workers: processes that load batches, 0..256; 0 loads them in threads of the trainer.
-      threads: threads that load batches, in each process, each with a batch in the making,
-        1..256; None takes one a core, 16 at most.
+      threads: threads of each process, each loading one batch at a time, 1..256; None takes
+        one a core, 16 at most.
       prefetch: batches kept ready in each process, and on the devices, 1..1024.
       placement: where the training images lie: "host" sends each batch to the devices;
-        "device" keeps all of them in the devices' memory, each device a part, and sends only
+        "device" keeps all images in the devices' memory, each device a part, and sends only
         the indices of a step. The images and their order are the same.
       sampling: how the training images are drawn.
     """

@@ -60,14 +60,14 @@ class Images(Dataset):
     """A dataset of encoded images (JPEG, PNG, ...) of any size.
 
     Attributes:
-      canvas: how they become squares of one size: CenterSquare, HostRandomResizedCrop or
-        Letterbox.
+      canvas: the host crop, which makes squares of one size: CenterSquare,
+        HostRandomResizedCrop or Letterbox.
       channels: 3 for RGB, 1 for grey; images of the other kind are converted.
       on_bad_image: what to do about a file that is damaged or no image: "raise" ends the run
         with its name; "skip" goes on with that row left out, and says so.
       max_bad_share: with "skip", the share of bad images above which the run ends, 0..1.
-      cache_mb: megabytes of encoded images that each process keeps in memory once they are
-        read, 0 or more. For slow disks.
+      cache_mb: megabytes of encoded images that each process keeps in memory after reading
+        them, 0 or more. For slow disks.
     """
 
     canvas: Canvas = dataclasses.field(default_factory=CenterSquare)
@@ -155,10 +155,9 @@ class DecodedSource(Source):
         return {"image": images, "label": self.labels[indices], "mask": mask}
 
     def explain(self, index: int) -> str | None:
-        """Returns a sentence with the path of a bad record and why it is bad; None if it is
-        good."""
+        """Returns a sentence with the path of a bad record and the reason; None if it is good."""
         try:
-            # All of the image: a random crop need not have met what is wrong with it.
+            # Decodes the whole image: a random crop may miss the damage.
             self.canvas.evaluation().place(self._read(index), self.channels, 0)
         except (BadImage, OSError) as error:
             return self._complaint(index, error)
@@ -184,11 +183,11 @@ class DecodedSource(Source):
 
 
 class _Cache:
-    """Files in memory, up to a number of bytes: the first ones that come stay.
+    """Keeps the first files that come in memory, up to a number of bytes.
 
-    Every record is read once an epoch, in another order each time, so which ones stay does not
-    matter, and dropping one for another would only cost time. Several threads may use it. A
-    worker process begins with an empty one.
+    An epoch reads every record once, in another order each time: which files stay does not
+    matter, and replacing one would only cost time. Several threads may use the cache. A worker
+    process begins with an empty one.
     """
 
     def __init__(self, max_bytes: int):

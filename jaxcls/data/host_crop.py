@@ -1,10 +1,10 @@
-"""How images of all sizes become squares of one size, on the host.
+"""Host crops: how images of all sizes become squares of one size, before they travel.
 
-    canvas = HostRandomResizedCrop(size=224)
-    canvas.place(data, channels=3, seed=seed)               # uint8 [224, 224, 3], for training
-    canvas.evaluation().place(data, channels=3, seed=0)     # the middle, for validation
+    crop = HostRandomResizedCrop(size=224)
+    crop.place(data, channels=3, seed=seed)               # uint8 [224, 224, 3], for training
+    crop.evaluation().place(data, channels=3, seed=0)     # the middle, for validation
 
-What is random is a pure function of `seed`, of which each row of each step has its own.
+The seed alone decides what is random; each row of each step has a seed of its own.
 """
 
 import abc
@@ -20,8 +20,7 @@ from jaxcls.data import decode
 from jaxcls.options import AboveZero, Ascending, ShareAboveZero
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-"""Pillow's filters of these names, which are wide enough for all old pixels to count
-(antialiased), except for "nearest"."""
+"""Pillow's filters of these names. All but "nearest" are antialiased: every old pixel counts."""
 
 Side = Annotated[int, Interval(ge=1, le=8192)]
 
@@ -29,13 +28,13 @@ _TRIES = 10
 """How often torchvision draws a box before it takes the middle of the image."""
 
 _LARGEST_DETOUR = 16
-"""An image so long that resizing all of it would make more pixels than so many squares is not
-resized beyond the square: a file of 1 x 20,000 pixels would become one of 256 x 5 million."""
+"""An image longer than so many of its widths is cut before it is resized: otherwise a file of
+1 x 20,000 pixels would become one of 256 x 5 million."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Canvas(abc.ABC):
-    """How an image is laid onto a square."""
+    """A host crop: how an image of any size becomes a square."""
 
     size: Side
 
@@ -46,13 +45,13 @@ class Canvas(abc.ABC):
         Args:
           data: the bytes of its file.
           channels: 3 (RGB) or 1 (grey).
-          seed: 0 <= seed < 2**64, on which alone depends what is random.
+          seed: 0 <= seed < 2**64; it alone decides what is random.
 
         Returns:
           uint8 [size, size, channels]; it may be read-only.
 
         Raises:
-          BadImage: if the bytes are no image that can be decoded.
+          BadImage: if the bytes cannot be decoded.
         """
 
     def evaluation(self) -> "Canvas":
@@ -68,9 +67,9 @@ class Canvas(abc.ABC):
 class CenterSquare(Canvas):
     """The middle of the image: its short side is resized, then a square is cut out.
 
-    Equal to torchvision's Resize and CenterCrop of a Pillow image, pixel for pixel, and so the
-    same for training and validation. (Only images whose sides are to each other as 16 to 1 or
-    more are cut before they are resized.)
+    Equal to torchvision's Resize and CenterCrop of a Pillow image, pixel for pixel, and the
+    same for training and validation. (Only images more than 16 times as long as wide are cut
+    before they are resized.)
 
     Attributes:
       size: pixels of a side of the square, 1..8192.
@@ -93,7 +92,7 @@ class CenterSquare(Canvas):
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         square = (left, top, left + self.size, top + self.size)
         resample = _filter(self.interpolation)
-        if new_short * new_long <= _LARGEST_DETOUR * new_short**2:
+        if new_long <= _LARGEST_DETOUR * new_short:
             placed = image.resize((width, height), resample).crop(square)
         else:
             # The part of the image that the square shows, in its own pixels.
@@ -105,7 +104,7 @@ class CenterSquare(Canvas):
                 min(square[3] * down, image.height),
             )
             placed = image.resize((self.size, self.size), resample, box=part)
-        return np.atleast_3d(np.asarray(placed))
+        return decode.pixels_of(placed)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -114,9 +113,9 @@ class HostRandomResizedCrop(Canvas):
     (torchvision's RandomResizedCrop; Szegedy et al., "Going Deeper with Convolutions", 2014).
 
     For large photographs: the crop comes from the image as it was taken, not from a square that
-    is already small. A JPEG file is decoded at 1/2 of its size or less where the box then still
-    has as many pixels as the square, and only down to the box's last row. At its full size, the
-    crop is equal to torchvision's of a Pillow image in the same box.
+    is already small. A JPEG file is decoded only down to the box's last row, and at 1/2 of its
+    size or less where the box then still has as many pixels as the square. A crop of a file
+    decoded at full size equals torchvision's of a Pillow image in the same box.
 
     Attributes:
       size: pixels of a side of the square, 1..8192.
@@ -136,8 +135,8 @@ class HostRandomResizedCrop(Canvas):
     def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         height, width = decode.size(data)
         box = random_box(seed, height, width, self.scale, self.ratio)
-        # The least short side at which the box has `size` pixels in both ways, also after the
-        # sides of the decoded image are rounded up.
+        # The least short side at which the box is `size` pixels high and wide, even after the
+        # decoder has rounded up the sides of the image.
         enough = -(-min(height, width) * self.size // min(box.height, box.width)) + 1
         pixels = decode.decode(
             data, channels=channels, min_side=enough, rows=box.top + box.height
@@ -156,7 +155,7 @@ class HostRandomResizedCrop(Canvas):
         )
         side = (self.size, self.size)
         resample = _filter(self.interpolation)
-        return np.atleast_3d(np.asarray(_image(cut).resize(side, resample, box=part)))
+        return decode.pixels_of(_image(cut).resize(side, resample, box=part))
 
     def evaluation(self) -> CenterSquare:
         return CenterSquare(
@@ -166,10 +165,9 @@ class HostRandomResizedCrop(Canvas):
 
 @dataclasses.dataclass(kw_only=True)
 class Letterbox(Canvas):
-    """The whole image in its own shape: its long side is resized, and the rest of the square,
-    one half on each side of the image, is filled.
+    """The whole image in its own shape, resized to fit the square and centred on a grey fill.
 
-    Nothing is cut off: a crop, if there is to be one, is made on the device.
+    Nothing is cut off; transforms on the device may still crop.
 
     Attributes:
       size: pixels of a side of the square, 1..8192.
@@ -187,11 +185,10 @@ class Letterbox(Canvas):
         width = max(round(image.width * self.size / long), 1)
         height = max(round(image.height * self.size / long), 1)
         resized = image.resize((width, height), _filter(self.interpolation))
+        pixels = decode.pixels_of(resized)
         placed = np.full(self.shape(channels), self.fill, np.uint8)
         top, left = (self.size - height) // 2, (self.size - width) // 2
-        placed[top : top + height, left : left + width] = np.atleast_3d(
-            np.asarray(resized)
-        )
+        placed[top : top + height, left : left + width] = pixels
         return placed
 
 
@@ -212,9 +209,8 @@ def random_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """Draws a box as torchvision's RandomResizedCrop does: ten tries, of which the first that
-    fits is taken. If none fits, the box is the middle of the image, cut to the nearest ratio
-    that is allowed.
+    """Draws a box as torchvision's RandomResizedCrop does: the first of ten tries that fits. If
+    none fits, the box is the middle of the image, cut to the nearest ratio allowed.
 
     Args:
       seed: 0 <= seed < 2**64, the key of the counter-based generator Philox, whose raw words
@@ -236,23 +232,16 @@ def random_box(
         box_width = round(math.sqrt(area * aspect))
         box_height = round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            return Box(
-                top=int(down * (height - box_height + 1)),
-                left=int(across * (width - box_width + 1)),
-                height=box_height,
-                width=box_width,
-            )
+            top = int(down * (height - box_height + 1))
+            left = int(across * (width - box_width + 1))
+            return Box(top, left, box_height, box_width)
     box_height, box_width = height, width
     if width / height < ratio[0]:
         box_height = max(round(width / ratio[0]), 1)
     elif width / height > ratio[1]:
         box_width = max(round(height * ratio[1]), 1)
-    return Box(
-        top=(height - box_height) // 2,
-        left=(width - box_width) // 2,
-        height=box_height,
-        width=box_width,
-    )
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    return Box(top, left, box_height, box_width)
 
 
 def _image(pixels: np.ndarray) -> Image.Image:

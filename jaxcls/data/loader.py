@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxcls.data import order
 from jaxcls.data.dataset import Dataset
-from jaxcls.data.sampling import Draws, Sampling
+from jaxcls.data.sampling import Sampling, strata_of
 from jaxcls.data.sources import Batch, Source, naming_failures
 from jaxcls.data.workers import Batches, Workers
 from jaxcls.errors import UserError
@@ -149,13 +149,18 @@ class TrainBatches:
             raise ValueError(
                 f"batch_size {batch_size} does not divide among {num_hosts} hosts."
             )
+        sampling = sampling or Sampling()
+        if batch_size % sampling.repeats:
+            raise ValueError(
+                f"batch_size {batch_size} is no multiple of data.sampling.repeats "
+                f"{sampling.repeats}."
+            )
         self.source = source
         self.seed = seed
         self.batch_size = batch_size
         self.num_steps = num_steps
-        self._draws = Draws(
-            source, sampling or Sampling(), seed=seed, batch_size=batch_size
-        )
+        self._repeats = sampling.repeats
+        self._strata = strata_of(source, sampling)
         rows = batch_size // num_hosts
         self.host_rows = slice(host * rows, (host + 1) * rows)
 
@@ -164,7 +169,11 @@ class TrainBatches:
 
     def ids(self, step: int) -> np.ndarray:
         """Returns the records of this host's rows of step `step`: int64 [rows]."""
-        return self._draws.ids(step)[self.host_rows]
+        size, strata = len(self.source), self._strata
+        ids = order.record_ids(
+            self.seed, step, self.batch_size, size, strata=strata, repeats=self._repeats
+        )
+        return ids[self.host_rows]
 
     def __getitem__(self, step: int) -> Batch:
         seeds = order.row_seeds(self.seed, step, self.batch_size)[self.host_rows]

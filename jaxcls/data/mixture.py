@@ -11,7 +11,12 @@ from jaxcls.data.opening import open_split
 from jaxcls.data.order import Strata
 from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.errors import UserError
-from jaxcls.options import AboveZero
+from jaxcls.options import AboveZero, options
+
+SET_BY_MIXTURE = frozenset(
+    "workers threads prefetch placement sampling.balance sampling.repeats".split()
+)
+"""Options that the datasets of a mixture leave to it."""
 
 
 class MixedSource(Source):
@@ -47,16 +52,15 @@ class MixedSource(Source):
         return int(self._starts[-1])
 
     def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
-        indices = np.asarray(indices)
         parts = np.searchsorted(self._starts, indices, side="right") - 1
         rows, batches = [], []
         for part in np.unique(parts):
             chosen = np.flatnonzero(parts == part)
-            own = indices[chosen] - self._starts[part]
             seeds = None if row_seeds is None else row_seeds[chosen]
-            rows.append(chosen)
+            own = indices[chosen] - self._starts[part]
             batch = self._sources[part].gather(own, seeds)
             batches.append({"mask": np.ones(len(chosen), bool), **batch})
+            rows.append(chosen)
         back = np.argsort(np.concatenate(rows))
         return {
             name: np.concatenate([batch[name] for batch in batches])[back]
@@ -110,20 +114,11 @@ class Mixture(Dataset):
                 "the weights of a Mixture say how often its images are drawn: leave out "
                 "data.sampling.balance, and give data.sampling.limit to its datasets."
             )
-        defaults = {f.name: f.default for f in dataclasses.fields(Dataset)}
         for index, dataset in enumerate(self.datasets):
-            changed = [
-                name
-                for name in ("workers", "threads", "prefetch", "placement")
-                if getattr(dataset, name) != defaults[name]
-            ]
-            changed += [
-                f"sampling.{name}"
-                for name, default in (("balance", False), ("repeats", 1))
-                if getattr(dataset.sampling, name) != default
-            ]
-            if changed:
-                raise UserError(
-                    f"data.datasets[{index}].{changed[0]} is not read: set data.{changed[0]} "
-                    "of the Mixture."
-                )
+            for name, (owner, value) in options(dataset).items():
+                default = getattr(type(owner), name.rpartition(".")[2], value)
+                if name in SET_BY_MIXTURE and value != default:
+                    raise UserError(
+                        f"data.datasets[{index}].{name} is not read: set data.{name} of the "
+                        "Mixture."
+                    )

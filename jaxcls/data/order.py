@@ -116,27 +116,40 @@ def record_ids(
     step: int,
     batch_size: int,
     num_records: int,
+    *,
     strata: Strata | None = None,
+    repeats: int = 1,
 ) -> np.ndarray:
     """Returns the records of global step `step`, in row order: int64 [batch_size].
 
     Args:
       seed: the run's seed.
       step: 0 for the first step of the run.
-      batch_size: images in a step over all hosts; at most num_records.
+      batch_size: images in a step over all hosts; at most num_records, and a multiple of
+        `repeats`.
       num_records: the size of the training set. Up to LARGEST_ARRAY the order of an epoch is
         exactly uniform; beyond that it is one of the permutations of `enciphered`.
       strata: parts of the records with a share of the draws each; None draws every record once
         an epoch.
+      repeats: copies of each record in a batch.
     """
-    steps = steps_per_epoch(num_records, batch_size)
+    different = batch_size // repeats
+    steps = steps_per_epoch(num_records, different)
     epoch, batch = divmod(step, steps)
-    places = slice(batch * batch_size, (batch + 1) * batch_size)
+    places = slice(batch * different, (batch + 1) * different)
     if strata is not None:
-        return _stratified_epoch(strata, seed, epoch, steps * batch_size)[places]
-    if num_records <= LARGEST_ARRAY:
-        return epoch_permutation(seed, epoch, num_records)[places]
-    return enciphered(seed, epoch, num_records, np.arange(places.start, places.stop))
+        ids = _stratified_epoch(strata, seed, epoch, steps * different)[places]
+    elif num_records <= LARGEST_ARRAY:
+        ids = epoch_permutation(seed, epoch, num_records)[places]
+    else:
+        every_place = np.arange(places.start, places.stop)
+        ids = enciphered(seed, epoch, num_records, every_place)
+    if repeats == 1:
+        return ids
+    # What is dealt by place in the batch, or mixed with the next row, must not always be the
+    # same for the copies of a record.
+    shuffled = permutation(philox(seed, step, ROWS), batch_size)
+    return np.repeat(ids, repeats)[shuffled]
 
 
 def enciphered(

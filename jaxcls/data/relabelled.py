@@ -25,21 +25,17 @@ def with_class_names(source: Source, class_names: tuple[str, ...]) -> Source:
     unknown = [name for name in names if name not in set(class_names)]
     if unknown:
         raise UserError(
-            f"{source!r} has {_named(unknown)}, unknown in training."
+            f"{source!r} has classes unknown in training: {enumerated(unknown)}."
             f"{did_you_mean(unknown[0], class_names)} Training has "
             f"{count(len(class_names), 'class', 'classes')}: {enumerated(class_names)}."
         )
     missing = [name for name in class_names if name not in set(names)]
     if missing:
         say(
-            f"{source!r} has no images of {_named(missing)}; labels are those of training"
+            f"{source!r} has no images of {enumerated(missing)}; labels are those of "
+            "training"
         )
     return Relabelled(source, class_names)
-
-
-def _named(names: list[str]) -> str:
-    """Returns "class a", or "classes a, b"."""
-    return f"class{'es' if len(names) > 1 else ''} {enumerated(names)}"
 
 
 class Relabelled(Source):

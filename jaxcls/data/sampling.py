@@ -1,10 +1,5 @@
-"""Other ways through a training set than each record once an epoch.
-
-    draws = Draws(source, Sampling(balance=True, repeats=3), seed=0, batch_size=126)
-    draws.ids(7)  # the records of step 7: int64 [126]
-
-As in order.py, the records of a step are a pure function of the seed and the step.
-"""
+"""Options for other ways through a training set than each record once an epoch, and what
+they need to know of its labels. The drawing itself is in order.py."""
 
 import dataclasses
 from typing import Annotated
@@ -39,49 +34,12 @@ class Sampling:
     limit_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
 
 
-class Draws:
-    """Which records make up each step of a run."""
-
-    def __init__(
-        self, source: Source, sampling: Sampling, *, seed: int, batch_size: int
-    ):
-        """Prepares to draw.
-
-        Args:
-          source: the training set, to which sampling.limit has been applied.
-          sampling: how it is drawn.
-          seed: the run's seed.
-          batch_size: images in a step over all hosts.
-
-        Raises:
-          ValueError: if the copies of a record do not divide the batch.
-        """
-        if batch_size % sampling.repeats:
-            raise ValueError(
-                f"batch_size {batch_size} is no multiple of data.sampling.repeats "
-                f"{sampling.repeats}."
-            )
-        self._seed = seed
-        self._batch_size = batch_size
-        self._repeats = sampling.repeats
-        self._num_records = len(source)
-        self._strata = source.strata
-        if sampling.balance:
-            classes = records_by_class(one_label_each(source))
-            self._strata = order.Strata(classes, [1.0] * len(classes))
-
-    def ids(self, step: int) -> np.ndarray:
-        """Returns the records of global step `step`, in row order: int64 [batch_size]."""
-        different = self._batch_size // self._repeats
-        ids = order.record_ids(
-            self._seed, step, different, self._num_records, self._strata
-        )
-        if self._repeats == 1:
-            return ids
-        # What is dealt by place in the batch, or mixed with the next row, must not always be
-        # the same for the copies of a record.
-        bits = order.philox(self._seed, step, order.ROWS)
-        return np.repeat(ids, self._repeats)[order.permutation(bits, self._batch_size)]
+def strata_of(source: Source, sampling: Sampling) -> order.Strata | None:
+    """Returns the parts of a training set that get a fixed share of the draws each, if any."""
+    if not sampling.balance:
+        return source.strata
+    classes = records_by_class(one_label_each(source))
+    return order.Strata(classes, [1.0] * len(classes))
 
 
 def known_labels(source: Source) -> np.ndarray:

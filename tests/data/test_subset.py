@@ -127,7 +127,7 @@ def test_a_class_that_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> 
     with_class_names(numbered(5, names="ab"), tuple("cba"))
     said = capsys.readouterr().err
     assert said == (
-        "note: from-0(5 images 1x1x1) has no images of class c; labels are those of "
+        "note: from-0(5 images 1x1x1) has no images of c; labels are those of "
         "training\n"
     )
     with_class_names(numbered(5, names="ab"), tuple("ba"))
@@ -143,7 +143,7 @@ def test_a_class_that_training_does_not_know_is_an_error() -> None:
             ("bird", "cat", "dog"),
         )
     assert str(error.value) == (
-        "t(2 images 1x1x1) has class dogs, unknown in training. Did you mean 'dog'? Training "
+        "t(2 images 1x1x1) has classes unknown in training: dogs. Did you mean 'dog'? Training "
         "has 3 classes: bird, cat, dog."
     )
 

@@ -12,7 +12,7 @@ A batch has four arrays, one row each for what this host loads:
     "mask"   bool [rows], False where there is no image: padding, or one that cannot be read
     "id"     int64 [rows], the record; -1 for padding. It stays on the host.
 
-Only NumPy is used here: a worker process never initialises a JAX backend.
+This file uses NumPy alone: a worker process never initialises a JAX backend.
 """
 
 import os
@@ -31,7 +31,7 @@ from jaxcls.errors import UserError
 def load_rows(
     source: Source, ids: np.ndarray, row_seeds: np.ndarray | None = None
 ) -> Batch:
-    """Returns the records `ids` [n] as one batch, after checking them.
+    """Loads records as one batch and checks it.
 
     Args:
       source: the records.
@@ -42,8 +42,8 @@ def load_rows(
       "image", "label", "mask" and "id", see above.
 
     Raises:
-      RuntimeError: naming the source and what is wrong with which record. One that the source
-        raises itself passes as it is: a sentence that names the file.
+      RuntimeError: naming the source, the record and what is wrong with it. One that the
+        source raises passes unchanged: it is a sentence that names the file.
     """
     some = ", ".join(map(str, ids[:3]))
     with naming_failures(f"records {some}, ... of {source!r}"):
@@ -75,10 +75,10 @@ def load_rows(
 
 
 def _checked_labels(source: Source, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the labels of the records `ids` as a batch has them.
+    """Returns the labels of the records `ids` in the type that a batch has.
 
     Raises:
-      RuntimeError: naming the source, if they are no labels of its classes.
+      RuntimeError: naming the source, if they do not fit its classes.
     """
     n, num_classes = len(ids), len(source.class_names)
     if np.issubdtype(labels.dtype, np.integer) and labels.shape == (n,):
@@ -128,7 +128,7 @@ class TrainBatches:
         """Makes the sequence for host `host` of `num_hosts`.
 
         Args:
-          source: the training set; sampling.limit has been applied to it.
+          source: the training set, after sampling.limit.
           seed: the run's seed.
           batch_size: images in a step over all hosts.
           num_steps: length of the sequence.
@@ -183,8 +183,8 @@ class TrainBatches:
 class EvalBatches:
     """A split in its own order, every record in exactly one batch.
 
-    All batches have `rows` rows on this host: where the records run out, they are filled with
-    zeros and masked False.
+    All batches have `rows` rows on this host. Rows beyond the last record are zeros with mask
+    False.
     """
 
     def __init__(
@@ -219,15 +219,12 @@ class EvalBatches:
         first = index * self.batch_size
         end = min(first + self.batch_size, len(self.source))
         ids = np.arange(first, end)[self.first_row : self.first_row + self.rows]
-        num_padded = self.rows - len(ids)
         # A host whose rows are all padding still needs the shape of an image.
         batch = load_rows(self.source, ids if len(ids) else np.array([first]))
-        padded = {
-            name: np.pad(
-                values[: len(ids)], [(0, num_padded)] + [(0, 0)] * (values.ndim - 1)
-            )
-            for name, values in batch.items()
-        }
+        padded = {}
+        for name, values in batch.items():
+            padded[name] = np.zeros((self.rows, *values.shape[1:]), values.dtype)
+            padded[name][: len(ids)] = values[: len(ids)]
         padded["id"][len(ids) :] = -1
         return padded
 
@@ -236,8 +233,7 @@ class Loader:
     """Runs a sequence of batches ahead of its reader, in threads or worker processes.
 
     The batches and their order do not depend on `workers` or `threads`. Use it in a `with`
-    statement: leaving it ends the worker processes. They also end by themselves when the
-    trainer is killed.
+    statement: leaving it ends the worker processes. They also end when the trainer is killed.
     """
 
     def __init__(
@@ -294,7 +290,7 @@ class Loader:
             self.close()
             raise UserError(str(error)) from error  # load_rows says what to mend
         except BaseException:
-            self.close()  # what comes next is not the next batch: it is half read, or lost
+            self.close()  # the next batch is half read, or lost
             raise
 
     def __enter__(self) -> "Loader":
@@ -318,13 +314,9 @@ def available_cores() -> int:
 
 
 def start_loader(
-    batches: TrainBatches | EvalBatches,
-    data: Dataset,
-    *,
-    start: int = 0,
-    repeat: bool = False,
+    batches: Batches, data: Dataset, *, start: int = 0, repeat: bool = False
 ) -> Loader:
-    """Returns a Loader that works as a config's dataset says; other arguments as Loader's."""
+    """Returns a Loader with the options of a config's dataset."""
     return Loader(
         batches,
         start=start,

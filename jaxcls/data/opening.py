@@ -1,4 +1,4 @@
-"""Opens the two splits of a dataset, and looks at their first records before a run begins."""
+"""Opens the splits of a dataset, and looks at their first records before a run begins."""
 
 import dataclasses
 
@@ -53,11 +53,11 @@ def open_splits(data: Dataset) -> tuple[OpenSplit, OpenSplit]:
 
 
 def open_split(data: Dataset, split: Split) -> Source:
-    """Returns the records of one split of a dataset; of the training split those that
+    """Opens one split of a dataset; of the training split the records that
     data.sampling.limit leaves.
 
     Raises:
-      UserError: if it cannot be opened, or what it gives is no Source.
+      UserError: if it cannot be opened, or is no Source.
     """
     source = data.source(split)
     if not isinstance(source, Source):
@@ -66,7 +66,7 @@ def open_split(data: Dataset, split: Split) -> Source:
             "subclass of jaxcls.data.Source."
         )
     if split == "train":
-        _say_enlarged(source)
+        _note_enlarged(source)
     limit = data.sampling.limit
     if split == "test" or limit is None:
         return source
@@ -76,15 +76,15 @@ def open_split(data: Dataset, split: Split) -> Source:
     return Subset(source, chosen, name)
 
 
-def _say_enlarged(source: Source) -> None:
-    """Says so if images become more than twice as large, judging by the first one: they take
-    the time of large ones, and hold no more."""
+def _note_enlarged(source: Source) -> None:
+    """Notes that images become more than twice as large, judging by the first one: they take
+    the time of large ones, and show no more."""
     if not isinstance(source, DecodedSource) or not len(source):
         return
     try:
         height, width = image_size(source.encoded.read(0))
     except (BadImage, OSError):
-        return  # who loads it says so
+        return  # loading it will say so
     short = min(height, width)
     rows, columns, _ = source.canvas.shape(source.channels)
     if 2 * short < min(rows, columns):
@@ -95,7 +95,7 @@ def _say_enlarged(source: Source) -> None:
 
 
 def _open(data: Dataset, split: Split) -> OpenSplit:
-    """Opens one split, checks what it says of itself, and loads its first record."""
+    """Opens one split, checks its size and class names, and loads its first record."""
     try:
         source = open_split(data, split)
         size, names = len(source), list(source.class_names)

@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 
 LARGEST_ARRAY = 2**22
-"""Records up to which the order of an epoch is an array: 32 MB and half a second for each, in
-every process that loads. Orders of larger sets are computed where they are looked at."""
+"""The most records whose order in an epoch is an array: 32 MB and half a second for each epoch,
+in every process that loads. The order of a larger set is computed place by place."""
 
-# What random words are for: each use has a range of the counter of its own, so that no two
-# uses share words, whatever their keys.
+# The uses of random numbers. Each has a range of the counter of its own, so that no two share
+# numbers, whatever their keys.
 ORDER, ROW_SEEDS, STRATUM, OFFSET, ROWS, LIMIT, CIPHER = range(7)
 
 
 def philox(seed: int, index: int, use: int, stratum: int = 0) -> np.random.Philox:
     """Returns the counter-based generator Philox (Salmon et al. 2011, "Parallel random
-    numbers: as easy as 1, 2, 3"), whose raw words NumPy promises for ever.
+    numbers: as easy as 1, 2, 3"), whose raw 64-bit numbers NumPy promises for ever.
 
     Args:
       seed: 0 <= seed < 2**64; with `index` the key.
-      index: what the words belong to, an epoch or a step.
+      index: an epoch or a step.
       use: ORDER and so on.
-      stratum: a part of the records, where each has words of its own.
+      stratum: a part of the records, where each has numbers of its own.
     """
     return np.random.Philox(
         key=np.array([seed, index], np.uint64),
@@ -37,12 +37,12 @@ def philox(seed: int, index: int, use: int, stratum: int = 0) -> np.random.Philo
 
 
 def permutation(bits: np.random.Philox, size: int) -> np.ndarray:
-    """Returns a uniform permutation, int64 [size]: it sorts one 64-bit word for each place.
-    NumPy does not promise what its own shuffles make of the words."""
+    """Returns a uniform permutation, int64 [size]: the order of one 64-bit number for each
+    place. NumPy does not promise that its own shuffles stay the same."""
     return np.argsort(bits.random_raw(size), kind="stable")
 
 
-# The steps of an epoch share its order; batches are made ahead, so that epochs overlap.
+# The steps of an epoch share its order. Batches are loaded ahead, so that epochs overlap.
 @functools.lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
     """Returns the order of all records in one epoch: a uniform permutation, int64 [n].
@@ -58,23 +58,23 @@ def epoch_permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """Returns the whole batches in an epoch; the n mod batch_size records left over in one
-    epoch's order are left out of that epoch (other ones in each epoch)."""
+    """Returns the number of whole batches in an epoch. The n mod batch_size records at the end
+    of an epoch's order are left out, other ones in each epoch."""
     return num_records // batch_size
 
 
 class Strata:
-    """Records in groups, each with a share of the draws.
+    """Parts of the records (classes, datasets), each with a fixed share of the draws.
 
     Takes arrays of the size of the training set, in every process that loads.
     """
 
     def __init__(self, members: Sequence[np.ndarray], shares: Sequence[float]):
-        """Makes groups.
+        """Makes the parts.
 
         Args:
-          members: the records of each, int64 [n_i], n_i >= 1.
-          shares: of the draws, above 0; only their ratios matter.
+          members: the records of each part, int64 [n_i], n_i >= 1.
+          shares: their shares of the draws, above 0; only the ratios matter.
         """
         self._members = members
         edges = np.cumsum(shares, dtype=np.float64)
@@ -83,29 +83,28 @@ class Strata:
     def draw(self, seed: int, epoch: int, size: int) -> np.ndarray:
         """Returns the records of an epoch of `size` draws, int64 [size].
 
-        Each group gets its share of them to within one draw; which groups get the draws that do
-        not divide changes from epoch to epoch, in proportion to the shares. No record of a
-        group comes again before all of it have come.
+        Each part gets its share to within one draw. The parts that get the draws left over
+        change from epoch to epoch, in proportion to the shares. No record of a part comes again
+        before all of them have come.
         """
-        word = int(philox(seed, epoch, OFFSET).random_raw())
-        offset = (word + 0.5) / 2**64
-        # Draws lie evenly in 0..1, at (i + offset) / size: a group has those up to its edge.
+        offset = (int(philox(seed, epoch, OFFSET).random_raw()) + 0.5) / 2**64
+        # Draws lie evenly in 0..1, at (i + offset) / size: a part has those up to its edge.
         ends = np.ceil(self._edges * size - offset).astype(np.int64)
         ends[-1] = size
-        counts = np.diff(ends, prepend=0)
-        drawn = np.empty(size, np.int64)
-        for group, members in enumerate(self._members):
-            count, end = counts[group], ends[group]
-            if count:
-                rounds = -(-count // len(members))
-                bits = philox(seed, epoch, STRATUM, group)
-                words = bits.random_raw(rounds * len(members)).reshape(rounds, -1)
-                places = np.argsort(words, axis=1, kind="stable").ravel()[:count]
-                drawn[end - count : end] = members[places]
-        return drawn[epoch_permutation(seed, epoch, size)]
+        counts = np.diff(ends, prepend=0).tolist()
+        drawn = []
+        for part, members in enumerate(self._members):
+            shape = (
+                -(-counts[part] // len(members)),
+                len(members),
+            )  # rounds over all of them
+            keys = philox(seed, epoch, STRATUM, part).random_raw(math.prod(shape))
+            places = np.argsort(keys.reshape(shape), axis=1, kind="stable").ravel()
+            drawn.append(members[places[: counts[part]]])
+        return np.concatenate(drawn)[epoch_permutation(seed, epoch, size)]
 
 
-# The steps of an epoch share its draws, too.
+# The steps of an epoch share its draws.
 @functools.lru_cache(maxsize=4)
 def _stratified_epoch(strata: Strata, seed: int, epoch: int, size: int) -> np.ndarray:
     return strata.draw(seed, epoch, size)
@@ -146,8 +145,8 @@ def record_ids(
         ids = enciphered(seed, epoch, num_records, every_place)
     if repeats == 1:
         return ids
-    # What is dealt by place in the batch, or mixed with the next row, must not always be the
-    # same for the copies of a record.
+    # Some transforms deal by place in the batch, or mix a row with the next: they must not
+    # always treat the copies of a record alike.
     shuffled = permutation(philox(seed, step, ROWS), batch_size)
     return np.repeat(ids, repeats)[shuffled]
 
@@ -155,13 +154,12 @@ def record_ids(
 def enciphered(
     seed: int, epoch: int, num_records: int, places: np.ndarray
 ) -> np.ndarray:
-    """Returns what a keyed permutation of 0..n-1 has at some places, without an array of n.
+    """Returns the values of a keyed permutation of 0..n-1 at some places, without an array of n.
 
-    The places are numbers of a rectangle at least as large as n, left + rows * right. A
-    generalised Feistel network (Black and Rogaway 2002, "Ciphers with arbitrary finite
-    domains") adds in turns a keyed hash of one half to the other, which can be undone and so
-    permutes the rectangle. Numbers beyond n go round again until they lie below: that
-    permutes 0..n-1.
+    A place is left + rows * right, a cell of a rectangle of at least n cells. A generalised
+    Feistel network (Black and Rogaway 2002, "Ciphers with arbitrary finite domains") adds a
+    keyed hash of one half to the other, in turns; that can be undone, and so permutes the
+    rectangle. Numbers beyond n go round again until they lie below, which permutes 0..n-1.
 
     Args:
       seed: 0 <= seed < 2**64; with `epoch` the key.
@@ -188,16 +186,16 @@ def enciphered(
 
 
 def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Returns a word for each value, uint64: the last steps of SplitMix64 (Steele et al. 2014,
+    """Returns a hash of each value, uint64: the last steps of SplitMix64 (Steele et al. 2014,
     "Fast splittable pseudorandom number generators")."""
-    words = values + key
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    hashes = values + key
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
 
 
 def row_seeds(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Returns a seed for each row of a global step, for what is drawn on the host: uint64
-    [batch_size], independent of the order."""
+    """Returns a seed for each row of a global step, for draws on the host: uint64 [batch_size],
+    independent of the order."""
     seeds: Any = philox(seed, step, ROW_SEEDS).random_raw(batch_size)
     return seeds

@@ -1,4 +1,4 @@
-"""A source by the class names of another one: how a split is evaluated."""
+"""A source with the class names of another one: evaluation counts in the classes of training."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from jaxcls.errors import UserError, did_you_mean
 
 
 def with_class_names(source: Source, class_names: tuple[str, ...]) -> Source:
-    """Returns a split that is evaluated, its labels by the class names of training.
+    """Returns a split for evaluation, with the class names of training.
 
-    Says on stderr which of these it has none of.
+    Notes on stderr which of them have no images.
 
     Args:
       source: the split.
-      class_names: of training.
+      class_names: those of training.
 
     Raises:
       UserError: if it has a class that training does not know.
@@ -42,7 +42,7 @@ class Relabelled(Source):
     """A source whose labels are indices into class names in another order, or more of them."""
 
     def __init__(self, source: Source, class_names: tuple[str, ...]):
-        """Takes `class_names`, among which are all of the source."""
+        """Takes `class_names`, which include all of the source."""
         self._source, self.class_names = source, class_names
         place = {name: index for index, name in enumerate(class_names)}
         self._new = np.array([place[name] for name in source.class_names], np.int32)
@@ -58,13 +58,13 @@ class Relabelled(Source):
         return {**batch, "label": self._relabelled(batch["label"])}
 
     def _relabelled(self, labels: np.ndarray) -> np.ndarray:
-        """Returns labels, int [n] or ones and zeros [n, classes], by the new class names."""
+        """Returns labels, int [n] or ones and zeros [n, classes], with the new class names."""
         if labels.ndim == 2:
             columns = np.zeros((len(labels), len(self.class_names)), labels.dtype)
             columns[:, self._new] = labels
             return columns
         known = (labels >= 0) & (labels < len(self._new))
-        # One that is wrong stays so: who loads it says which record it is.
+        # A wrong label stays wrong: the loader names its record.
         return np.where(known, self._new[np.where(known, labels, 0)], -1)
 
     def explain(self, index: int) -> str | None:

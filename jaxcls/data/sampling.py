@@ -1,5 +1,7 @@
-"""Options for other ways through a training set than each record once an epoch, and what
-they need to know of its labels. The drawing itself is in order.py."""
+"""Other ways through a training set than each record once an epoch.
+
+Here are the options and what they need to know of the labels; order.py draws.
+"""
 
 import dataclasses
 from typing import Annotated
@@ -92,7 +94,7 @@ def few_of_each_class(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     Args:
       labels: int [n].
       limit: 1 or more; the records of a smaller one are among those of a larger one.
-      seed: of the choice, 0 <= seed < 2**64.
+      seed: decides the choice, 0 <= seed < 2**64.
     """
     chosen = []
     for number, members in enumerate(records_by_class(labels)):

@@ -1,10 +1,10 @@
-"""Worker processes that load batches, in turns, each ahead of its turn.
+"""Worker processes that load batches in turns, each ahead of its turn.
 
 Worker w of n loads the batches w, w + n, w + 2 n, ... and writes them into a pipe of its own:
-a few words on the arrays, then their bytes. The reader goes round the pipes, so that the order
-does not depend on which worker is the fastest, and reads the bytes to where they stay: 3 ms for
-64 images of 224 pixels. Nothing lies in /dev/shm, nothing is to be freed: a worker can be
-killed at any time, and is.
+the layout of the arrays, then their bytes. The reader goes round the pipes, so that the order
+does not depend on the speed of the workers, and reads the bytes to their final place: 3 ms for
+64 images of 224 pixels. Nothing lies in /dev/shm and nothing needs to be freed: a worker can be
+killed at any time, and close() does so.
 
 The processes import NumPy and what the source needs, but not jax.
 """
@@ -46,7 +46,7 @@ class Batches(Protocol):
 class Workers:
     """An iterator over batches that worker processes load.
 
-    Close it to end them. They also end when the process that made it ends, however it does.
+    Close it to end them. They also end when the process that made it ends, in whatever way.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Workers:
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._reading = threading.RLock()
-        # Before multiprocessing ends the processes itself, by a signal that they hold back.
+        # Runs before multiprocessing would end the processes by a signal that they hold back.
         multiprocessing.util.Finalize(
             self, _kill, args=(self._processes,), exitpriority=1
         )
         context = multiprocessing.get_context("spawn")
-        pickled = cloudpickle.dumps(batches)  # what lies in the main module, by value
-        # The trainer alone decides what a signal means, and needs them to finish its step.
+        pickled = cloudpickle.dumps(batches)  # by value what the main module defines
+        # The trainer alone decides what a signal means, and needs the workers to finish its step.
         with held_back(signal.SIGINT, signal.SIGTERM), _main_module_hidden():
             for worker in range(workers):
                 ours, theirs = context.Pipe(duplex=False)
@@ -92,7 +92,7 @@ class Workers:
                 self._pipes.append(ours)
                 process.start()
                 self._processes.append(process)
-                theirs.close()  # or the end of the process would not be the pipe's
+                theirs.close()  # otherwise the pipe would not end with the process
         self._in_turn: Iterator[Connection] = itertools.cycle(self._pipes)
         if not repeat:
             self._in_turn = itertools.islice(self._in_turn, len(steps))
@@ -105,7 +105,7 @@ class Workers:
 
         Raises:
           StopIteration: after the last one.
-          RuntimeError: with the words of one that loading the batch raised.
+          RuntimeError: with the message of one that loading the batch raised.
           multiprocessing.ProcessError: with the traceback of any other exception.
           UserError: if the process was killed.
         """
@@ -122,7 +122,7 @@ class Workers:
     def close(self) -> None:
         """Ends the processes at once. Can be called twice, and while another thread waits for
         a batch."""
-        _kill(self._processes)  # who waits for one of them meets the end of its pipe
+        _kill(self._processes)  # a thread that waits for one meets the end of its pipe
         with self._reading:
             self._in_turn = iter(())
             for pipe in self._pipes:
@@ -131,23 +131,22 @@ class Workers:
 
 @contextlib.contextmanager
 def held_back(*signals: signal.Signals) -> Iterator[None]:
-    """Delays signals to the end of the block, and gives processes started inside a mask that
-    holds them back for good.
+    """Delays signals to the end of the block. Processes started inside never receive them.
 
-    Ctrl-C and a scheduler's SIGTERM reach the whole process group, but what to do about them
-    is up to the process that started the others.
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the process that started
+    the others decides what to do about them.
     """
     came: list[int] = []
     handlers = {}
-    # The mask below is that of this thread: the signal may reach another one (a BLAS library
-    # has some), and Python would still run its handler here, between any two lines.
+    # The mask below covers this thread alone. Another one may receive the signal (a BLAS library
+    # has some), and Python would still run the handler here, between any two lines.
     if threading.current_thread() is threading.main_thread():
         for number in signals:
             if signal.getsignal(number) is not None:
                 handlers[number] = signal.signal(
                     number, lambda number, _: came.append(number)
                 )
-    # Started first, because where it is started it lets the signals through again.
+    # Starts first, because its start lets the signals through again.
     multiprocessing.resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -161,13 +160,13 @@ def held_back(*signals: signal.Signals) -> Iterator[None]:
 
 
 def _kill(processes: list[SpawnProcess]) -> None:
-    """Ends processes that only read, and so leave nothing half done; empties the list."""
+    """Ends processes, which only read and so leave nothing half done; empties the list."""
     for process in processes:
         process.kill()
     while processes:
         process = processes.pop()
         process.join()
-        process.close()  # or its files would stay open until it is collected
+        process.close()  # otherwise its files would stay open until it is collected
 
 
 def _read(pipe: Connection) -> Batch:
@@ -210,9 +209,9 @@ def _work(
     threads: int,
     prefetch: int,
 ) -> None:
-    """What a worker process does: loads the batches of its turns, and writes them."""
+    """Loads the batches of a worker's turns and writes them into its pipe."""
     _end_with_parent()
-    # Should the source import jax: it shall not take the accelerators from the trainer.
+    # A source that imports jax must not take the accelerators from the trainer.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["JAX_PLATFORMS"] = "cpu"
     with contextlib.suppress(ConnectionError):
@@ -233,7 +232,7 @@ def _work(
 def _ahead(
     batches: Batches, steps: Iterable[int], threads: int, prefetch: int
 ) -> Iterator[Batch]:
-    """Yields batches[step] for each step, of which threads load up to `prefetch` ahead."""
+    """Yields batches[step] for each step; threads load up to `prefetch` of them ahead."""
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -263,9 +262,9 @@ def _end_with_parent() -> None:
 def _main_module_hidden() -> Iterator[None]:
     """Keeps processes started inside from running the main script a second time.
 
-    multiprocessing's spawn imports the parent's main module in every child, which repeats
-    the training of a script without `if __name__ == "__main__"`. Nothing needs it: cloudpickle
-    sends what lies in the main module by value.
+    multiprocessing's spawn imports the parent's main module in every child, which would repeat
+    the training of a script without `if __name__ == "__main__"`. Nothing needs that import:
+    cloudpickle sends what the main module defines by value.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

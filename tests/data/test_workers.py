@@ -1,3 +1,5 @@
+"""Signals wait while processes start."""
+
 import os
 import signal
 import threading

@@ -1,6 +1,5 @@
 """What a network sees in images before it decides: the input of its last layer."""
 
-import collections
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import EvalBatches, start_loader
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
-from jaxcls.inference.forward import Forward, apply_deterministic
+from jaxcls.inference.forward import Forward, apply_deterministic, run_ahead
 from jaxcls.models.network import Network
 from jaxcls.report.progress import say
 
@@ -77,29 +76,27 @@ def compute_features(
     )
     bad = BadImages(source, "train", say=say)
     parts, labels = [], []
-    in_flight: collections.deque[tuple[Any, np.ndarray]] = collections.deque()
-
-    def wait_for_one() -> None:
-        values, mask = in_flight.popleft()
-        parts.append(jax.device_get(values)[mask])
-
     with start_loader(batches, config.data) as loader:
-        for loaded in tqdm(
+        shown = tqdm(
             bad.watched(loader),
             total=len(batches),
             desc="features",
             unit="batch",
             leave=False,
             disable=not sys.stderr.isatty(),
-        ):
-            images = parallel.put_batch(mesh, {"image": loaded["image"]})["image"]
-            in_flight.append((step(variables, images), loaded["mask"]))
+        )
+        dispatched = (
+            (
+                step(
+                    variables, parallel.put_batch(mesh, {"image": b["image"]})["image"]
+                ),
+                b,
+            )
+            for b in shown
+        )
+        for values, loaded in run_ahead(dispatched):
+            parts.append(jax.device_get(values)[loaded["mask"]])
             labels.append(loaded["label"][loaded["mask"]])
-            # Two batches ahead of the devices keep them busy; more would only fill memory.
-            if len(in_flight) > 2:
-                wait_for_one()
-    while in_flight:
-        wait_for_one()
     found = np.concatenate(parts)
     if not np.isfinite(found).all():
         raise UserError(

@@ -1,10 +1,11 @@
 """A config bound to its classes, image shape and devices: all that evaluation needs."""
 
+import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,19 +20,7 @@ from jaxcls.losses import Loss
 from jaxcls.metrics import EvalOutput, eval_output
 from jaxcls.parallel import batch_sharded, platform, replicated, with_sharding
 
-
-@dataclasses.dataclass
-class Compiled:
-    """A program for fixed shapes: calling it can never compile again.
-
-    Attributes:
-      call: the program.
-      seconds: spent turning Python into XLA's input, and then in XLA or in reading the result
-        of an earlier run from disk.
-    """
-
-    call: Any
-    seconds: tuple[float, float]
+Output = TypeVar("Output")
 
 
 @dataclasses.dataclass
@@ -40,14 +29,17 @@ class Traced:
 
     Attributes:
       lowered: XLA's input.
-      seconds: spent making it out of Python.
+      trace_seconds: spent making it out of Python.
+      compile_seconds: spent in XLA, or reading the result of an earlier run from disk; 0
+        before compile().
     """
 
     lowered: jax.stages.Lowered
-    seconds: float
+    trace_seconds: float
+    compile_seconds: float = 0.0
 
-    def compile(self, deterministic: bool = False) -> Compiled:
-        """Compiles, or reads the result of an earlier run from disk.
+    def compile(self, deterministic: bool = False) -> jax.stages.Compiled:
+        """Returns the program for its fixed shapes: calling it can never compile again.
 
         Args:
           deterministic: on GPUs leave out what depends on the order of threads.
@@ -55,7 +47,8 @@ class Traced:
         start = time.perf_counter()
         options: Any = {"xla_gpu_deterministic_ops": True} if deterministic else None
         compiled = self.lowered.compile(compiler_options=options)
-        return Compiled(compiled, (self.seconds, time.perf_counter() - start))
+        self.compile_seconds = time.perf_counter() - start
+        return compiled
 
 
 def trace(function: Any, *shapes: Any) -> Traced:
@@ -63,6 +56,17 @@ def trace(function: Any, *shapes: Any) -> Traced:
     start = time.perf_counter()
     lowered = function.lower(*shapes)
     return Traced(lowered, time.perf_counter() - start)
+
+
+def run_ahead(outputs: Iterator[Output]) -> Iterator[Output]:
+    """Yields what an iterator dispatches to the devices, two elements late: two batches keep
+    the devices busy while the host waits for the oldest; more would only fill memory."""
+    waiting: collections.deque[Output] = collections.deque()
+    for output in outputs:
+        waiting.append(output)
+        if len(waiting) > 2:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class Forward:

@@ -98,7 +98,7 @@ def sweep(
         )
     run = _opened(config, num_steps, low, high)
     program = run.program
-    step = program.trace_train_step().compile(config.deterministic).call
+    step = program.trace_train_step().compile(config.deterministic)
     state = run.initial_state()
     empty = jax.device_put(TrainMetrics.empty(), parallel.replicated(program.mesh))
     rates, losses = [], []

@@ -223,7 +223,7 @@ class Run:
         self._trace_moments()
         traced = program.trace_train_step(max(self.plan.call_lengths(0)))
         compiled = traced.compile(self.config.deterministic)
-        print(tables.compiled({"train step": compiled.seconds}))
+        print(tables.compiled(_seconds({"train step": traced})))
         shapes = program.state_shapes
         parts = {
             "parameters and batch statistics": (shapes.params, shapes.batch_stats),
@@ -231,7 +231,8 @@ class Run:
             "averaged weights": shapes.ema,
             **program.constant_shapes(),
         }
-        temporary = compiled.call.memory_analysis().temp_size_in_bytes
+        memory: Any = compiled.memory_analysis()
+        temporary = memory.temp_size_in_bytes
         print(tables.memory(parts, temporary))
         for name, curve in program.curves().items():
             print(tables.schedule(name, *curve), flush=True)
@@ -326,12 +327,13 @@ class Run:
         deterministic = self.config.deterministic
         steps = {n: one.compile(deterministic) for n, one in traced.items()}
         eval_step = traced_eval.compile(deterministic)
-        seconds = {
-            "train step" if n == 1 else f"{n} train steps": compiled.seconds
-            for n, compiled in steps.items()
+        names = ("train step" if n == 1 else f"{n} train steps" for n in traced)
+        programs = {
+            **dict(zip(names, traced.values(), strict=True)),
+            "eval step": traced_eval,
         }
-        print(tables.compiled({**seconds, "eval step": eval_step.seconds}), flush=True)
-        return {n: compiled.call for n, compiled in steps.items()}, eval_step.call
+        print(tables.compiled(_seconds(programs)), flush=True)
+        return steps, eval_step
 
     def _bad_images(self) -> BadImages:
         return BadImages(self.train_source, "train", say=say)
@@ -365,7 +367,7 @@ class Run:
         """Returns what estimates batch statistics, if the config asks for it."""
         if traced is None:
             return None
-        step = traced.compile(self.config.deterministic).call
+        step = traced.compile(self.config.deterministic)
         return stack.enter_context(Reestimate(step, self.train_source, self.program))
 
     def _print_plan(self) -> None:
@@ -420,3 +422,7 @@ def _peak_rate(config: Config) -> str:
         f"{peak} ({optimizer.learning_rate:g} per {optimizer.rate_per} images, "
         f"{optimizer.rate_scaling} scaling)"
     )
+
+
+def _seconds(programs: dict[str, Traced]) -> dict[str, tuple[float, float]]:
+    return {n: (p.trace_seconds, p.compile_seconds) for n, p in programs.items()}

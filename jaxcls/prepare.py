@@ -48,17 +48,18 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
+from jaxcls import options
 from jaxcls.data import create_dataset
 from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.encoded_images import Encoded, Images
-from jaxcls.data.file_lists import count, expanded, shown
+from jaxcls.data.file_lists import counted, expanded
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.records import INDEX, PLAN, VERSION, read_index
 from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.preparation import pool
 from jaxcls.data.sources import Source, Split
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, printable
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 SAMPLE = 16
@@ -336,7 +337,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another process writes records into {shown(str(folder))}: wait for it, "
+                    f"another process writes records into {folder}: wait for it, "
                     "or give another --out."
                 ) from None
         yield
@@ -347,7 +348,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _base(path: str) -> str:
     """Returns the folder of the data at `path`, "" for data without a path."""
     path = expanded(path) if path else ""
-    return shown(path if os.path.isdir(path) else os.path.dirname(path))
+    return printable(path if os.path.isdir(path) else os.path.dirname(path))
 
 
 def open_images(dataset: Dataset, split: Split) -> Encoded:
@@ -433,7 +434,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> bool:
         _check_same(folder, _read_json(folder / PLAN), plan)
     elif found:
         raise UserError(
-            f"{shown(str(folder))} is not empty and no records were begun there: give a new "
+            f"{folder} is not empty and no records were begun there: give a new "
             "folder as --out."
         )
     else:
@@ -451,7 +452,7 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
         changed = [name for name in changed if name != "records_per_file"]
     said = "; ".join(f"{n} was {old.get(n)!r} and is now {new[n]!r}" for n in changed)
     raise UserError(
-        f"{shown(str(folder))} holds records of something else ({said}): give "
+        f"{folder} holds records of something else ({said}): give "
         "another --out, or remove that folder."
     )
 
@@ -474,7 +475,7 @@ def make_file(
         contents = _finished(job, file, path)
         if contents is None:
             raise UserError(
-                f"{shown(str(path))} is not what was written there a moment ago: the disk is "
+                f"{path} is not what was written there a moment ago: the disk is "
                 "perhaps failing, give another --out."
             )
     else:
@@ -748,15 +749,13 @@ def verify(folder: str | Path, *, workers: int = 1) -> int:
     faults = [fault for i in range(len(files)) if (fault := results[i][0])]
     if faults:
         raise UserError(
-            f"{'; '.join(faults[:5])} ({len(faults)} of {count(len(files), 'file')}): copy what "
+            f"{'; '.join(faults[:5])} ({len(faults)} of {counted(len(files), 'file')}): copy what "
             "is damaged again, or make the records again in another folder."
         )
     found = [label for i in range(len(files)) for label in results[i][1]]
     expected = [tuple(x) if isinstance(x, list) else (x,) for x in labels]
     if found != expected:
-        raise UserError(
-            f"{shown(str(path))}/{INDEX} has other labels than the records have."
-        )
+        raise UserError(f"{path}/{INDEX} has other labels than the records have.")
     return len(labels)
 
 
@@ -874,7 +873,7 @@ def _dataset(name: str, arguments: Sequence[str]) -> Dataset:
             raise UserError(
                 f"--source.{match[1]} is of training and changes nothing here: leave it out."
             )
-    dataset.validate()
+    options.check(dataset, "data")
     return dataset
 
 
@@ -927,14 +926,14 @@ def _run(ours: argparse.Namespace, others: Sequence[str]) -> int:
         if others:
             raise UserError(f"unknown argument '{others[0]}'. See --help.")
         records = verify(ours.path, workers=workers)
-        print(f"{ours.path}: {count(records, 'record')}, all as its {INDEX} says")
+        print(f"{ours.path}: {counted(records, 'record')}, all as its {INDEX} says")
         return 0
     dataset = _dataset(ours.source, others)
     if ours.command == "check":
         found = check(dataset, ours.report, workers=workers)
         good = found.formats.total()
         names = f" ({ours.report} names each)" if found.bad else ""
-        print(f"{count(good, 'good image')}, {len(found.bad):,} bad{names}")
+        print(f"{counted(good, 'good image')}, {len(found.bad):,} bad{names}")
         for title in ("formats", "modes", "sizes"):
             counter: collections.Counter[str] = getattr(found, title)
             some = ", ".join(
@@ -958,8 +957,8 @@ def _run(ours: argparse.Namespace, others: Sequence[str]) -> int:
         left_out = len(part["left_out"])
         note = f", {left_out:,} left out (see {INDEX})" if left_out else ""
         print(
-            f"{split}: {count(len(part['labels']), 'image')} in "
-            f"{count(len(part['files']), 'file')}, {megabytes:,.1f} MB{note}"
+            f"{split}: {counted(len(part['labels']), 'image')} in "
+            f"{counted(len(part['files']), 'file')}, {megabytes:,.1f} MB{note}"
         )
     return 0
 

@@ -36,6 +36,3 @@ class Dataset(abc.ABC):
     @abc.abstractmethod
     def source(self, split: Split) -> Source:
         """Opens the records of one split."""
-
-    def validate(self) -> None:  # noqa: B027 (not every dataset has such rules)
-        """Raises UserError for options that do not go together."""

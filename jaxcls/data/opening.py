@@ -8,7 +8,7 @@ from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage
 from jaxcls.data.decode import size as image_size
 from jaxcls.data.encoded_images import DecodedSource
-from jaxcls.data.file_lists import say
+from jaxcls.data.file_lists import note
 from jaxcls.data.loader import load_rows
 from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sampling import few_of_each_class, one_label_each
@@ -88,7 +88,7 @@ def _note_enlarged(source: Source) -> None:
     short = min(height, width)
     rows, columns, _ = source.canvas.shape(source.channels)
     if 2 * short < min(rows, columns):
-        say(
+        note(
             f"the first training image is {height} x {width}, and images become {rows} x "
             f"{columns}: --config.data.canvas.size={short} does not enlarge it."
         )

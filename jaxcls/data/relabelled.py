@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxcls.data.file_lists import count, enumerated, say
+from jaxcls.data.file_lists import counted, enumerated, note
 from jaxcls.data.sources import Batch, Source
 from jaxcls.errors import UserError, did_you_mean
 
@@ -27,11 +27,11 @@ def with_class_names(source: Source, class_names: tuple[str, ...]) -> Source:
         raise UserError(
             f"{source!r} has classes unknown in training: {enumerated(unknown)}."
             f"{did_you_mean(unknown[0], class_names)} Training has "
-            f"{count(len(class_names), 'class', 'classes')}: {enumerated(class_names)}."
+            f"{counted(len(class_names), 'class', 'classes')}: {enumerated(class_names)}."
         )
     missing = [name for name in class_names if name not in set(names)]
     if missing:
-        say(
+        note(
             f"{source!r} has no images of {enumerated(missing)}; labels are those of "
             "training"
         )

@@ -17,7 +17,7 @@ from jaxcls.data.formats import shards
 from jaxcls.data.formats.digits import Digits
 from jaxcls.data.formats.folder import ImageFolder
 from jaxcls.data.formats.manifest import Manifest
-from jaxcls.data.formats.records import EncodedRecords, Records
+from jaxcls.data.formats.records import RecordFiles, Records
 from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop
 from jaxcls.data.loader import EvalBatches, Loader
 from jaxcls.errors import UserError
@@ -408,7 +408,7 @@ class TestRemote:
 
 
 def test_an_encoded_reads_without_an_index_given(jpegs: Path) -> None:
-    encoded = EncodedRecords(jpegs, "test")
+    encoded = RecordFiles(jpegs, "test")
     assert len(encoded) == 6 and os.fspath(jpegs) not in repr(encoded)
 
 

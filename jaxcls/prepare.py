@@ -48,16 +48,17 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from jaxcls.data.datasets import create_dataset
+from jaxcls import options
+from jaxcls.data import create_dataset
+from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage, decode
-from jaxcls.data.encoded import Encoded
-from jaxcls.data.encoded_images import Images
+from jaxcls.data.encoded_images import Encoded, Images
 from jaxcls.data.file_lists import counted, expanded
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.records import INDEX, PLAN, VERSION, read_index
 from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.preparation import pool
-from jaxcls.data.sources import Dataset, Source, Split
+from jaxcls.data.sources import Source, Split
 from jaxcls.errors import UserError, printable
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -117,25 +118,23 @@ class Making:
         return simplejpeg.encode_jpeg(pixels, self.quality, "RGB", "420"), None
 
 
-class ArrayImages:
+class ArrayImages(Encoded):
     """A source of pixels as PNGs, without loss: what is written for files works for it too."""
 
     def __init__(self, source: Source):
         self._source = source
         self.class_names = tuple(source.class_names)
-        labels = getattr(source, "labels", None)
-        if labels is None:
-            labels = [int(source[index]["label"]) for index in range(len(source))]
-        self.labels = np.asarray(labels)
+        if source.labels is None:
+            every = range(len(source))
+            self.labels = np.array([int(source[index]["label"]) for index in every])
+        else:
+            self.labels = np.asarray(source.labels)
         height, width, self.channels = source[0]["image"].shape
         self.side = min(height, width)
         if self.channels not in (1, 3):
             raise UserError(
                 f"{source!r} has images of {self.channels} channels; records hold 1 or 3."
             )
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def read(self, index: int) -> bytes:
         try:
@@ -168,7 +167,7 @@ class Job:
 
     folder: Path
     base: str
-    splits: dict[Split, Encoded | ArrayImages]
+    splits: dict[Split, Encoded]
     make: Making
     skip: bool
 
@@ -352,7 +351,7 @@ def _base(path: str) -> str:
     return printable(path if os.path.isdir(path) else os.path.dirname(path))
 
 
-def open_images(dataset: Dataset, split: Split) -> Encoded | ArrayImages:
+def open_images(dataset: Dataset, split: Split) -> Encoded:
     """Returns the images of a split as files, be they files or arrays.
 
     Raises:
@@ -404,9 +403,7 @@ def _records_per_file(job: Job, split: Split, file_bytes: float) -> int:
     return max(1, int(file_bytes // np.mean(lengths))) if count else 1
 
 
-def _files(
-    per_file: dict[Split, int], splits: dict[Split, Encoded | ArrayImages]
-) -> list[File]:
+def _files(per_file: dict[Split, int], splits: dict[Split, Encoded]) -> list[File]:
     """Returns the files to make: equal parts of each split, in order."""
     files = []
     for split, images in splits.items():
@@ -647,7 +644,7 @@ class Findings:
 
 
 def scan(
-    splits: dict[Split, Encoded | ArrayImages],
+    splits: dict[Split, Encoded],
     part: tuple[Split, int, int],
     progress: pool.Progress,
 ) -> Findings:
@@ -876,7 +873,7 @@ def _dataset(name: str, arguments: Sequence[str]) -> Dataset:
             raise UserError(
                 f"--source.{match[1]} is of training and changes nothing here: leave it out."
             )
-    dataset.validate()
+    options.check(dataset, "data")
     return dataset
 
 

@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxcls.data.encoded import Encoded
-from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.encoded_images import DecodedSource, Encoded
 from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.host_crop import HostRandomResizedCrop

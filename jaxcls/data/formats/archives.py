@@ -24,8 +24,9 @@ from typing import IO, ClassVar, Literal
 
 import numpy as np
 
+from jaxcls.data.dataset import Dataset
 from jaxcls.data.file_lists import expanded, explaining
-from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls.data.sources import ArraySource, Split
 from jaxcls.download import fetch
 from jaxcls.errors import UserError
 

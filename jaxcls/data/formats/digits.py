@@ -7,7 +7,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls.data.dataset import Dataset
+from jaxcls.data.sources import ArraySource, Split
 
 
 @dataclasses.dataclass(kw_only=True)

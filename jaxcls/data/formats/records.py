@@ -36,7 +36,7 @@ from jaxcls.data.file_lists import expanded, explaining, require
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.image_list import ImageList
 from jaxcls.data.host_crop import CenterSquare
-from jaxcls.data.sources import Record, Source, Split
+from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, printable
 
@@ -139,34 +139,33 @@ def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
         ) from None
 
 
-class RawRecords(RecordFiles):
+class RawRecords(RecordFiles, Source):
     """Records whose images are pixels, as a Source: nothing is decoded."""
+
+    labels: np.ndarray
 
     def __init__(self, folder: Path, split: Split, index: dict[str, Any] | None = None):
         index = read_index(folder) if index is None else index
         super().__init__(folder, split, index)
         self.shape = tuple(index["shape"])  # height, width, channels
 
-    def __getitem__(self, index: int) -> Record:
-        batch = self.gather(np.array([index]))
-        return {"image": batch["image"][0], "label": batch["label"][0]}
-
-    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the records `ids` (int [n]) as one batch: "image" uint8 [n, height, width,
-        channels] and "label", int32 [n] or uint8 [n, classes].
+    def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
+        """Loads several records at once; the labels are int32 [n] or uint8 [n, classes].
 
         Raises:
           RuntimeError: naming the file that is damaged.
         """
-        images = np.empty((len(ids), *self.shape), np.uint8)
+        images = np.empty((len(indices), *self.shape), np.uint8)
         size = int(np.prod(self.shape))
         try:
-            records = self.records(ids)
+            records = self.records(indices)
         except OSError as error:
             raise RuntimeError(str(error)) from None
-        for row, record in zip(images.reshape(len(ids), size), records, strict=True):
+        for row, record in zip(
+            images.reshape(len(indices), size), records, strict=True
+        ):
             row[:] = np.frombuffer(record, np.uint8, size, len(record) - size)
-        return {"image": images, "label": self.labels[ids]}
+        return {"image": images, "label": self.labels[indices]}
 
 
 @dataclasses.dataclass(kw_only=True)

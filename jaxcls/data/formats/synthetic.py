@@ -7,7 +7,8 @@ import numpy as np
 from annotated_types import Interval
 
 from jaxcls import options
-from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls.data.dataset import Dataset
+from jaxcls.data.sources import ArraySource, Split
 from jaxcls.errors import UserError
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from jaxcls.data.interrupts import held_back
+from jaxcls.data.workers import held_back
 from jaxcls.errors import UserError
 
 Task = TypeVar("Task")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxcls.data.dataset import Dataset
 from jaxcls.data.formats.archives import (
     Archive,
     Cifar10,
@@ -19,7 +20,6 @@ from jaxcls.data.formats.archives import (
     Mnist,
     read_idx,
 )
-from jaxcls.data.sources import Dataset
 from jaxcls.errors import UserError
 
 RECORDS = 20

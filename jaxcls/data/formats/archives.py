@@ -218,7 +218,7 @@ class Mnist(Dataset):
             return ArraySource(name, images[..., None], labels, self.class_names)
 
     def _found(self, name: str) -> Path:
-        """Returns where one of the four files lies."""
+        """Returns the path of one of the four files."""
         kind = type(self).__name__
         archive = Archive(kind.lower(), f"{self.url}/{name}.gz", self.sha256[name])
         given = expanded(self.path) if self.path else ""
@@ -346,8 +346,8 @@ def _located(given: str, archive: Archive, places: Iterable[str], lacks: str) ->
     Args:
       given: data.path: the file, a folder, or "" to take it from the cache.
       archive: the file.
-      places: where it, or what is in it, may lie in the folder.
-      lacks: what a folder without any of these lacks.
+      places: paths in the folder where the file, or what was in it, may lie.
+      lacks: what a folder has if none of these is there, "no train-images-idx3-ubyte.gz".
     """
     if not given:
         return fetch(archive)

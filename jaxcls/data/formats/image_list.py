@@ -112,23 +112,19 @@ def chosen_feature(
       UserError: if there is none, or several and the option does not say which.
     """
     given = getattr(dataset, option)
-    what = f"feature of type {kind.__name__}"
     fitting = [name for name, value in features.items() if isinstance(value, kind)]
     possible = list(features) if given and any_kind else fitting
     if given in possible:
         return given
     if not given and len(fitting) == 1:
         return fitting[0]
-    if given:
-        fault = f"data.{option} is '{given}', but {dataset.name} has no such {what}."
-        fault += did_you_mean(given, possible)
-    else:
-        fault = (
-            f"{dataset.name} must have a {what}, and one alone if data.{option} does not say "
-            "which."
-        )
+    what = f"feature of type {kind.__name__}"
+    fault = f"data.{option} is '{given}', but {dataset.name} has no such {what}."
+    if not given:
+        fault = f"{dataset.name} must have a {what}, one alone if data.{option} does not say which."
+    hint = did_you_mean(given, possible) if given else ""
     raise UserError(
-        f"{fault} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
+        f"{fault}{hint} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
     )
 
 

@@ -158,7 +158,7 @@ def _require_folder(folder: str, purpose: str) -> None:
 
 
 def _in_order(names: Iterable[str], folder: str) -> list[str]:
-    """Returns synsets in the order of the logits, after checking that all are some."""
+    """Returns synsets in the order of the logits; raises UserError for other names."""
     present = set(names)
     synsets = list(imagenet_classes())
     unknown = sorted(present.difference(synsets))
@@ -177,7 +177,7 @@ def image_number(name: str) -> int | None:
 
 
 def read_validation_list(path: str) -> dict[int, str]:
-    """Reads the classes of the validation images from any of the lists that are about.
+    """Reads the classes of the validation images from any of the lists in circulation.
 
     A line is one of
 

@@ -14,7 +14,8 @@ from jaxcls.data.sources import Source, Split
 class Dataset(abc.ABC):
     """A dataset of a config, and how its batches are loaded.
 
-    A dataset of your own is a subclass whose `source` returns a Source; see there.
+    A dataset of your own is a dataclass(kw_only=True) that extends this one and whose `source`
+    returns a Source; jaxcls/data/sources.py says what that needs.
 
     Attributes:
       workers: processes that load batches, 0..256; 0 loads them in threads of the trainer.

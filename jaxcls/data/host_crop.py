@@ -235,11 +235,8 @@ def random_box(
             top = int(down * (height - box_height + 1))
             left = int(across * (width - box_width + 1))
             return Box(top, left, box_height, box_width)
-    box_height, box_width = height, width
-    if width / height < ratio[0]:
-        box_height = max(round(width / ratio[0]), 1)
-    elif width / height > ratio[1]:
-        box_width = max(round(height * ratio[1]), 1)
+    box_height = min(height, max(round(width / ratio[0]), 1))
+    box_width = min(width, max(round(height * ratio[1]), 1))
     top, left = (height - box_height) // 2, (width - box_width) // 2
     return Box(top, left, box_height, box_width)
 

@@ -32,8 +32,8 @@ class Record(TypedDict):
 class Source(abc.ABC):
     """A random-access sequence of records, whose images all have one shape.
 
-    A source of your own needs no more than this, or `gather` in the place of `__getitem__`
-    where loading many records at once is faster:
+    A source of your own defines this; `gather` may take the place of `__getitem__` where loading
+    many records at once is faster:
 
         class Faces(Source):
             class_names = ("frown", "smile")
@@ -69,7 +69,7 @@ class Source(abc.ABC):
     def __getitem__(self, index: int) -> Record:
         """Loads one record."""
         if type(self).gather is Source.gather:
-            raise NotImplementedError("a source has to define __getitem__ or gather")
+            raise NotImplementedError("a source must define __getitem__ or gather")
         batch = self.gather(np.array([index]))
         label = batch["label"][0]
         return {
@@ -100,7 +100,7 @@ class Source(abc.ABC):
         }
 
     def explain(self, index: int) -> str | None:
-        """Returns which image a record is, and why it cannot be read; None if it can."""
+        """Names the image of a record and says why it cannot be read; None if it can."""
         return f"record {index} of {self!r}"
 
 

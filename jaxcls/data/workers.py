@@ -170,15 +170,11 @@ def _kill(processes: list[SpawnProcess]) -> None:
 
 
 def _read(pipe: Connection) -> Batch:
-    """Reads what a worker process writes next: a batch, or what it failed with."""
-    kind, content = pipe.recv()
-    if kind == "mistake":
-        raise RuntimeError(content)
-    if kind == "failure":
-        raise multiprocessing.ProcessError(
-            f"a process that loads data failed:\n{content}"
-        )
-    batch = {name: np.empty(shape, dtype) for name, shape, dtype in content}
+    """Reads what a worker process writes next: a batch, or the error that it failed with."""
+    layout = pipe.recv()
+    if isinstance(layout, Exception):
+        raise layout
+    batch = {name: np.empty(shape, dtype) for name, shape, dtype in layout}
     for array in batch.values():
         left = array.data.cast("B")
         while left:  # Connection.recv_bytes would copy the bytes twice
@@ -192,8 +188,7 @@ def _read(pipe: Connection) -> Batch:
 def _write(pipe: Connection, batch: Batch) -> None:
     """Writes a batch, as _read reads it."""
     arrays = {name: np.ascontiguousarray(array) for name, array in batch.items()}
-    layout = [(name, array.shape, array.dtype) for name, array in arrays.items()]
-    pipe.send(("batch", layout))
+    pipe.send([(name, array.shape, array.dtype) for name, array in arrays.items()])
     for array in arrays.values():
         left = array.data.cast("B")
         while left:
@@ -224,9 +219,10 @@ def _work(
         except ConnectionError:
             raise
         except RuntimeError as error:
-            pipe.send(("mistake", str(error)))
+            pipe.send(RuntimeError(str(error)))  # subclasses may not survive pickling
         except Exception:
-            pipe.send(("failure", traceback.format_exc()))
+            report = f"a process that loads data failed:\n{traceback.format_exc()}"
+            pipe.send(multiprocessing.ProcessError(report))
 
 
 def _ahead(

@@ -59,7 +59,7 @@ def test_a_source_without_records_says_what_it_lacks() -> None:
     class Empty(Squares):
         __getitem__ = Source.__getitem__
 
-    with pytest.raises(RuntimeError, match="has to define __getitem__ or gather"):
+    with pytest.raises(RuntimeError, match="must define __getitem__ or gather"):
         Empty().gather(np.array([3]))
     with pytest.raises(TypeError, match="abstract class"):
         Source()  # type: ignore[abstract]

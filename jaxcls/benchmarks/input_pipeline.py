@@ -35,9 +35,9 @@ from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.host_crop import HostRandomResizedCrop
 from jaxcls.data.loader import Loader, TrainBatches, available_cores
+from jaxcls.data.preparation.writer import write_records
 from jaxcls.data.sources import ArraySource, Source
 from jaxcls.errors import UserError
-from jaxcls.prepare import write_records
 
 TURNS = 5
 BATCH = 10

@@ -1,0 +1,171 @@
+"""Looks for images that cannot be read, and for record files that are damaged."""
+
+import collections
+import dataclasses
+import functools
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from jaxcls.data.decode import BadImage, decode
+from jaxcls.data.encoded import Encoded
+from jaxcls.data.file_lists import count, expanded, shown
+from jaxcls.data.formats import shards
+from jaxcls.data.formats.records import INDEX, read_index
+from jaxcls.data.preparation import pool
+from jaxcls.data.preparation.images import ArrayImages, open_images
+from jaxcls.data.preparation.writer import check_ranges, write_text
+from jaxcls.data.sources import Dataset, Split
+from jaxcls.errors import UserError
+
+IMAGES_PER_TASK = 64
+
+
+@dataclasses.dataclass
+class Findings:
+    """What `check` finds.
+
+    Attributes:
+      bad: the split, path and reason of each image that cannot be read.
+      good: how many images can be read, for each (file format, mode in Pillow,
+        "WIDTHxHEIGHT").
+    """
+
+    bad: list[dict[str, str]]
+    good: collections.Counter[tuple[str, str, str]]
+
+    def counts(self) -> dict[str, collections.Counter[str]]:
+        """Returns how many images are of each format, of each mode and of each size."""
+        counts: dict[str, collections.Counter[str]] = {
+            name: collections.Counter() for name in ("formats", "modes", "sizes")
+        }
+        for kind, number in self.good.items():
+            for counter, value in zip(counts.values(), kind, strict=True):
+                counter[value] += number
+        return counts
+
+
+def check(dataset: Dataset, report: str | Path, *, workers: int = 1) -> Findings:
+    """Decodes every image of both splits and writes a report: a line of JSON for each image that
+    cannot be read, and a last line with counts.
+
+    Args:
+      dataset: the images.
+      report: the file to write.
+      workers: number of processes, 1..1024; see write_records.
+
+    Raises:
+      UserError: if the data cannot be opened, or the report cannot be written.
+    """
+    check_ranges(workers=(workers, 1, 1024))
+    splits = open_images(dataset)
+    images = sum(map(len, splits.values()))
+    tasks = [
+        (split, range(len(splits[split]))[first : first + IMAGES_PER_TASK])
+        for split in splits
+        for first in range(0, len(splits[split]), IMAGES_PER_TASK)
+    ]
+    found = Findings([], collections.Counter())
+    scan = functools.partial(_scan, splits)
+    results = pool.run(scan, tasks, workers=workers, images=images, title="check")
+    for _, part in sorted(results):
+        found.bad += part.bad
+        found.good += part.good
+    summary = {"images": images, "bad": len(found.bad)} | {
+        name: dict(counter.most_common()) for name, counter in found.counts().items()
+    }
+    lines = [json.dumps(line) + "\n" for line in (*found.bad, summary)]
+    write_text(Path(report), "".join(lines))
+    return found
+
+
+def _scan(
+    splits: dict[Split, Encoded | ArrayImages],
+    task: tuple[Split, range],
+    progress: pool.Progress,
+) -> Findings:
+    """Decodes some images, given as a split and positions in it."""
+    split, positions = task
+    images = splits[split]
+    found = Findings([], collections.Counter())
+    for position in positions:
+        try:
+            data = images.read(position)
+            decode(data)
+        except (BadImage, OSError) as error:
+            reason = str(getattr(error, "strerror", None) or error)
+            path = images.where(position)
+            found.bad.append({"split": split, "path": path, "reason": reason})
+        else:
+            with warnings.catch_warnings(action="ignore"):  # decode has its own limits
+                with Image.open(io.BytesIO(data)) as header:
+                    size = f"{header.width}x{header.height}"
+                    found.good[header.format or "unknown", header.mode, size] += 1
+        progress(1)
+    return found
+
+
+def verify(folder: str | Path, *, workers: int = 1) -> int:
+    """Reads all files of a folder of records through.
+
+    Args:
+      folder: the folder.
+      workers: number of processes, 1..1024; see write_records.
+
+    Returns:
+      The number of records.
+
+    Raises:
+      UserError: naming each file that is missing, damaged, or not what the index says.
+    """
+    check_ranges(workers=(workers, 1, 1024))
+    path = Path(expanded(str(folder)))
+    parts = read_index(path)["splits"].values()
+    files = [file for part in parts for file in part["files"]]
+    expected = [
+        tuple(label) if isinstance(label, list) else (label,)
+        for part in parts
+        for label in part["labels"]
+    ]
+    results = pool.run(
+        functools.partial(_read_through, path),
+        files,
+        workers=workers,
+        images=len(expected),
+        title="verify",
+    )
+    faults, labels = [], []
+    for _, (fault, labels_of_file) in sorted(results):
+        faults += [fault] if fault else []
+        labels += labels_of_file
+    if faults:
+        raise UserError(
+            f"{'; '.join(faults[:5])} ({len(faults)} of {count(len(files), 'file')}): copy what "
+            "is damaged again, or make the records again in another folder."
+        )
+    if labels != expected:
+        raise UserError(
+            f"{shown(str(path))}/{INDEX} has other labels than the records have."
+        )
+    return len(labels)
+
+
+def _read_through(
+    folder: Path, file: dict[str, Any], progress: pool.Progress
+) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    """Returns what is wrong with a file that an index names, "" if nothing, and its labels."""
+    path = folder / file["name"]
+    try:
+        contents = shards.inspect(path)
+    except FileNotFoundError:
+        return f"there is no file {path}", ()
+    except OSError as error:
+        return str(error), ()
+    progress(file["records"])
+    if contents.sha256 != file["sha256"]:
+        return f"{path} is damaged: its SHA-256 is not that of {INDEX}", ()
+    return "", contents.labels

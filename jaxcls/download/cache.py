@@ -14,6 +14,9 @@ from typing import BinaryIO, Protocol
 from jaxcls.download import network
 from jaxcls.errors import UserError
 
+ABANDONED = 3600
+"""Seconds after which a file that is not written to is abandoned: no download is silent so long."""
+
 
 class Published(Protocol):
     """A file that can be downloaded."""
@@ -134,7 +137,10 @@ def _download(wanted: Published, path: Path) -> None:
       OSError: if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    for part in path.parent.glob(f"{path.name}.*.part"):  # what killed downloads left
+        with contextlib.suppress(OSError):  # another process may remove it too
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()
     digest = hashlib.sha256()
     with _network(wanted, path):
         expected = wanted.sha256 or network.announced_hash(wanted.url)
@@ -190,14 +196,6 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Removes what killed downloads left; a live one is never silent for an hour."""
-    for part in path.parent.glob(f"{path.name}.*.part"):
-        with contextlib.suppress(OSError):  # another process may remove it too
-            if time.time() - part.stat().st_mtime > 3600:
-                part.unlink()
 
 
 def _writing(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -138,20 +138,18 @@ def verify(folder: str | Path, *, workers: int = 1) -> int:
         images=len(expected),
         title="verify",
     )
-    faults, labels = [], []
-    for _, (fault, labels_of_file) in sorted(results):
-        faults += [fault] if fault else []
-        labels += labels_of_file
+    read = [result for _, result in sorted(results)]
+    faults = [fault for fault, _ in read if fault]
     if faults:
         raise UserError(
             f"{'; '.join(faults[:5])} ({len(faults)} of {count(len(files), 'file')}): copy what "
             "is damaged again, or make the records again in another folder."
         )
-    if labels != expected:
+    if [label for _, labels in read for label in labels] != expected:
         raise UserError(
             f"{shown(str(path))}/{INDEX} has other labels than the records have."
         )
-    return len(labels)
+    return len(expected)
 
 
 def _read_through(

@@ -12,7 +12,6 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -69,25 +68,29 @@ def _run_in_processes(
     progress: Progress,
 ) -> Generator[tuple[int, Result], None, None]:
     context = multiprocessing.get_context("spawn")
-    processes = []
+    children = []
     waiting = iter(enumerate(tasks))
-    busy: dict[Connection, int] = {}  # the pipe to a process -> the index of its task
+    busy: dict[Any, int] = {}  # our end of a pipe -> the index of the task there
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(function, theirs), daemon=True
-            )
+            child = context.Process(target=_work, args=(function, theirs), daemon=True)
             with held_back(signal.SIGINT):
-                process.start()
+                child.start()
             theirs.close()
-            processes.append(process)
+            children.append(child)
             busy[ours], task = next(waiting)
             ours.send(task)
         while busy:
-            for connection in multiprocessing.connection.wait(list(busy)):
-                assert isinstance(connection, Connection)
-                kind, value = _received(connection)
+            ready: list[Any] = multiprocessing.connection.wait(list(busy))
+            for connection in ready:
+                try:
+                    kind, value = connection.recv()
+                except (EOFError, ConnectionError):
+                    raise UserError(
+                        "a process that works on images was killed, perhaps for want of "
+                        "memory: run the same command again, with fewer --workers."
+                    ) from None
                 if kind == "failure":
                     raise value
                 if kind == "progress":
@@ -100,25 +103,13 @@ def _run_in_processes(
                 else:
                     connection.close()  # which ends the process
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
-        for connection in busy:
-            connection.close()
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join()
 
 
-def _received(connection: Connection) -> tuple[str, Any]:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
-        raise UserError(
-            "a process that works on images was killed, perhaps for want of memory: run the "
-            "same command again, with fewer --workers."
-        ) from None
-
-
-def _work(function: Callable[[Any, Progress], Any], connection: Connection) -> None:
+def _work(function: Callable[[Any, Progress], Any], connection: Any) -> None:
     """Does tasks until no more come, or the process that sends them is gone."""
     last_sent = time.monotonic()
     not_sent = 0

@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ SAMPLE = 16
 """Number of images of a split that are converted to estimate how many fit into a file."""
 
 LeftOut = list[tuple[int, str]]
-"""Images that cannot be read: the position of each in its split, and the reason."""
+"""The position in its split of each image that cannot be read, and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,15 @@ class RecordFile:
     name: str
     first: int
     end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A complete file: what it holds, and the position and reason of each image left out."""
+
+    file: RecordFile
+    contents: shards.Contents
+    left_out: LeftOut
 
 
 def write_records(
@@ -200,7 +210,7 @@ def _records_per_file(job: Job, split: Split, file_bytes: float) -> int:
     count = len(job.splits[split])
     lengths, complaint = [], ""
     if shape := job.convert.shape:
-        lengths = [np.prod(shape)]
+        lengths = [math.prod(shape)]
     else:
         for position in range(0, count, max(1, count // SAMPLE)):
             try:
@@ -291,7 +301,7 @@ def write_text(path: Path, text: str) -> None:
 def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
     """Writes the files of a folder, and the index in place of the plan."""
     files = _files(job, plan["records_per_file"])
-    written: dict[int, tuple[shards.Contents, LeftOut]] = {}
+    written: dict[int, Written] = {}
     left_out: dict[Split, LeftOut] = {split: [] for split in SPLITS}
     results = pool.run(
         functools.partial(write_file, job),
@@ -303,25 +313,20 @@ def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
     try:
         for number, result in results:
             written[number] = result
-            split = files[number].split
-            left_out[split] += result[1]
+            split = result.file.split
+            left_out[split] += result.left_out
             _check_left_out(job, split, left_out[split])
     finally:
         results.close()
         shards.remove_abandoned(job.folder)
-    in_order = [(file, *written[number]) for number, file in enumerate(files)]
+    in_order = [written[number] for number in range(len(files))]
     shape = job.convert.shape
     index = {
         "version": VERSION,
         "format": job.convert.format,
         "shape": list(shape) if shape else None,
         "class_names": list(job.splits["train"].class_names),
-        "splits": {
-            split: _index_of(
-                job, split, [part for part in in_order if part[0].split == split]
-            )
-            for split in SPLITS
-        },
+        "splits": {split: _index_of(job, split, in_order) for split in SPLITS},
         "made_from": plan,
     }
     write_text(job.folder / INDEX, json.dumps(index) + "\n")
@@ -341,36 +346,31 @@ def _files(job: Job, records_per_file: dict[Split, int]) -> list[RecordFile]:
     return files
 
 
-def write_file(
-    job: Job, file: RecordFile, progress: pool.Progress
-) -> tuple[shards.Contents, LeftOut]:
+def write_file(job: Job, file: RecordFile, progress: pool.Progress) -> Written:
     """Writes one file, unless it is complete, and reads it through.
-
-    Returns:
-      What is in it, and which images were left out.
 
     Raises:
       UserError: if an image cannot be read and must not be left out, or the disk is full.
     """
     path = job.folder / file.name
     contents = _complete(job, file, path)
-    if contents is None:
+    if contents is not None:
+        progress(file.end - file.first)
+    else:
         shards.write(path, _items(job, file, progress))
         contents = _complete(job, file, path)
-        if contents is None:
-            raise UserError(
-                f"{shown(str(path))} is not what was written there a moment ago: the disk is "
-                "perhaps failing, give another --out."
-            )
-    else:
-        progress(file.end - file.first)
+    if contents is None:
+        raise UserError(
+            f"{shown(str(path))} is not what was written there a moment ago: the disk is "
+            "perhaps failing, give another --out."
+        )
     left_out = []
     for position in sorted({*range(file.first, file.end)} - {*contents.positions}):
         try:
             job.image(file.split, position)
         except BadImage as error:
             left_out.append((position, str(error)))
-    return contents, left_out
+    return Written(file, contents, left_out)
 
 
 def _complete(job: Job, file: RecordFile, path: Path) -> shards.Contents | None:
@@ -422,29 +422,28 @@ def _check_left_out(job: Job, split: Split, left_out: LeftOut) -> None:
         )
 
 
-def _index_of(
-    job: Job, split: Split, files: list[tuple[RecordFile, shards.Contents, LeftOut]]
-) -> dict[str, Any]:
+def _index_of(job: Job, split: Split, written: list[Written]) -> dict[str, Any]:
     """Returns what the index says of one split: see records.py."""
+    parts = [part for part in written if part.file.split == split]
     several_labels = job.splits[split].labels.ndim == 2
     return {
         "files": [
             {
-                "name": file.name,
-                "records": len(contents.positions),
-                "bytes": contents.bytes,
-                "sha256": contents.sha256,
+                "name": part.file.name,
+                "records": len(part.contents.positions),
+                "bytes": part.contents.bytes,
+                "sha256": part.contents.sha256,
             }
-            for file, contents, _ in files
+            for part in parts
         ],
         "labels": [
             list(labels) if several_labels else labels[0]
-            for _, contents, _ in files
-            for labels in contents.labels
+            for part in parts
+            for labels in part.contents.labels
         ],
         "left_out": [
             [job.name(split, position), reason]
-            for _, _, left_out in files
-            for position, reason in left_out
+            for part in parts
+            for position, reason in part.left_out
         ],
     }

@@ -28,14 +28,10 @@ verify reads record files through and compares them with their index.
 """
 
 import argparse
-import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcls import options
-from jaxcls.data.datasets import create_dataset
 from jaxcls.data.file_lists import count
 from jaxcls.data.formats.records import INDEX
 from jaxcls.data.preparation.checker import check, verify
@@ -87,24 +83,25 @@ def main(argv: Sequence[str]) -> int:
     given = vars(known)
     command = given.pop("command")
     try:
+        # Not at the top: the processes that work on images import this file, and need no JAX.
+        from jaxcls.config import source_options
+        from jaxcls.data.loader import available_cores
+
         if given.pop("help", False):
             print(commands[command].format_help())
             if "source" in given:
-                print(_describe(given["source"]))
+                print(source_options.describe(given["source"]))
             return 0
         for name in REQUIRED:
             if name in COMMANDS[command][2] and name not in given:
                 raise UserError(f"--{name} is missing. See --help.")
-        if "workers" not in given:
-            from jaxcls.data.loader import available_cores  # imports JAX
-
-            given["workers"] = available_cores()
+        given.setdefault("workers", available_cores())
         if command == "verify":
             return _verify(others, **given)
-        dataset = _dataset(given.pop("source"), others)
+        dataset = source_options.parse(given.pop("source"), others)
         return (_records if command == "records" else _check)(dataset, **given)
     except UserError as error:
-        print(f"error: {_about_source(str(error))}", file=sys.stderr)
+        print(f"error: {source_options.reworded(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was.", file=sys.stderr)
@@ -139,65 +136,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     return parser, commands
 
 
-def _dataset(name: str, arguments: Sequence[str]) -> Dataset:
-    """Returns the dataset `name` with its options set from "--source.OPTION=VALUE".
-
-    Raises:
-      UserError: for an unknown dataset, option or value.
-    """
-    from jaxcls.config.command_line import override  # imports JAX
-
-    dataset: Any = create_dataset(name)
-    for argument in arguments:
-        match = re.fullmatch(r"--source\.([^=]+)=(.*)", argument, re.DOTALL)
-        if match is None:
-            raise UserError(
-                f"unknown argument '{argument}': options of the dataset are written "
-                "--source.OPTION=VALUE. See --help."
-            )
-        override(dataset, match[1], match[2])
-        if _is_of_loading(match[1]):
-            raise UserError(
-                f"--source.{match[1]} is of training and changes nothing here: leave it out."
-            )
-    options.check(dataset, "--source")
-    return dataset
-
-
-def _is_of_loading(option: str) -> bool:
-    """Whether an option of a dataset is about how training loads it."""
-    of_all = {field.name for field in dataclasses.fields(Dataset)}
-    return option.partition(".")[0] in of_all | {"canvas", "cache_mb"}
-
-
-def _about_source(text: str) -> str:
-    """Turns a message about a recipe's data into one about --source."""
-    for theirs, ours in (
-        ("--config.data.", "--source."),
-        ("--config.", "--source."),
-        ("the recipe has no option", "the dataset has no option"),
-        ("--help with --config lists all", "--help with --source lists all"),
-    ):
-        text = text.replace(theirs, ours)
-    return text
-
-
-def _describe(name: str) -> str:
-    """Returns a table of the options of a dataset that make a difference here.
-
-    Raises:
-      UserError: if there is no such dataset.
-    """
-    from jaxcls.config.command_line import meaning  # imports JAX
-
-    lines = [f"options of --source {name}, with their values:"]
-    for option, (owner, value) in options.options(create_dataset(name)).items():
-        if not _is_of_loading(option):
-            lines.append(f"  --source.{option}={value!r}")
-            lines.append(f"      {meaning(type(owner), option.rpartition('.')[2])}")
-    return "\n".join(lines if len(lines) > 1 else [f"--source {name} has no options"])
-
-
 def _records(dataset: Dataset, **flags: Any) -> int:
     index = write_records(dataset, **flags)
     for split, part in index["splits"].items():
@@ -212,14 +150,15 @@ def _records(dataset: Dataset, **flags: Any) -> int:
 
 
 def _check(dataset: Dataset, report: str = "check.jsonl", **flags: Any) -> int:
-    found = check(dataset, report, **flags)
-    names = f" ({report} names each)" if found.bad else ""
-    print(f"{count(found.good.total(), 'good image')}, {len(found.bad):,} bad{names}")
-    for title, counter in found.counts().items():
-        most = ", ".join(f"{times:,} {name}" for name, times in counter.most_common(5))
-        more = f", ... ({len(counter):,} in all)" if len(counter) > 5 else ""
-        print(f"  {title}: {most}{more}")
-    return 2 if found.bad else 0
+    *bad, summary = check(dataset, report, **flags)
+    names = f" ({report} names each)" if bad else ""
+    good = summary["images"] - len(bad)
+    print(f"{count(good, 'good image')}, {len(bad):,} bad{names}")
+    for title in ("formats", "modes", "sizes"):
+        counts = [f"{number:,} {name}" for name, number in summary[title].items()]
+        more = f", ... ({len(counts):,} in all)" if len(counts) > 5 else ""
+        print(f"  {title}: {', '.join(counts[:5])}{more}")
+    return 2 if bad else 0
 
 
 def _verify(others: Sequence[str], path: str, **flags: Any) -> int:

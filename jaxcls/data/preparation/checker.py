@@ -1,7 +1,6 @@
 """Looks for images that cannot be read, and for record files that are damaged."""
 
 import collections
-import dataclasses
 import functools
 import io
 import json
@@ -24,39 +23,24 @@ from jaxcls.errors import UserError
 
 IMAGES_PER_TASK = 64
 
-
-@dataclasses.dataclass
-class Findings:
-    """What `check` finds.
-
-    Attributes:
-      bad: the split, path and reason of each image that cannot be read.
-      good: how many images can be read, for each (file format, mode in Pillow,
-        "WIDTHxHEIGHT").
-    """
-
-    bad: list[dict[str, str]]
-    good: collections.Counter[tuple[str, str, str]]
-
-    def counts(self) -> dict[str, collections.Counter[str]]:
-        """Returns how many images are of each format, of each mode and of each size."""
-        counts: dict[str, collections.Counter[str]] = {
-            name: collections.Counter() for name in ("formats", "modes", "sizes")
-        }
-        for kind, number in self.good.items():
-            for counter, value in zip(counts.values(), kind, strict=True):
-                counter[value] += number
-        return counts
+Kind = tuple[str, str, str]
+"""What an image is: its file format, its mode in Pillow, and "WIDTHxHEIGHT"."""
 
 
-def check(dataset: Dataset, report: str | Path, *, workers: int = 1) -> Findings:
-    """Decodes every image of both splits and writes a report: a line of JSON for each image that
-    cannot be read, and a last line with counts.
+def check(
+    dataset: Dataset, report: str | Path, *, workers: int = 1
+) -> list[dict[str, Any]]:
+    """Decodes every image of both splits and writes a report of JSON lines.
 
     Args:
       dataset: the images.
       report: the file to write.
       workers: number of processes, 1..1024; see write_records.
+
+    Returns:
+      The lines of the report. One line for each image that cannot be read: "split", "path" and
+      "reason". The last line counts: "images", "bad" ones among them, and how many of the others
+      are of each of the "formats", "modes" and "sizes", the most common first.
 
     Raises:
       UserError: if the data cannot be opened, or the report cannot be written.
@@ -69,29 +53,39 @@ def check(dataset: Dataset, report: str | Path, *, workers: int = 1) -> Findings
         for split in splits
         for first in range(0, len(splits[split]), IMAGES_PER_TASK)
     ]
-    found = Findings([], collections.Counter())
     scan = functools.partial(_scan, splits)
     results = pool.run(scan, tasks, workers=workers, images=images, title="check")
-    for _, part in sorted(results):
-        found.bad += part.bad
-        found.good += part.good
-    summary = {"images": images, "bad": len(found.bad)} | {
-        name: dict(counter.most_common()) for name, counter in found.counts().items()
-    }
-    lines = [json.dumps(line) + "\n" for line in (*found.bad, summary)]
-    write_text(Path(report), "".join(lines))
-    return found
+    lines: list[dict[str, Any]] = []
+    kinds: collections.Counter[Kind] = collections.Counter()
+    for _, (bad, kinds_of_task) in sorted(results):
+        lines += bad
+        kinds += kinds_of_task
+    summary: dict[str, Any] = {"images": images, "bad": len(lines)}
+    for place, name in enumerate(("formats", "modes", "sizes")):
+        counts: collections.Counter[str] = collections.Counter()
+        for kind, number in kinds.items():
+            counts[kind[place]] += number
+        summary[name] = dict(counts.most_common())
+    lines.append(summary)
+    write_text(Path(report), "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
 
 
 def _scan(
     splits: dict[Split, Encoded | ArrayImages],
     task: tuple[Split, range],
     progress: pool.Progress,
-) -> Findings:
-    """Decodes some images, given as a split and positions in it."""
+) -> tuple[list[dict[str, str]], collections.Counter[Kind]]:
+    """Decodes the images at some positions of a split.
+
+    Returns:
+      The lines of the report on those that cannot be read, and how many of the others are of
+      each kind.
+    """
     split, positions = task
     images = splits[split]
-    found = Findings([], collections.Counter())
+    bad = []
+    kinds: collections.Counter[Kind] = collections.Counter()
     for position in positions:
         try:
             data = images.read(position)
@@ -99,14 +93,14 @@ def _scan(
         except (BadImage, OSError) as error:
             reason = str(getattr(error, "strerror", None) or error)
             path = images.where(position)
-            found.bad.append({"split": split, "path": path, "reason": reason})
+            bad.append({"split": split, "path": path, "reason": reason})
         else:
             with warnings.catch_warnings(action="ignore"):  # decode has its own limits
                 with Image.open(io.BytesIO(data)) as header:
                     size = f"{header.width}x{header.height}"
-                    found.good[header.format or "unknown", header.mode, size] += 1
+                    kinds[header.format or "unknown", header.mode, size] += 1
         progress(1)
-    return found
+    return bad, kinds
 
 
 def verify(folder: str | Path, *, workers: int = 1) -> int:

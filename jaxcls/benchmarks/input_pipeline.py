@@ -1,7 +1,7 @@
 """Measures the input pipeline: `python -m jaxcls.benchmark input [--images DIR]`.
 
-All in one run, in turns; medians. The loaders stay open from turn to turn, and what they had
-ready at the beginning of one is not counted: neither is the start of processes. Prints
+One run measures everything, in turns, and prints medians. The loaders stay open from turn to
+turn: neither what they had ready when a turn began is counted, nor the start of processes. Prints
 
 * photographs, decoded and cropped at random to 224 pixels: bare, through the loader, and by
   torchvision and Pillow through PyTorch's DataLoader, where they are installed: to uint8, as
@@ -114,6 +114,22 @@ def in_turns(
     return {name: [turn[name] for turn in values[1:]] for name in measures}
 
 
+def compare_speeds(
+    batches: dict[str, Iterator[Any]], batch_size: int, count: int
+) -> dict[str, list[float]]:
+    """Measures iterators over batches in turns, prints the median speed of each, and returns
+    their speeds, turn by turn."""
+    speeds = in_turns(
+        {
+            name: functools.partial(speed, each, batch_size, count)
+            for name, each in batches.items()
+        }
+    )
+    for name, values in speeds.items():
+        print(f"  {name:32} {statistics.median(values):10,.0f} img/s")
+    return speeds
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Returns the median of the ratios, turn by turn."""
     return statistics.median(map(operator.truediv, ours, theirs))
@@ -157,7 +173,7 @@ def torch_loaded(paths: Sequence[Path], workers: int, floats: bool) -> Iterator[
     import torch
     from torchvision import transforms
 
-    # As it has it in worker processes: the arrays are so small that more only wait.
+    # PyTorch does the same in its worker processes: the arrays are too small for more threads.
     torch.set_num_threads(1)
     steps: list[Any] = [transforms.RandomResizedCrop(224)]
     if floats:
@@ -200,13 +216,7 @@ def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
             f"\n{len(paths)} photographs, RandomResizedCrop(224), batches of {BATCH}",
             flush=True,
         )
-        found = in_turns(
-            {
-                name: functools.partial(speed, each, BATCH, count)
-                for name, each in batches.items()
-            }
-        )
-    _print_medians(found)
+        found = compare_speeds(batches, BATCH, count)
     overhead = ratio(found["bare, 1 thread"], found["loader, 1 thread"]) - 1
     print(f"  -> the loader takes {overhead:.1%} more time than decoding alone")
     if not peers:
@@ -225,11 +235,6 @@ def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
             f"  -> {ours}: {float32:.2f} times as fast as torchvision float32, {place}; "
             f"{uint8:.2f} times as uint8"
         )
-
-
-def _print_medians(found: dict[str, list[float]]) -> None:
-    for name, values in found.items():
-        print(f"  {name:32} {statistics.median(values):10,.0f} img/s")
 
 
 def compare_records(folder: Path, size: int, images: int, batch: int) -> None:
@@ -251,13 +256,9 @@ def _compare_threads(title: str, source: Source, batch: int, count: int = 50) ->
     """Prints the speeds of loaders with one thread and with two."""
     print(f"\n{title}, batches of {batch}", flush=True)
     with loaded(source, batch, 0, 1) as one, loaded(source, batch, 0, 2) as two:
-        found = in_turns(
-            {
-                "loader, 1 thread": lambda: speed(one, batch, count),
-                "loader, 2 threads": lambda: speed(two, batch, count),
-            }
+        compare_speeds(
+            {"loader, 1 thread": one, "loader, 2 threads": two}, batch, count
         )
-    _print_medians(found)
 
 
 def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:

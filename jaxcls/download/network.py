@@ -18,7 +18,7 @@ from tqdm import tqdm
 import jaxcls
 
 TIMEOUT = 30
-"""Seconds without a byte after which a server is given up."""
+"""Seconds of silence after which a server is given up."""
 CHUNK = 1 << 20  # bytes
 HEADERS = {"User-Agent": f"jaxcls/{jaxcls.__version__}"}
 

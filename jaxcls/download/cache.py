@@ -15,7 +15,7 @@ from jaxcls.download import network
 from jaxcls.errors import UserError
 
 ABANDONED = 3600
-"""Seconds after which a file that is not written to is abandoned: no download is silent so long."""
+"""Seconds of silence after which a download has been killed: a live one ends by its timeout."""
 
 
 class Published(Protocol):

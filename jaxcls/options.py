@@ -96,7 +96,7 @@ def check(root: Any, path: str | None = None) -> None:
     fields = [
         (
             join(place, field.name),
-            hints(type(node))[field.name],
+            hints(node.__class__)[field.name],
             getattr(node, field.name),
         )
         for place, node in nodes(root, path)

@@ -34,7 +34,7 @@ from jaxcls.config.dataset_defaults import CIFAR10
 from jaxcls.data import Dataset, Manifest, Records, Sampling
 from jaxcls.data.preparation.writer import write_records
 from jaxcls.duration import Duration, epochs, fraction, steps
-from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import MODELS, Model
 from jaxcls.models.resnet import ResNet

@@ -389,7 +389,7 @@ def test_an_unreadable_file_is_named(few: Path, tmp_path: Path) -> None:
             skip=False,
             max_bad_share=0,
         )
-        file = writer.RecordFile("train", "x", 0, 6)
+        file = writer.RecordFile("train", "x", range(6))
         writer.write_file(job, file, lambda _: None)
     assert not list(tmp_path.glob("x*"))
 

@@ -81,16 +81,16 @@ class Job:
         """
         try:
             return self.convert(self.splits[split].read(position))
-        except (BadImage, OSError) as error:
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror or error})"
+        except BadImage as error:
             reason = str(error)
-            if isinstance(error, OSError):
-                reason = f"cannot be read ({error.strerror or error})"
-            if self.skip:
-                raise BadImage(reason) from None
-            raise UserError(
-                f"{self.complaint(split, position, reason)} Mend or remove it, or leave such "
-                "images out with --source.on_bad_image=skip."
-            ) from None
+        if self.skip:
+            raise BadImage(reason)
+        raise UserError(
+            f"{self.complaint(split, position, reason)} Mend or remove it, or leave such "
+            "images out with --source.on_bad_image=skip."
+        )
 
     def complaint(self, split: Split, position: int, reason: str) -> str:
         """Returns a sentence with the path of an image and what is wrong with it."""
@@ -99,12 +99,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class RecordFile:
-    """A file to write, with the images `first` to `end` - 1 of a split."""
+    """A file to write, with the images at some positions of a split."""
 
     split: Split
     name: str
-    first: int
-    end: int
+    positions: range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,11 +337,12 @@ def _files(job: Job, records_per_file: dict[Split, int]) -> list[RecordFile]:
     """Returns the files to write: equal parts of each split, in order."""
     files = []
     for split, images in job.splits.items():
-        starts = range(0, len(images), records_per_file[split])
-        for number, first in enumerate(starts):
+        size = records_per_file[split]
+        starts = range(0, len(images), size)
+        for number, start in enumerate(starts):
             name = f"{split}-{number:05}-of-{len(starts):05}.array_record"
-            end = min(first + records_per_file[split], len(images))
-            files.append(RecordFile(split, name, first, end))
+            positions = range(len(images))[start : start + size]
+            files.append(RecordFile(split, name, positions))
     return files
 
 
@@ -355,7 +355,7 @@ def write_file(job: Job, file: RecordFile, progress: pool.Progress) -> Written:
     path = job.folder / file.name
     contents = _complete(job, file, path)
     if contents is not None:
-        progress(file.end - file.first)
+        progress(len(file.positions))
     else:
         shards.write(path, _items(job, file, progress))
         contents = _complete(job, file, path)
@@ -365,7 +365,7 @@ def write_file(job: Job, file: RecordFile, progress: pool.Progress) -> Written:
             "perhaps failing, give another --out."
         )
     left_out = []
-    for position in sorted({*range(file.first, file.end)} - {*contents.positions}):
+    for position in sorted({*file.positions} - {*contents.positions}):
         try:
             job.image(file.split, position)
         except BadImage as error:
@@ -380,7 +380,7 @@ def _complete(job: Job, file: RecordFile, path: Path) -> shards.Contents | None:
     except OSError:
         return None
     positions = list(contents.positions)
-    if positions != sorted({*positions} & {*range(file.first, file.end)}):
+    if positions != sorted({*positions} & {*file.positions}):
         return None
     labels = job.splits[file.split].labels
     expected = [_label_tuple(labels[position]) for position in positions]
@@ -392,7 +392,7 @@ def _items(
 ) -> Iterator[shards.Item]:
     """Yields the records of a file."""
     labels = job.splits[file.split].labels
-    for position in range(file.first, file.end):
+    for position in file.positions:
         try:
             image = job.image(file.split, position)
         except BadImage:

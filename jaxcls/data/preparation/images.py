@@ -31,7 +31,7 @@ class ArrayImages(Encoded):
         self.class_names = tuple(source.class_names)
         labels = source.labels
         if labels is None:
-            labels = [int(source[index]["label"]) for index in range(len(source))]
+            labels = np.array([int(source[i]["label"]) for i in range(len(source))])
         self.labels = np.asarray(labels)
         height, width, self.channels = source[0]["image"].shape
         self.side = min(height, width)

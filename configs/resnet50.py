@@ -29,7 +29,7 @@ def classic(
     """Returns what torchvision's networks of 2017 were trained with, AlexNet to ResNet-152.
 
     Args:
-      defaults: of the dataset; photographs are trained at 224 pixels.
+      defaults: what follows from the dataset; photographs are trained at 224 pixels.
       model: the network.
       rate: 0.1, or 0.01 for networks without batch norm.
       at_least: pixels of a side to which small images are enlarged.

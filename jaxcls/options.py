@@ -195,32 +195,36 @@ def _satisfies(constraint: Any, value: Any) -> bool:
 
 def range_name(constraints: list[Any]) -> str:
     """Returns constraints as a person would write them: '0..1, below 1', '1 or more'."""
-    low: Any = None
-    high: Any = None
-    above = below = None
-    words: list[str] = []
+    lower = next((c for c in constraints if isinstance(c, Gt | Ge)), None)
+    upper = next((c for c in constraints if isinstance(c, Lt | Le)), None)
+    words = []
+    match lower, upper:
+        case Gt(low), Lt(high):
+            words = [f"above {low} and below {high}"]
+        case Gt(low), Le(high):
+            words = [f"{low}..{high}", f"above {low}"]
+        case Ge(low), Lt(high):
+            words = [f"{low}..{high}", f"below {high}"]
+        case Ge(low), Le(high):
+            words = [f"{low}..{high}"]
+        case Gt(low), None:
+            words = [f"above {low}"]
+        case Ge(low), None:
+            words = [f"{low} or more"]
+        case None, Lt(high):
+            words = [f"below {high}"]
+        case None, Le(high):
+            words = [f"at most {high}"]
     for constraint in constraints:
         match constraint:
-            case Gt(bound):
-                low, above = bound, f"above {bound}"
-            case Ge(bound):
-                low = bound
-            case Lt(bound):
-                high, below = bound, f"below {bound}"
-            case Le(bound):
-                high = bound
+            case MinLen(1):
+                words.append("non-empty")
             case MinLen(least):
-                words.append("not empty" if least == 1 else f"{least} or more values")
+                words.append(f"{least} or more values")
             case Ascending():
                 words.append("in ascending order")
             case Regex():
                 words.append("a regular expression that is not empty")
-    if low is not None and high is not None:
-        words = [f"{low}..{high}", *filter(None, (above, below)), *words]
-    elif low is not None:
-        words.insert(0, above or f"{low} or more")
-    elif high is not None:
-        words.insert(0, below or f"at most {high}")
     return ", ".join(words)
 
 
@@ -229,12 +233,15 @@ def type_name(hint: Any) -> str:
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin is Annotated:
-        wanted = range_name(list(_constraints(hint)))
-        kind = type_name(arguments[0])
-        # A regular expression is a text, and says so itself.
-        return f"{kind} {wanted}" if kind != "str" else wanted
+        constraints = list(_constraints(hint))
+        if Regex() in constraints:  # a text, of course
+            return range_name(constraints)
+        return _type_in_range(type_name(arguments[0]), range_name(constraints))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(part) for part in arguments)
+        names = [type_name(part) for part in arguments]
+        # "int of 1 or more, or None"
+        needs_comma = any(", " in name or " or more" in name for name in names)
+        return (", or " if needs_comma else " or ").join(names)
     if origin is typing.Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin is tuple:
@@ -243,3 +250,14 @@ def type_name(hint: Any) -> str:
     if hint is type(None):
         return "None"
     return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _type_in_range(kind: str, wanted: str) -> str:
+    """Joins the name of a type and that of its range: 'float in 0..1', 'int of 1 or more'."""
+    if ".." in wanted:
+        return f"{kind} in {wanted}"
+    if " or more" in wanted or wanted.startswith("at most"):
+        return f"{kind} of {wanted}"
+    if wanted.startswith(("above", "below")):
+        return f"{kind} {wanted}"
+    return f"{kind}, {wanted}"

@@ -445,8 +445,11 @@ def test_help_lists_every_option_with_its_value_and_meaning(
     assert set(listed) == set(found)
     for path, (owner, _) in found.items():
         assert listed[path][2] == flags.meaning(type(owner), path.rpartition(".")[2])
-    assert listed["batch_size"][:2] == ("17", "int")
-    assert listed["layer_decay"][1] == "float or None"
+    assert listed["batch_size"][:2] == ("17", "int of 1 or more")
+    assert listed["layer_decay"][1] == "float in 0..1, above 0, or None"
+    assert listed["head_rate"][1] == "float above 0 and below 1000000"
+    assert listed["seed"][1] == "int in 0..4294967295"
+    assert listed["devices"][1] == "int of 1 or more, or None"
     assert listed["checkpoint.every"][:2] == ('"1 epochs"', "duration")
     assert listed["model.stem"][1] == "'imagenet' or 'small' or None"
     assert "Trains the recipe" in "\n".join(lines)
@@ -601,8 +604,11 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, "--config.optimizer.learning_rate=fast"], ["'fast'", "expected float"]),
     ([LENET, "--config.log.tensorboard=maybe"], ["'maybe'", "expected bool"]),
     ([LENET, "--config.log.tensorboard=1"], ["'1'", "expected bool"]),
-    ([LENET, "--config.layer_decay=big"], ["'big'", "expected float or None"]),
-    ([LENET, "--config.devices=all"], ["'all'", "expected int or None"]),
+    (
+        [LENET, "--config.layer_decay=big"],
+        ["'big'", "expected float in 0..1, above 0, or None."],
+    ),
+    ([LENET, "--config.devices=all"], ["'all'", "expected int of 1 or more, or None."]),
     ([LENET, "--config.augment[1].padding=x"], ["augment[1].padding", "'x'", "int"]),
     ([LENET, "--config.augment[2].mean=(0.8"], ["augment[2].mean", "(0.8", "tuple"]),
     ([LENET, '--config.augment[2].mean=("a",)'], ["augment[2].mean", "'a'", "tuple"]),

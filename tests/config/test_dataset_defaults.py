@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxcls import options
 from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop, Resize
 from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.data import (
@@ -33,7 +34,7 @@ def test_every_dataset_has_valid_defaults(name: str) -> None:
     data = defaults.data(64)
     assert type(data) is DATASETS[name]
     for transform in (*defaults.framing(), *defaults.enlarged(299), defaults.normalize):
-        transform.validate()
+        options.check(transform)
     # Of 8 pixels or more, so that an eighth of them is one at least.
     assert defaults.pixels is None or defaults.pixels >= 8
     assert len(defaults.mean) == len(defaults.std) in (1, 3)

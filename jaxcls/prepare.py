@@ -862,7 +862,7 @@ def _dataset(name: str, arguments: Sequence[str]) -> Dataset:
     Raises:
       UserError: for an unknown dataset, option or value.
     """
-    from jaxcls.config import command_line as flags
+    from jaxcls.config.overrides import override
 
     dataset = create_dataset(name)
     node: Any = dataset
@@ -873,7 +873,7 @@ def _dataset(name: str, arguments: Sequence[str]) -> Dataset:
                 f"unknown argument '{argument}': options of the dataset are written "
                 "--source.OPTION=VALUE. See --help."
             )
-        flags.override(node, match[1], match[2])
+        override(node, match[1], match[2])
         if _is_of_loading(match[1]):
             raise UserError(
                 f"--source.{match[1]} is of training and changes nothing here: leave it out."
@@ -901,7 +901,7 @@ def _describe(name: str) -> str:
       UserError: if there is no such dataset.
     """
     from jaxcls import config
-    from jaxcls.config import command_line as flags
+    from jaxcls.config.help import meaning
 
     node: Any = create_dataset(name)
     lines = [f"options of --source {name}, with their values:"]
@@ -909,7 +909,7 @@ def _describe(name: str) -> str:
         if not _is_of_loading(option):
             field = option.rpartition(".")[2]
             lines += [f"  --source.{option}={value!r}"]
-            lines += [f"      {flags.meaning(type(owner), field)}"]
+            lines += [f"      {meaning(type(owner), field)}"]
     return "\n".join(lines if len(lines) > 1 else [f"--source {name} has no options"])
 
 

@@ -16,7 +16,6 @@ from jaxcls.options import (
     Ascending,
     Count,
     Pattern,
-    Regex,
     Share,
     ShareAboveZero,
     ShareBelowOne,
@@ -64,12 +63,12 @@ RANGES: list[tuple[Any, list[Any], list[Any], str]] = [
     (AboveZero, [1e-30, 5], [0.0, -1e-30, 0], "be above 0"),
     (ZeroOrMore, [0.0, 0, 5.0], [-1e-30], "be 0 or more"),
     (Count, [1, 2**31], [0, -1], "be 1 or more"),
-    (Annotated[str, MinLen(1)], ["a"], [""], "be non-empty"),
+    (Annotated[str, MinLen(1)], ["a"], [""], "be of length 1 or more"),
     (
         Annotated[tuple[int, ...], MinLen(2)],
         [(1, 2), (3, 2, 1)],
         [(), (1,)],
-        "be 2 or more values",
+        "be of length 2 or more",
     ),
     (
         Annotated[tuple[int, ...], Ascending()],
@@ -132,7 +131,7 @@ def test_ranges_within_tuples(hint: Any, value: Any, said: str) -> None:
         (0, " must be 1 or more, not 0"),
         (0.5, None),
         (1.5, " must lie in 0..1, not 1.5"),
-        ("", " must be non-empty, not ''"),
+        ("", " must be of length 1 or more, not ''"),
         ((1, 2), None),
         ((1, 0), "[1] must be 1 or more, not 0"),
         (None, None),
@@ -166,8 +165,8 @@ TYPES: list[tuple[Any, list[Any], list[Any], str]] = [
         "float in 0..1, below 1, or None",
     ),
     (AboveZero | None, [0.5, None], ["1", True], "float above 0 or None"),
-    (Annotated[int, Le(9)], [9], [9.0], "int of at most 9"),
-    (Annotated[str, MinLen(1)], ["x"], [1, None], "str, non-empty"),
+    (Annotated[int, Le(9)], [9], [9.0], "int at most 9"),
+    (Annotated[str, MinLen(1)], ["x"], [1, None], "str of length 1 or more"),
     (
         Pattern | None,
         ["x", None],
@@ -190,13 +189,13 @@ TYPES: list[tuple[Any, list[Any], list[Any], str]] = [
         Annotated[tuple[int, ...], Ascending()],
         [(1,)],
         [1, [1]],
-        "a tuple (int, ...), in ascending order",
+        "a tuple (int, ...) in ascending order",
     ),
     (
         Annotated[tuple[int, ...], MinLen(2)],
         [(1, 2)],
         [1, [1, 2]],
-        "a tuple (int, ...) of 2 or more values",
+        "a tuple (int, ...) of length 2 or more",
     ),
 ]
 
@@ -236,7 +235,7 @@ def test_the_largest_numbers() -> None:
 
 
 def test_an_unknown_constraint_is_a_mistake_of_ours() -> None:
-    with pytest.raises(TypeError, match="'fast' is no constraint"):
+    with pytest.raises(KeyError, match="str"):
         options.check(node(Annotated[int, "fast"], 3))
 
 
@@ -361,4 +360,4 @@ def test_a_subclass_is_of_its_class_and_has_its_own_options() -> None:
 
 
 def test_range_name_of_a_regex_needs_no_type() -> None:
-    assert options.range_name([Regex()]) == options.type_name(Pattern)
+    assert options.range_name(Pattern) == options.type_name(Pattern)

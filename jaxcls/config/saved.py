@@ -1,4 +1,8 @@
-"""A config as JSON, in a run's folder and in its checkpoints."""
+"""A config as JSON, in a run's folder and in its checkpoints.
+
+Our own nodes are saved by the names of their classes, so that files may move. What is a user's
+own is saved by its import path.
+"""
 
 import dataclasses
 import functools
@@ -6,8 +10,9 @@ import importlib
 import operator
 from typing import Any
 
+from jaxcls.config.kinds import is_ours, node_classes
 from jaxcls.duration import Duration
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, did_you_mean
 
 MAY_CHANGE_ON_RESUME = (
     "data.workers",
@@ -24,26 +29,23 @@ MAY_CHANGE_ON_RESUME = (
     "checkpoint",
     "log",
 )
-"""Options (or nodes) that do not change the result of a run, so that a run may be continued
-with other values."""
+"""Options, or nodes, that do not change the result of a run, so that it may continue with other
+values."""
 
 
 def to_dict(value: Any) -> Any:
     """Turns a config, or any part of it, into what JSON can hold.
 
-    A node becomes a dict with the import path of its class under "type", a function (or a
-    functools.partial of keywords) one with its import path under "function".
+    A node becomes a dict with its class under "type": "AdamW", or "module:Class" for a user's
+    own. A function, or a functools.partial of keywords, becomes one with its import path under
+    "function".
     """
     if dataclasses.is_dataclass(value):
-        kind = type(value)
-        fields = {
-            field.name: to_dict(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-        }
-        return {"type": f"{kind.__module__}:{kind.__qualname__}", **fields}
+        names = [field.name for field in dataclasses.fields(value)]
+        fields = {name: to_dict(getattr(value, name)) for name in names}
+        return {"type": _class_name(type(value)), **fields}
     if isinstance(value, Duration):
-        path = f"{Duration.__module__}:{Duration.__qualname__}"
-        return {"type": path, "value": value.value, "unit": value.unit}
+        return {"type": "Duration", "value": value.value, "unit": value.unit}
     if isinstance(value, tuple):
         return [to_dict(element) for element in value]
     if isinstance(value, functools.partial):
@@ -54,11 +56,17 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+def _class_name(kind: type) -> str:
+    if kind in node_classes():
+        return kind.__name__
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
 def from_dict(value: Any) -> Any:
     """Rebuilds what to_dict() made.
 
     Raises:
-      UserError: if a class can no longer be imported or its fields have changed.
+      UserError: for a class that is unknown or cannot be imported, or whose fields have changed.
     """
     if isinstance(value, list):
         return tuple(from_dict(element) for element in value)
@@ -70,16 +78,30 @@ def from_dict(value: Any) -> Any:
         return functools.partial(function, **keywords) if keywords else function
     fields = {key: from_dict(field) for key, field in value.items() if key != "type"}
     try:
-        kind = _imported(value["type"])
-        in_configs = dataclasses.is_dataclass(kind) or kind is Duration
-        if not in_configs:
-            raise TypeError("it is not a part of a config")
-        return kind(**fields)
-    except (ImportError, AttributeError, TypeError, KeyError, ValueError) as error:
+        return _node_class(str(value.get("type")))(**fields)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"the saved config names {value.get('type')!r}, which cannot be rebuilt here "
             f"({error}): use the version of jaxcls, and of your own modules, that saved it."
         ) from None
+
+
+def _node_class(name: str) -> Any:
+    """Returns the class that to_dict() named.
+
+    Of a path within this package, as earlier versions saved it, the class name decides, and
+    nothing is imported.
+    """
+    module, _, class_name = name.rpartition(":")
+    if module and not is_ours(module):
+        kind = _imported(name)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            raise TypeError("it is not a part of a config")
+        return kind
+    ours = {kind.__name__: kind for kind in node_classes()}
+    if class_name not in ours:
+        raise TypeError(f"there is no such class.{did_you_mean(class_name, ours)}")
+    return ours[class_name]
 
 
 def _imported(path: str) -> Any:
@@ -108,14 +130,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dicts and lists, path -> value."""
     if isinstance(value, dict):
-        parts = [
-            (f"{path}.{key}" if path else key, part) for key, part in value.items()
-        ]
+        parts = {f"{path}.{key}" if path else key: part for key, part in value.items()}
     elif isinstance(value, list):
-        parts = [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+        parts = {f"{path}[{index}]": part for index, part in enumerate(value)}
     else:
         return {path: value}
     return {
-        name: leaf for key, part in parts for name, leaf in _flatten(part, key).items()
+        k: leaf
+        for key, part in parts.items()
+        for k, leaf in _flatten(part, key).items()
     }

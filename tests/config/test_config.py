@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +45,9 @@ from jaxcls.config import (
     Plan,
     StopEarly,
 )
-from jaxcls.config.command_line import meaning, override
+from jaxcls.config.help import meaning
+from jaxcls.config.kinds import node_classes
+from jaxcls.config.overrides import override
 from jaxcls.data import Dataset, Digits
 from jaxcls.duration import Duration, RunLength, epochs, examples, fraction, steps
 from jaxcls.errors import UserError
@@ -303,7 +307,7 @@ AT_ODDS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {"distill": dataclasses.replace(TEACHER, teacher="")},
-        ["distill.teacher must be non-empty, not ''"],
+        ["distill.teacher must be of length 1 or more, not ''"],
     ),
     (
         {"distill": TEACHER, "loss": MultiLabelBinaryCrossEntropy()},
@@ -739,16 +743,84 @@ def test_json_gives_the_config_back(name: str) -> None:
     config_lib.validate(again)  # tuples are tuples again
 
 
-def test_json_names_classes_by_module_and_name() -> None:
-    config = recipe("lenet5")
-    saved = config_lib.to_dict(config)
+def test_json_names_our_classes_by_name() -> None:
+    saved = config_lib.to_dict(recipe("lenet5"))
+    assert saved["type"] == "Config"
+    assert saved["optimizer"]["type"] == "AdamW"
+    assert saved["duration"] == {"type": "Duration", "value": 40.0, "unit": "epochs"}
+
+
+def test_names_of_node_classes_are_unique() -> None:
+    names = [kind.__name__ for kind in node_classes()]
+    assert len(names) == len(set(names))
+    # Those with an underscore, which no recipe has, are among them.
+    assert set(NODE_CLASSES) | {Duration} <= node_classes()
+
+
+# A run's config.json of version 0.1 -> how its command line differed from the recipe.
+SAVED_BY_0_1 = {
+    "lenet5": {},
+    "convnext_tiny": {
+        "duration": "20 steps",
+        "schedule.warmup": "2 steps",
+        "evaluation.every": "20 steps",
+        "log.every": "5 steps",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAVED_BY_0_1)
+def test_a_config_of_version_0_1_is_the_recipe_of_today(name: str) -> None:
+    path = Path(__file__).parent / "saved_by_0_1" / f"{name}.json"
+    saved = json.loads(path.read_text())
     assert saved["type"] == "jaxcls.config:Config"
-    assert saved["optimizer"]["type"] == "jaxcls.optim.optimizers:AdamW"
-    assert saved["duration"] == {
-        "type": "jaxcls.duration:Duration",
-        "value": 40.0,
-        "unit": "epochs",
-    }
+    expected = load(next(p for p in RECIPES if p.stem == name)).get_config()
+    for option, text in SAVED_BY_0_1[name].items():
+        override(expected, option, text)
+    config = config_lib.from_dict(saved)
+    assert config == expected
+    assert (
+        config_lib.differences(config_lib.to_dict(config), config_lib.to_dict(expected))
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("jaxcls.anything:os.system", "there is no such class."),
+        ("jaxcls.anything:system", "there is no such class."),
+        ("jaxcls:os", "there is no such class."),
+        ("jaxcls.never_there:Normalise", "Did you mean 'Normalize'?"),
+        ("Normalise", "Did you mean 'Normalize'?"),
+        ("jaxcls.config:from_dict", "there is no such class."),
+        ("os.system", "there is no such class."),
+        ("posix:system", "it is not a part of a config"),
+    ],
+)
+def test_a_class_that_is_none_of_ours_is_not_looked_for(
+    path: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_module(name: str) -> ModuleType:
+        assert name == "posix", "only what is not ours may be imported"
+        return sys.modules[name]
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(UserError, match="cannot be rebuilt here") as error:
+        config_lib.from_dict({"type": path, "command": "true"})
+    assert repr(path) in str(error.value) and said in str(error.value)
+
+
+def test_a_path_of_a_file_that_has_moved_leads_to_its_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def import_module(name: str) -> ModuleType:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    for path in ("jaxcls.long.gone:ClipNorm", "jaxcls:ClipNorm", "ClipNorm"):
+        saved = {"type": path, "max_norm": 2.0}
+        assert config_lib.from_dict(saved) == ClipNorm(max_norm=2.0)
 
 
 class Outer:
@@ -777,6 +849,7 @@ def test_a_class_within_a_class_comes_back() -> None:
         ({"type": "os:system", "command": "true"}, "os:system"),
         ({"type": "builtins:dict"}, "builtins:dict"),
         ({"type": "jaxcls.data.sources.Digits"}, "jaxcls.data.sources.Digits"),
+        ({"type": f"{__name__}:GREY", "mean": ()}, f"{__name__}:GREY"),
         ({"type": "jaxcls.duration:Duration", "value": 1, "unit": "eons"}, "eons"),
         ({"type": "Config"}, "'Config'"),
         ({"learning_rate": 1.0}, "None"),

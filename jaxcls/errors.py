@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Diverged(ArithmeticError):
+    """Too many steps in a row were not finite; the last checkpoint is."""
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name that `name` may be a misspelling of, or None."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,6 +44,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharded(mesh: Mesh) -> NamedSharding:
     """Every device holds its rows of axis 0: images, labels, masks."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def with_sharding(sharding: NamedSharding, shapes: Any) -> Any:
+    """Returns a tree of arrays, or of jax.ShapeDtypeStruct, as the latter with a sharding."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+    )
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

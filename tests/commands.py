@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint import fingerprints
 from jaxcls.config import Config
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def arrays(step_folder: Path) -> dict[str, np.ndarray]:
         state = checkpointer.restore(
             folder, ocp.args.PyTreeRestore(restore_args=restore_args)
         )
-    return {name: np.asarray(leaf) for name, leaf in checkpoint._named_leaves(state)}
+    return {name: np.asarray(leaf) for name, leaf in fingerprints.named_leaves(state)}
 
 
 def nested(named: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -10,16 +10,16 @@ import pytest
 from jaxcls import average as command
 from jaxcls import config as config_lib
 from jaxcls.augment import Normalize
-from jaxcls.average import average, mean
-from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint import checkpoints as checkpoint
 from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config, StopEarly
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
-from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.optim import EMA, ScheduleFreeAdamW
 from jaxcls.train import train
 from jaxcls.training import warm_start
+from jaxcls.training.weight_average import average, mean
 from tests import commands
 
 

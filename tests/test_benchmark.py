@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxcls import augment
-from jaxcls.benchmark import (
+from jaxcls.benchmark import main
+from jaxcls.benchmarks.augmentation import (
     every_branch,
     lesson,
-    main,
     medians,
     photographs,
     with_new_keys,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxcls.augment import Normalize, RandomCrop, Resize
-from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint import checkpoints as checkpoint
 from jaxcls.config import Checkpoint, Config, Evaluation, Log
 from jaxcls.data import ArraySource, Digits, Sampling
 from jaxcls.data.sources import Split
@@ -138,8 +138,8 @@ def test_each_layer_learns_at_the_rate_of_the_table(
         rate, *_, where = re.split(r"\s{2,}", line.strip())
         lines.append((rate, where.partition(":")[0]))
     assert list(dict.fromkeys(lines)) == groups
-    before = commands.arrays(checkpoint.find(first))
-    after = commands.arrays(checkpoint.find(tmp_path / "run"))
+    before = commands.arrays(checkpoint.find_checkpoint(first))
+    after = commands.arrays(checkpoint.find_checkpoint(tmp_path / "run"))
     for name in before:
         if name.startswith(("params/", "batch_stats/")) and "/fc/" not in name:
             same = np.array_equal(before[name], after[name])

@@ -14,8 +14,9 @@ from jaxcls.augment import RandomResizedCrop, Staged
 from jaxcls.config import Config
 from jaxcls.duration import fraction, steps
 from jaxcls.errors import UserError
-from jaxcls.lr_find import Curve, _opened, advice, main, suggestion, sweep
+from jaxcls.lr_find import main
 from jaxcls.optim import EMA, Freeze
+from jaxcls.training.lr_sweep import Curve, _opened, advice, suggestion, sweep
 from tests import commands
 
 TINY = f"--config={commands.RECIPES / 'tiny.py'}"
@@ -100,7 +101,7 @@ def test_what_thaws_after_the_sweep_stays_frozen() -> None:
             Freeze(pattern="scale"),
         )
     )
-    program, _ = _opened(config, 20, 1e-4, 1.0).program()
+    program = _opened(config, 20, 1e-4, 1.0).program
     found = {name: one.thaws_at for name, one in program.groups.by_path.items()}
     assert found == {
         "Conv_0/kernel": None,
@@ -199,6 +200,10 @@ def test_a_picture_that_cannot_be_written_is_found_before_the_sweep(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def drawn(curve: Curve) -> tuple[np.ndarray, ...]:
+    return curve.rates, curve.losses, curve.smoothed()
+
+
 @pytest.mark.parametrize("out", ["new/curve.png", "curve.PDF", "curve"])
 def test_looking_whether_a_picture_can_be_written_writes_nothing(
     out: str, tmp_path: Path
@@ -206,7 +211,9 @@ def test_looking_whether_a_picture_can_be_written_writes_nothing(
     lr_find.check_picture(tmp_path / out)
     assert not list(tmp_path.iterdir())
     lr_find.draw(
-        Curve(np.logspace(-3, 0, 30), np.linspace(3, 1, 30)), 0.1, tmp_path / out
+        *drawn(Curve(np.logspace(-3, 0, 30), np.linspace(3, 1, 30))),
+        0.1,
+        tmp_path / out,
     )
     lr_find.check_picture(tmp_path / out)  # it may be written again
     assert (tmp_path / out).stat().st_size > 1000
@@ -223,5 +230,5 @@ def test_a_file_whose_drawing_fails_is_not_begun(
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
     curve = Curve(np.logspace(-3, 0, 30), np.linspace(3, 1, 30))
     with pytest.raises(UserError, match=r"cannot write the picture .*: no ink"):
-        lr_find.draw(curve, 0.1, tmp_path / "new" / "curve.png")
+        lr_find.draw(*drawn(curve), 0.1, tmp_path / "new" / "curve.png")
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from jaxcls import evaluate as evaluate_command
 from jaxcls import train as train_command
 from jaxcls.data import CenterSquare, ImageFolder
 from jaxcls.errors import UserError
+from jaxcls.training import run_folder
 from tests import commands
 from tests.recipes.narrow import get_config
 
@@ -194,7 +195,7 @@ def test_nothing_to_evaluate(
 def test_second_trainer_in_the_same_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with train_command._hold(tmp_path):
+    with run_folder.locked(tmp_path, fresh=False):
         assert "another process" in fails(capsys, tmp_path)
 
 

@@ -8,8 +8,10 @@ from PIL import Image
 
 from jaxcls.augment import HorizontalFlip, MixUp, Normalize, Resize
 from jaxcls.config import validate
-from jaxcls.preview import CELL, GAP, LINE, main, preview, words
-from jaxcls.training.program import input_shape
+from jaxcls.inference.forward import input_shape
+from jaxcls.preview import main
+from jaxcls.report.contact_sheet import CELL, GAP, LINE, words
+from jaxcls.training.preview import preview
 from tests import commands
 
 RECIPE = str(commands.ROOT / "configs" / "lenet5.py")

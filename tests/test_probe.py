@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from jaxcls import probe as command
 from jaxcls.augment import FlipViews
-from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint import checkpoints as checkpoint
 from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, CenterSquare, HostRandomResizedCrop, ImageFolder
@@ -20,13 +19,15 @@ from jaxcls.data.sources import Split
 from jaxcls.data.subset import Mixture
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
-from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.inference import features as features_module
+from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.inference.features import features as features_of
 from jaxcls.losses import MultiLabelBinaryCrossEntropy
-from jaxcls.probe import probe, without_chance
+from jaxcls.probe import main as probe_main
 from jaxcls.train import train
 from jaxcls.training import linear_head
 from jaxcls.training.linear_head import Head, fit, held_out, logistic, ridge
+from jaxcls.training.linear_probe import probe, without_chance
 from tests import commands
 
 CLASSES = 4
@@ -195,14 +196,17 @@ def test_a_probe_of_a_run_is_a_checkpoint_of_its_own(
     results = probe(config, out, head=kind, strength=strength)
     said = capsys.readouterr().out
     assert f"a {kind} head of strength" in said and "fitted to 1,437 images" in said
-    made = checkpoint.find(out)
+    made = checkpoint.find_checkpoint(out)
     _, logits, labels = seen(made, "test")
     top1 = np.mean(logits.argmax(1) == labels)
     assert results["eval/top1"] == pytest.approx(top1, abs=1e-12)
     assert evaluate_checkpoint(out) == results
     assert top1 > evaluate_checkpoint(weights)["eval/top1_ema"] + 0.3
     # Everything but the head is that of the run, whose averaged weights were taken.
-    before, after = commands.arrays(checkpoint.find(weights)), commands.arrays(made)
+    before, after = (
+        commands.arrays(checkpoint.find_checkpoint(weights)),
+        commands.arrays(made),
+    )
     assert after.keys() == {
         name.removeprefix("ema/") for name in before if name.startswith("ema/")
     }
@@ -225,7 +229,7 @@ def test_random_features_serve_too_and_the_user_is_told(
 ) -> None:
     recipe = commands.RECIPES / "narrow.py"
     arguments = ["--config", str(recipe), "--config.devices=1", "--out"]
-    assert command.main([*arguments, str(tmp_path / "out")]) == 0
+    assert probe_main([*arguments, str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert "model.weights is None" in said.err
     assert "on 16 features of random weights" in said.out
@@ -265,14 +269,16 @@ def test_images_that_cannot_be_read_are_left_out(
         seen.append(images.shape)
         return images.reshape(len(images), -1)[:, :20].astype(np.float32)
 
-    monkeypatch.setattr(command, "_features_step", lambda program, variables: step)
-    monkeypatch.setattr(command, "max_bad_share", lambda data: 1.0)
+    monkeypatch.setattr(
+        features_module, "_features_step", lambda program, variables: step
+    )
+    monkeypatch.setattr(features_module, "max_bad_share", lambda data: 1.0)
 
     class Bound:
         config = narrow()
-        mesh = command.parallel.make_mesh(1)
+        mesh = features_module.parallel.make_mesh(1)
 
-    found, labels = command.compute_features(Bound(), {}, Torn(whole))  # type: ignore[arg-type]
+    found, labels = features_module.compute_features(Bound(), {}, Torn(whole))  # type: ignore[arg-type]
     good = [index for index in range(100) if index % 7]
     expected = whole.images[good].reshape(len(good), -1)[:, :20]
     np.testing.assert_array_equal(found, expected)
@@ -313,9 +319,9 @@ def test_mistakes_are_sentences(
         ([*recipe, "--out", str(out), "--workdir=x"], "--workdir is a flag of"),
         (["--out", str(out)], "no recipe"),
     ):
-        assert command.main(arguments) == 2
+        assert probe_main(arguments) == 2
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit) as left:
-        command.main(["--help"])
+        probe_main(["--help"])
     assert left.value.code == 0
     assert "--strength NUMBER" in capsys.readouterr().out

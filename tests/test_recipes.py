@@ -39,11 +39,12 @@ from jaxcls.data import (
 from jaxcls.data.encoded_images import Images
 from jaxcls.duration import RunLength, epochs, steps
 from jaxcls.errors import UserError
+from jaxcls.inference.forward import input_shape
 from jaxcls.models import MODELS, Model
 from jaxcls.models.efficientnet import Stage
 from jaxcls.optim.chain import learning_rate
 from jaxcls.parallel import make_mesh
-from jaxcls.training.program import Program, input_shape
+from jaxcls.training.program import Program
 from tests import commands
 
 RECIPES = sorted((commands.ROOT / "configs").glob("*.py"))

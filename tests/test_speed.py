@@ -62,7 +62,7 @@ def bare_images_per_second(config: config_lib.Config, num_steps: int) -> float:
     program = Program(
         config, plan, mesh=mesh, num_classes=10, image_shape=source[0]["image"].shape
     )
-    step = program.trace_train_step().compile().call
+    step = program.trace_train_step().compile()
     rows = config.batch_size
     order = TrainBatches(source, seed=0, batch_size=rows, num_steps=num_steps)
     batches = [program.put(order[index % 8]) for index in range(8)]

@@ -15,12 +15,13 @@ from jaxcls.data.loader import TrainBatches
 from jaxcls.data.sources import ArraySource, Source, Split
 from jaxcls.duration import fraction, steps
 from jaxcls.errors import UserError
-from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.losses import MultiLabelAsymmetric, MultiLabelBinaryCrossEntropy
 from jaxcls.optim import EMA, AdamW, Constant, Group, WarmupCosine
-from jaxcls.preview import preview, words
+from jaxcls.report.contact_sheet import words
 from jaxcls.report.writers import read_metrics
 from jaxcls.train import dry_run, main, train
+from jaxcls.training.preview import preview
 from tests import commands
 from tests.training.test_loop import train_and_stop
 

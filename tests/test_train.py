@@ -15,18 +15,16 @@ import pytest
 
 from jaxcls import config as config_lib
 from jaxcls.augment import Transform
-from jaxcls.checkpoint import files as checkpoint
+from jaxcls.checkpoint import checkpoints as checkpoint
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, Digits
 from jaxcls.data.order import record_ids
 from jaxcls.data.sources import Split
 from jaxcls.duration import Duration, steps
-from jaxcls.errors import UserError
-from jaxcls.evaluate import evaluate_checkpoint
-from jaxcls.inference.evaluation import Evaluator
+from jaxcls.errors import Diverged, UserError
+from jaxcls.inference.evaluation import Evaluator, evaluate_checkpoint
 from jaxcls.train import train
 from jaxcls.training import loop
-from jaxcls.training.loop import Diverged
 from tests import commands
 
 evaluate = Evaluator.evaluate
@@ -180,7 +178,7 @@ def check_evaluation(
 ) -> None:
     config, workdir = trained
     monkeypatch.setattr(FewDigits, "num_test", n)
-    folder = checkpoint.find(workdir)
+    folder = checkpoint.find_checkpoint(workdir)
     results = evaluate_checkpoint(
         workdir, batch_size=batch, devices=devices, workers=workers
     )
@@ -332,7 +330,7 @@ def test_divergence_ends_the_run_with_a_finite_checkpoint(
     config = poisoned(list(range(5, 20)), 20, max_bad_steps=4)
     with pytest.raises(Diverged, match=r"4 steps in a row, from step 5 on"):
         train(config, tmp_path)
-    newest = checkpoint.find(tmp_path)
+    newest = checkpoint.find_checkpoint(tmp_path)
     assert newest.name == "5"
     for name, values in commands.arrays(newest).items():
         assert np.isfinite(values).all(), name
@@ -369,4 +367,6 @@ def test_fresh_moves_the_old_run_aside(tmp_path: Path) -> None:
         checkpoint.read_run(tmp_path / "run.old-1" / "checkpoints" / "6")["config"]
     )
     assert old.seed == 0
-    assert checkpoint.read_run(checkpoint.find(workdir))["config"]["seed"] == 1
+    assert (
+        checkpoint.read_run(checkpoint.find_checkpoint(workdir))["config"]["seed"] == 1
+    )

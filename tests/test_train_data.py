@@ -22,7 +22,7 @@ from jaxcls.data.sampling import Sampling
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
-from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.prepare import write_records
 from jaxcls.train import train
 from tests import commands

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jaxcls.checkpoint.files import Checkpoints
+from jaxcls.checkpoint.checkpoints import Checkpoints
 from jaxcls.config import Config
 from jaxcls.errors import UserError
 from jaxcls.optim import SGD

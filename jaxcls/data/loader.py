@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxcls.data import order
 from jaxcls.data.sampling import Draws, Sampling
-from jaxcls.data.sources import Source, stacked, takes_words
+from jaxcls.data.sources import Dataset, Source, stacked, takes_words
 from jaxcls.data.workers import Batch, Workers
 from jaxcls.errors import UserError
 
@@ -352,3 +352,21 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def start_loader(
+    batches: TrainBatches | EvalBatches,
+    data: Dataset,
+    *,
+    start: int = 0,
+    repeat: bool = False,
+) -> Loader:
+    """Returns a Loader that works as a config's dataset says; other arguments as Loader's."""
+    return Loader(
+        batches,
+        start=start,
+        repeat=repeat,
+        workers=data.workers,
+        threads=data.threads,
+        prefetch=data.prefetch,
+    )

@@ -1,108 +1,66 @@
 """What a run says about itself at its start and at its end."""
 
-import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from clu import parameter_overview
-from jax.sharding import Mesh
 
-from jaxcls.config import Config, Plan
-from jaxcls.data.sources import Source
-from jaxcls.optim.chain import weight_decay
-from jaxcls.optim.groups import Groups, Treatment, path_of
-from jaxcls.optim.optimizers import Optimizer
 from jaxcls.report.plot import schedule_plot
-from jaxcls.training.state import TrainState
 
 
-def parameters(
-    params: Any,
-    groups: Groups,
-    peak_rate: float,
-    weight_decay: float,
-    optimizer: Optimizer,
-) -> str:
-    """Returns the table of parameters, and below it what is done with which of them.
+@dataclasses.dataclass(frozen=True)
+class Treated:
+    """Parameters that are trained alike.
 
-    Args:
-      params: the parameters, or their jax.ShapeDtypeStruct.
-      groups: the treatment of each.
-      peak_rate: learning rate at the peak of the schedule, before multipliers.
-      weight_decay: of the optimizer, before multipliers.
-      optimizer: what trains them.
+    Attributes:
+      by: the part of the optimizer that trains them, "-" if they stay frozen.
+      learning_rate: at the peak of the schedule.
+      weight_decay: of the optimizer, times their own multiplier.
+      thaws_at: the first step that trains them, infinity if none does.
+      members: (path, size) of each.
     """
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    rows = treatments(params, groups, peak_rate, weight_decay, optimizer)
-    return f"{table}\n{rows}"
+
+    by: str
+    learning_rate: float
+    weight_decay: float
+    thaws_at: float
+    members: list[tuple[str, int]]
 
 
-def treatments(
-    params: Any,
-    groups: Groups,
-    peak_rate: float,
-    weight_decay: float,
-    optimizer: Optimizer,
-) -> str:
-    """Returns a table with a line for each combination of learning rate, weight decay, thaw
-    and, where the optimizer is made of several, the one that trains: how many values and arrays
-    have it, and which.
+def parameters(params: Any) -> str:
+    """Returns the table of parameters, given as arrays or as jax.ShapeDtypeStruct."""
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
 
-    What is frozen comes last, the layers with the highest rate first. Takes what parameters()
-    takes.
-    """
-    members = _members(params, groups, optimizer)
+
+def treatments(sets: Sequence[Treated]) -> str:
+    """Returns a table with a line for each set of parameters: learning rate, weight decay,
+    thaw, and, where the optimizer is made of several, the one that trains; how many values and
+    arrays it has, and which."""
     columns = ["learning rate", "weight decay", "trained", "values", "arrays"]
     lines = [["by", *columns, "which"]]
-    for treatment, by in sorted(members, key=_order):
-        found = members[treatment, by]
-        frozen = treatment.thaws_at is None
-        thaw = treatment.thaws_at
-        when = f"from step {thaw:,}" if thaw else "always"
+    for one in sets:
+        names, sizes = zip(*one.members, strict=True)
+        frozen = math.isinf(one.thaws_at)
+        when = f"from step {one.thaws_at:,}" if one.thaws_at else "always"
         lines.append(
             [
-                by,
-                "-" if frozen else f"{treatment.rate * peak_rate:.4g}",
-                "-" if frozen else f"{treatment.decay * weight_decay:.4g}",
+                one.by,
+                "-" if frozen else f"{one.learning_rate:.4g}",
+                "-" if frozen else f"{one.weight_decay:.4g}",
                 "never" if frozen else when,
-                f"{sum(size for _, size in found):,}",
-                f"{len(found):,}",
-                _summary([name for name, _ in found]),
+                f"{sum(sizes):,}",
+                f"{len(sizes):,}",
+                _summary(names),
             ]
         )
-    if len({by for _, by in members} - {"-"}) < 2:  # it goes without saying
+    if len({one.by for one in sets} - {"-"}) < 2:  # it goes without saying
         lines = [line[1:] for line in lines]
     return _aligned(lines)
-
-
-def _members(
-    params: Any, groups: Groups, optimizer: Optimizer
-) -> dict[tuple[Treatment, str], list[tuple[str, int]]]:
-    """Returns (treatment, what trains it) -> the paths and sizes of the parameters. The rate
-    is that of the groups times the optimizer's own multiplier."""
-    members = collections.defaultdict(list)
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = path_of(keys)
-        one = groups.by_path[path]
-        by, multiplier = optimizer.trains(path, leaf.shape)
-        if one.thaws_at is None:  # its rate and decay say nothing
-            key = (Treatment(thaws_at=None), "-")
-        else:
-            key = (dataclasses.replace(one, rate=one.rate * multiplier), by)
-        members[key].append((path, leaf.size))
-    return members
-
-
-def _order(one: tuple[Treatment, str]) -> tuple[Any, ...]:
-    """Returns what the table is sorted by: what never thaws last, the highest rate first."""
-    treatment, by = one
-    thaw = float("inf") if treatment.thaws_at is None else treatment.thaws_at
-    return (thaw, -treatment.rate, -treatment.decay, by)
 
 
 def _aligned(lines: list[list[str]]) -> str:
@@ -117,7 +75,7 @@ def _aligned(lines: list[list[str]]) -> str:
     )
 
 
-def _summary(names: list[str]) -> str:
+def _summary(names: Sequence[str]) -> str:
     """Returns "bn1, conv1, ... layer4_2 (18 layers): kernel" for the paths of parameters."""
     layers = list(dict.fromkeys(name.split("/")[0] for name in names))
     kinds = sorted({name.rpartition("/")[2] for name in names})
@@ -127,33 +85,23 @@ def _summary(names: list[str]) -> str:
 
 
 def run(
-    config: Config,
-    plan: Plan,
-    mesh: Mesh,
-    train_source: Source,
-    test_source: Source,
+    data: str,
+    *,
+    num_classes: int,
+    devices: np.ndarray,
+    batch_size: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    peak_rate: str,
 ) -> str:
     """Returns what is trained on what, and for how long."""
-    device = mesh.devices.flat[0]
-    epochs = plan.total_steps / plan.run.steps_per_epoch
+    epochs = total_steps / steps_per_epoch
     return (
-        f"data: {train_source!r}, {test_source!r}, {len(train_source.class_names)} classes\n"
-        f"devices: {mesh.size} x {device.device_kind}, batch {config.batch_size} = "
-        f"{mesh.size} x {config.batch_size // mesh.size}\n"
-        f"run: {plan.total_steps:,} steps, {epochs:.4g} epochs of "
-        f"{plan.run.steps_per_epoch:,} steps; peak learning rate {_peak(config)}"
-    )
-
-
-def _peak(config: Config) -> str:
-    """Returns the peak rate, and what it comes from."""
-    optimizer = config.optimizer
-    peak = f"{optimizer.peak(config.batch_size):g}"
-    if optimizer.rate_per is None:
-        return peak
-    return (
-        f"{peak} ({optimizer.learning_rate:g} per {optimizer.rate_per} images, "
-        f"{optimizer.rate_scaling} scaling)"
+        f"data: {data}, {num_classes} classes\n"
+        f"devices: {devices.size} x {devices.flat[0].device_kind}, batch {batch_size} = "
+        f"{devices.size} x {batch_size // devices.size}\n"
+        f"run: {total_steps:,} steps, {epochs:.4g} epochs of "
+        f"{steps_per_epoch:,} steps; peak learning rate {peak_rate}"
     )
 
 
@@ -166,23 +114,15 @@ def compiled(seconds: dict[str, tuple[float, float]]) -> str:
     return f"compiled: {', '.join(parts)}"
 
 
-def memory(state: TrainState, constants: dict[str, Any], program: Any) -> str:
+def memory(parts: dict[str, Any], temporary: int) -> str:
     """Returns what a train step needs of each device's memory.
 
     Args:
-      state: as jax.ShapeDtypeStruct, of which every device holds a copy.
-      constants: shapes of what else stays on the devices: "records", "teacher".
-      program: the compiled step, jax.stages.Compiled.
+      parts: name -> what stays on the devices, a tree of jax.ShapeDtypeStruct with shardings.
+      temporary: bytes that the step takes besides.
     """
-    parts = {
-        "parameters and batch statistics": (state.params, state.batch_stats),
-        "optimizer": state.opt_state,
-        "averaged weights": state.ema,
-        **constants,
-    }
     megabytes = {name: _bytes_held(tree) / 1e6 for name, tree in parts.items()}
-    found = program.memory_analysis()
-    megabytes["temporary, in a step"] = found.temp_size_in_bytes / 1e6
+    megabytes["temporary, in a step"] = temporary / 1e6
     lines = [f"  {size:10,.1f} MB  {name}" for name, size in megabytes.items() if size]
     total = sum(megabytes.values())
     return "\n".join(["memory of each device:", *lines, f"  {total:10,.1f} MB  in all"])
@@ -196,24 +136,19 @@ def _bytes_held(shapes: Any) -> int:
     )
 
 
-def schedules(config: Config, plan: Plan, learning_rate: optax.Schedule) -> str:
-    """Returns how rate and weight decay go over the run: first, highest and last value, and a
-    plot."""
-    curves = {"learning rate": learning_rate}
-    if config.decay_schedule is not None:
-        strength = weight_decay(config.optimizer, config.decay_schedule, plan.run)
-        curves["weight decay"] = strength
-    texts = []
-    for name, curve in curves.items():
-        steps = np.unique(np.linspace(0, plan.total_steps - 1, 512).astype(np.int32))
-        values = np.asarray(jax.vmap(curve)(steps))
-        title = (
-            f"{name}: {values[0]:.4g} at step 0, {values.max():.4g} at the highest, "
-            f"{values[-1]:.4g} at step {plan.total_steps - 1:,}"
-        )
-        last = plan.total_steps - 1
-        texts.append(schedule_plot(values.tolist(), title=title, last_step=last))
-    return "\n".join(texts)
+def schedule(name: str, steps: np.ndarray, values: np.ndarray) -> str:
+    """Returns how a rate goes over the run: first, highest and last value, and a plot.
+
+    Args:
+      name: of the rate.
+      steps: int [n], from the first to the last of the run.
+      values: at these steps, float [n].
+    """
+    title = (
+        f"{name}: {values[0]:.4g} at step 0, {values.max():.4g} at the highest, "
+        f"{values[-1]:.4g} at step {steps[-1]:,}"
+    )
+    return schedule_plot(values.tolist(), title=title, last_step=int(steps[-1]))
 
 
 def finished(

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxcls import augment
 from jaxcls.augment import Transform
 from jaxcls.errors import UserError
+from jaxcls.inference.forward import apply_deterministic
 
 Moments = dict[str, Any]
 """The collection "moments": at the path of each batch norm "mean" and "mean_square", float32
@@ -34,7 +34,6 @@ def moments_step(
     *,
     model: nn.Module,
     transforms: Sequence[Transform],
-    num_classes: int,
 ) -> Moments:
     """Returns what the batch norms of a network see in one batch.
 
@@ -51,12 +50,8 @@ def moments_step(
         batch with such a row counts for nothing: its moments are 0 of 0 values.
       model: the network.
       transforms: deterministic, ending in normalised floats.
-      num_classes: length of the logits.
     """
-    rows = batch["image"].shape[0]
-    targets = jnp.zeros((rows, num_classes))  # transforms take them, nothing reads them
-    # Deterministic transforms do not use the key.
-    images, _ = augment.apply(transforms, jax.random.key(0), batch["image"], targets)
+    images = apply_deterministic(transforms, batch["image"])
     _, updated = without_noise(model).apply(
         variables, images, train=True, mutable=["batch_stats", "moments"]
     )

@@ -12,27 +12,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxcls import metrics
-from jaxcls.checkpoint.files import Checkpoints
-from jaxcls.config import Config, Plan
+from jaxcls.checkpoint.checkpoints import Checkpoints
 from jaxcls.data.bad_images import BadImages
+from jaxcls.errors import Diverged
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.parallel import replicated
 from jaxcls.report.progress import Progress, eval_line
 from jaxcls.report.writers import MetricWriter
 from jaxcls.training import plateau
 from jaxcls.training.prefetch import DevicePrefetch
+from jaxcls.training.program import Program
 from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
 
 MAX_IN_FLIGHT = 2
-
-
-class Diverged(ArithmeticError):
-    """Too many steps in a row were not finite; the last checkpoint is."""
 
 
 class Clock:
@@ -85,9 +81,7 @@ class Loop:
     """Trains from the state's step to the end of the run, or until a signal.
 
     Attributes:
-      config: the run's config.
-      plan: its durations in steps.
-      mesh: the devices.
+      program: knows the config, its plan in steps, the devices and what stays on them.
       train_steps: the compiled programs: steps in a call -> program.
       state: the state; always that after the last call dispatched.
       evaluator: evaluates the test split.
@@ -100,9 +94,7 @@ class Loop:
       should_stop: asked after each call and within evaluations.
     """
 
-    config: Config
-    plan: Plan
-    mesh: Mesh
+    program: Program
     train_steps: dict[int, Any]
     state: TrainState
     evaluator: Evaluator
@@ -115,6 +107,7 @@ class Loop:
     should_stop: StopSignal
 
     def __post_init__(self) -> None:
+        self.config, self.plan = self.program.config, self.program.plan
         self.step = int(self.state.step)
         self._clock = Clock()
         self._in_flight: collections.deque[InFlight] = collections.deque()
@@ -145,7 +138,9 @@ class Loop:
             if self._clock.paused:
                 self._clock.run()
             length = next(calls)
-            self.state, report = self.train_steps[length](self.state, batch)
+            self.state, report = self.train_steps[length](
+                self.state, batch, self.program.constants
+            )
             self.step += length
             self._in_flight.append(
                 InFlight(self.step, length, report, self._end_interval())
@@ -192,7 +187,7 @@ class Loop:
         if not self.plan.is_due(self.plan.log_every, self.step):
             return None
         interval = self.state.metrics
-        empty = jax.device_put(self._empty, replicated(self.mesh))
+        empty = jax.device_put(self._empty, replicated(self.program.mesh))
         self.state = dataclasses.replace(self.state, metrics=empty)
         return interval
 
@@ -306,7 +301,7 @@ class Loop:
         if self.reestimate is None or self._reestimated == self.step:
             return
         estimated = self.reestimate(self.state.ema)
-        estimated = jax.device_put(estimated, replicated(self.mesh))
+        estimated = jax.device_put(estimated, replicated(self.program.mesh))
         average = {**self.state.ema, "batch_stats": estimated}
         self.state = dataclasses.replace(self.state, ema=average)
         self._reestimated = self.step

@@ -23,26 +23,10 @@ from tqdm import tqdm
 
 from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
-from jaxcls.parallel import batch_sharded, put_batch
+from jaxcls.inference.forward import label_shape
+from jaxcls.parallel import batch_sharded, put_batch, with_sharding
 
 MEGABYTE = 1e6
-
-
-def label_shape(
-    mesh: Mesh, rows: int, num_labels: int | None = None
-) -> jax.ShapeDtypeStruct:
-    """Returns the shape of labels, sharded by rows.
-
-    Args:
-      mesh: the devices.
-      rows: number of labels.
-      num_labels: classes that an image may have or not, uint8 [rows, num_labels] of ones and
-        zeros; None where it has exactly one, int32 [rows].
-    """
-    sharding = batch_sharded(mesh)
-    if num_labels is None:
-        return jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding)
-    return jax.ShapeDtypeStruct((rows, num_labels), jnp.uint8, sharding=sharding)
 
 
 def record_shapes(
@@ -54,13 +38,13 @@ def record_shapes(
     """Returns the shapes of the records on the devices: "image" uint8 [n, height * width *
     channels], "label" as label_shape() says and "mask" bool [n], n being `num_records` rounded
     up to a multiple of the devices."""
-    n, sharding = padded_rows(num_records, mesh.size), batch_sharded(mesh)
-    pixels = math.prod(image_shape)
-    return {
-        "image": jax.ShapeDtypeStruct((n, pixels), jnp.uint8, sharding=sharding),
-        "label": label_shape(mesh, n, num_labels),
-        "mask": jax.ShapeDtypeStruct((n,), jnp.bool_, sharding=sharding),
+    n = padded_rows(num_records, mesh.size)
+    shapes = {
+        "image": jax.ShapeDtypeStruct((n, math.prod(image_shape)), jnp.uint8),
+        "label": label_shape(n, num_labels),
+        "mask": jax.ShapeDtypeStruct((n,), jnp.bool_),
     }
+    return with_sharding(batch_sharded(mesh), shapes)
 
 
 def check_memory(

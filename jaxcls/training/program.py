@@ -1,9 +1,8 @@
 """The compiled programs of a run, and the shapes they take."""
 
-import dataclasses
+import collections
 import functools
-import time
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,123 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcls import augment
-from jaxcls.augment import Transform, Views
 from jaxcls.config import Config, Plan
-from jaxcls.data.loader import padded_rows
+from jaxcls.data.loader import TrainBatches
+from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
+from jaxcls.inference.forward import (
+    Forward,
+    Traced,
+    input_shape,
+    trace,
+    variable_shapes,
+)
 from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import groups
-from jaxcls.optim.chain import chain, learning_rate
-from jaxcls.parallel import batch_sharded, platform, replicated
+from jaxcls.optim.chain import chain, learning_rate, weight_decay
+from jaxcls.optim.groups import Groups, path_of
+from jaxcls.optim.optimizers import Optimizer
+from jaxcls.parallel import replicated, with_sharding
+from jaxcls.report.tables import Treated
 from jaxcls.training import placement
 from jaxcls.training.batch_statistics import moments_step
 from jaxcls.training.state import TrainState, create_state
-from jaxcls.training.step import eval_step, train_step
-
-
-@dataclasses.dataclass
-class Compiled:
-    """A program for fixed shapes: calling it can never compile again.
-
-    Attributes:
-      call: the program.
-      seconds: spent turning Python into XLA's input, and then in XLA or in reading the result
-        of an earlier run from disk.
-    """
-
-    call: Any
-    seconds: tuple[float, float]
-
-
-@dataclasses.dataclass
-class Traced:
-    """A program before it is compiled: its shapes fit together, or tracing had failed.
-
-    Attributes:
-      lowered: XLA's input.
-      seconds: spent making it out of Python.
-    """
-
-    lowered: jax.stages.Lowered
-    seconds: float
-
-    def compile(self, deterministic: bool = False) -> Compiled:
-        """Compiles, or reads the result of an earlier run from disk.
-
-        Args:
-          deterministic: on GPUs leave out what depends on the order of threads.
-        """
-        start = time.perf_counter()
-        options: Any = {"xla_gpu_deterministic_ops": True} if deterministic else None
-        compiled = self.lowered.compile(compiler_options=options)
-        return Compiled(compiled, (self.seconds, time.perf_counter() - start))
-
-
-def trace(function: Any, *shapes: Any) -> Traced:
-    """Traces a jitted function for trees of jax.ShapeDtypeStruct."""
-    start = time.perf_counter()
-    lowered = function.lower(*shapes)
-    return Traced(lowered, time.perf_counter() - start)
-
-
-def batch_shapes(
-    mesh: Mesh,
-    rows: int,
-    image_shape: tuple[int, ...],
-    num_labels: int | None = None,
-) -> dict[str, Any]:
-    """Returns the shapes of a global batch.
-
-    Args:
-      mesh: the devices.
-      rows: of the batch, over all of them.
-      image_shape: (height, width, channels).
-      num_labels: classes that an image may have or not; None where it has exactly one.
-    """
-    sharding = batch_sharded(mesh)
-    return {
-        "image": jax.ShapeDtypeStruct(
-            (rows, *image_shape), jnp.uint8, sharding=sharding
-        ),
-        "label": placement.label_shape(mesh, rows, num_labels),
-        "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=sharding),
-    }
-
-
-def stacked(shapes: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Returns the shapes of `steps` batches as one: a new first axis, which every device
-    holds whole."""
-    return {
-        name: jax.ShapeDtypeStruct(
-            (steps, *shape.shape),
-            shape.dtype,
-            sharding=NamedSharding(
-                shape.sharding.mesh, PartitionSpec(None, *shape.sharding.spec)
-            ),
-        )
-        for name, shape in shapes.items()
-    }
-
-
-def input_shape(
-    transforms: Sequence[Transform],
-    image_shape: tuple[int, ...],
-    views: Views | None = None,
-) -> tuple[int, ...]:
-    """Returns the shape that transforms, and the first of some views, give a batch of one
-    record [height, width, channels]: (1, new height, new width, channels)."""
-
-    def image(rng: jax.Array, images: jax.Array, targets: jax.Array) -> jax.Array:
-        images, _ = augment.apply(transforms, rng, images, targets)
-        return images if views is None else views(images)[0][0]
-
-    return jax.eval_shape(
-        image,
-        jax.eval_shape(lambda: jax.random.key(0)),
-        jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8),
-        jax.ShapeDtypeStruct((1, 1), jnp.float32),
-    ).shape
+from jaxcls.training.step import Teacher, train_step
 
 
 def layers(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -161,39 +65,48 @@ def heads(model: nn.Module) -> tuple[str, ...]:
     return model.HEADS
 
 
-def on_all_devices(mesh: Mesh, shapes: Any) -> Any:
-    """Returns a tree of jax.ShapeDtypeStruct with the sharding of whole copies."""
-    sharding = replicated(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-    )
+def stacked(shapes: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Returns the shapes of `steps` batches as one: a new first axis, which every device
+    holds whole."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            (steps, *shape.shape),
+            shape.dtype,
+            sharding=NamedSharding(
+                shape.sharding.mesh, PartitionSpec(None, *shape.sharding.spec)
+            ),
+        )
+        for name, shape in shapes.items()
+    }
 
 
-def weight_shapes(
-    config: Config, model: nn.Module, image_shape: tuple[int, ...], mesh: Mesh
-) -> dict[str, Any]:
-    """Returns the shapes of the weights in a checkpoint of a config: "params", "batch_stats",
-    and the same below "ema" if it keeps an average.
+def check_divides(config: Config, num_devices: int) -> None:
+    """Raises UserError if the batch, or a part of it, does not divide among the devices."""
+    if config.batch_size % num_devices:
+        below = config.batch_size // num_devices * num_devices
+        choices = [str(size) for size in (below, below + num_devices) if size]
+        raise UserError(
+            f"batch_size {config.batch_size} does not divide among {num_devices} "
+            f"devices: use {' or '.join(choices)}, or set devices."
+        )
+    part = config.batch_size // config.accumulate
+    if part % num_devices:
+        raise UserError(
+            f"accumulate {config.accumulate} makes parts of {part} images, which do not "
+            f"divide among {num_devices} devices: make it smaller, or batch_size larger."
+        )
 
-    Args:
-      config: of the checkpoint.
-      model: the network that it makes.
-      image_shape: of the records, (height, width, channels).
-      mesh: the devices onto which the weights will be read.
+
+class Program(Forward):
+    """A config bound to a dataset's shapes and a mesh; compiles on request.
+
+    Attributes:
+      plan: the durations of the config in steps.
+      groups: what each parameter gets of rate and decay, and when it is frozen.
+      learning_rate: the rate of each good step.
+      constants: what stays on the devices besides the state: "teacher", its variables, and
+        "records", the training images, once they have been put there.
     """
-    shape = input_shape(config.eval_transform, image_shape, config.eval_views)
-    made = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
-    )
-    weights = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
-    if config.has_average:
-        weights["ema"] = dict(weights)
-    return on_all_devices(mesh, weights)
-
-
-class Program:
-    """A config bound to a dataset's shapes and a mesh; compiles on request."""
 
     def __init__(
         self,
@@ -203,9 +116,10 @@ class Program:
         mesh: Mesh,
         num_classes: int,
         image_shape: tuple[int, ...],
-        teacher: nn.Module | None = None,
+        num_records: int | None = None,
+        teacher: Teacher | None = None,
     ):
-        """Binds, without compiling or allocating anything.
+        """Binds, without compiling or allocating anything but the teacher.
 
         Args:
           config: a config that validate() has passed.
@@ -213,33 +127,23 @@ class Program:
           mesh: the devices.
           num_classes: length of the logits.
           image_shape: of the records, (height, width, channels).
-          teacher: a network to learn from; None for none.
+          num_records: training images that lie on the devices; None where each step is sent
+            its batch.
+          teacher: a network to learn from, its variables on the host; None for none.
 
         Raises:
           UserError: if the batch does not divide among the devices, or the options of groups
             do not fit the parameters.
         """
-        num_devices = mesh.size
-        if config.batch_size % num_devices:
-            below = config.batch_size // num_devices * num_devices
-            choices = [str(size) for size in (below, below + num_devices) if size]
-            raise UserError(
-                f"batch_size {config.batch_size} does not divide among {num_devices} "
-                f"devices: use {' or '.join(choices)}, or set devices."
-            )
-        if config.batch_size // config.accumulate % num_devices:
-            raise UserError(
-                f"accumulate {config.accumulate} makes parts of "
-                f"{config.batch_size // config.accumulate} images, which do not divide among "
-                f"{num_devices} devices: make it smaller, or batch_size larger."
-            )
-        self.config = config
-        self.mesh = mesh
-        self.num_classes = num_classes
-        self.image_shape = image_shape
-        self.model: nn.Module = config.model.create(num_classes, platform(mesh))
+        check_divides(config, mesh.size)
+        super().__init__(
+            config, mesh=mesh, num_classes=num_classes, image_shape=image_shape
+        )
+        self.plan = plan
+        self.num_records = num_records
+        self._input_shape = input_shape(config.augment, self.image_shape)
         self.groups = groups.resolve(
-            self.param_shapes(),
+            variable_shapes(self.model, self._input_shape)["params"],
             layers(self.model) if config.layer_decay is not None else (),
             heads(self.model) if config.head_rate != 1 else (),
             groups=config.groups,
@@ -258,7 +162,10 @@ class Program:
             run=plan.run,
         )
         self.learning_rate = learning_rate(config.optimizer, config.schedule, plan.run)
-        self.teacher = teacher
+        self.constants: dict[str, Any] = {}
+        if teacher is not None:
+            on_devices = jax.device_put(teacher.variables, replicated(mesh))
+            self.constants["teacher"] = on_devices
         self._step = functools.partial(
             train_step,
             config=config,
@@ -268,63 +175,57 @@ class Program:
             groups=self.groups,
             num_classes=num_classes,
             run=plan.run,
-            teacher=teacher,
+            teacher=None if teacher is None else teacher.model,
         )
-        self._state_shapes: TrainState | None = None
         self._init = jax.jit(self._create_state, out_shardings=replicated(mesh))
-
-    def param_shapes(self) -> Any:
-        """Returns the parameters as jax.ShapeDtypeStruct."""
-        shape = input_shape(self.config.augment, self.image_shape)
-        made = jax.eval_shape(
-            lambda: self.model.init(jax.random.key(0), jnp.zeros(shape), train=False)
-        )
-        return made["params"]
 
     def _create_state(self) -> TrainState:
         return create_state(
             self.model,
             self.optimizer,
-            input_shape(self.config.augment, self.image_shape),
+            self._input_shape,
             self.config.seed,
             with_ema=self.config.has_average,
         )
-
-    @property
-    def num_labels(self) -> int | None:
-        """Classes that an image may have or not; None where it has exactly one."""
-        return self.num_classes if self.config.loss.multi_label else None
 
     def init(self) -> TrainState:
         """Returns the state before the first step, on the devices."""
         return self._init()
 
+    @functools.cached_property
     def state_shapes(self) -> TrainState:
-        """Returns the state as jax.ShapeDtypeStruct with shardings."""
-        if self._state_shapes is None:
-            shapes = jax.eval_shape(self._create_state)
-            self._state_shapes = on_all_devices(self.mesh, shapes)
-        return self._state_shapes
+        """The state as jax.ShapeDtypeStruct with shardings."""
+        shapes = jax.eval_shape(self._create_state)
+        return with_sharding(replicated(self.mesh), shapes)
 
-    def trace_train_step(
-        self, steps: int = 1, constants: dict[str, Any] | None = None
-    ) -> Traced:
-        """Traces train_step(state, batch, constants); the state is donated.
+    def record_shapes(self) -> dict[str, Any]:
+        """Returns the shapes of the training images that lie on the devices."""
+        assert self.num_records is not None
+        return placement.record_shapes(
+            self.mesh, self.num_records, self.image_shape, self.num_labels
+        )
+
+    def constant_shapes(self) -> dict[str, Any]:
+        """Returns the shapes of all that stays on the devices besides the state."""
+        shapes = with_sharding(replicated(self.mesh), self.constants)
+        if self.num_records is not None:
+            shapes["records"] = self.record_shapes()
+        return shapes
+
+    def trace_train_step(self, steps: int = 1) -> Traced:
+        """Traces (state, batch, constants) -> (state, report); the state is donated.
 
         Args:
           steps: made in one call, 1 or more. With more than one the arrays of the batch are
             [steps, rows, ...], and the report is that of the last.
-          constants: shapes of what stays on the devices: "records", the training images, if
-            they lie there: the batch then is {"id": int32 [rows]}; "teacher", the teacher's
-            variables.
         """
-        constants = constants or {}
         function = self.train_step if steps == 1 else self.train_steps
         jitted = jax.jit(
             function, out_shardings=replicated(self.mesh), donate_argnums=0
         )
-        batch = self._call_shapes(steps, "records" in constants)
-        return trace(jitted, self.state_shapes(), batch, constants)
+        return trace(
+            jitted, self.state_shapes, self._call_shapes(steps), self.constant_shapes()
+        )
 
     def train_step(
         self, state: TrainState, batch: dict[str, jax.Array], constants: dict[str, Any]
@@ -349,12 +250,24 @@ class Program:
         )
         return state, jax.tree.map(lambda steps: steps[-1], reports)
 
-    def _call_shapes(self, steps: int, on_devices: bool) -> dict[str, Any]:
+    def train_batches(
+        self, source: Source, num_steps: int | None = None
+    ) -> TrainBatches:
+        """Returns the batches of the run's steps, or of its first `num_steps`."""
+        return TrainBatches(
+            source,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            num_steps=self.plan.total_steps if num_steps is None else num_steps,
+            sampling=self.config.data.sampling,
+        )
+
+    def _call_shapes(self, steps: int) -> dict[str, Any]:
         """Returns the shapes of the batch that a call of `steps` steps takes: indices if the
         images lie on the devices."""
         rows = self.config.batch_size
-        shapes = batch_shapes(self.mesh, rows, self.image_shape, self.num_labels)
-        if on_devices:
+        shapes = self.batch_shapes(rows)
+        if self.num_records is not None:
             whole = replicated(self.mesh)
             shapes = {"id": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=whole)}
         return shapes if steps == 1 else stacked(shapes, steps)
@@ -366,19 +279,12 @@ class Program:
         Args:
           batch: "image", "label" and "mask", or "id" alone if the images lie on the devices.
         """
-        on_devices = "label" not in batch
-        rows = batch["id" if on_devices else "mask"]
-        shapes = self._call_shapes(1 if rows.ndim == 1 else len(rows), on_devices)
+        rows = batch["id"]
+        shapes = self._call_shapes(1 if rows.ndim == 1 else len(rows))
         return {
             name: jax.make_array_from_process_local_data(shape.sharding, batch[name])
             for name, shape in shapes.items()
         }
-
-    def record_shapes(self, num_records: int) -> dict[str, Any]:
-        """Returns the shapes of the training images on the devices."""
-        return placement.record_shapes(
-            self.mesh, num_records, self.image_shape, self.num_labels
-        )
 
     def trace_moments_step(self) -> Traced:
         """Traces moments_step(variables, batch) for batches of training images."""
@@ -392,13 +298,12 @@ class Program:
                 batch,
                 model=self.model,
                 transforms=self.config.eval_transform,
-                num_classes=self.num_classes,
             )
 
         step = jax.jit(estimate, out_shardings=replicated(self.mesh))
-        shapes = batch_shapes(self.mesh, self.config.batch_size, self.image_shape)
+        shapes = self.batch_shapes(self.config.batch_size)
         batch = {name: shapes[name] for name in ("image", "mask")}
-        variables = self.state_shapes().variables()
+        variables = self.state_shapes.variables()
         if not jax.tree.leaves(jax.eval_shape(step, variables, batch)):
             raise UserError(
                 f"precise_bn estimates the statistics of batch norms, but {self.config.model.name} "
@@ -406,48 +311,61 @@ class Program:
             )
         return trace(step, variables, batch)
 
-    def trace_eval_step(self) -> Traced:
-        """Traces eval_step(variables, batch), for raw and averaged weights alike."""
-        return trace_eval_step(
-            self.config,
-            self.model,
-            self.state_shapes().variables(),
-            mesh=self.mesh,
-            num_classes=self.num_classes,
-            image_shape=self.image_shape,
+    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Returns how what is scheduled goes over the run: name -> (steps, values), at 512
+        steps at most."""
+        config, plan = self.config, self.plan
+        curves = {"learning rate": self.learning_rate}
+        if (schedule := config.decay_schedule) is not None:
+            curves["weight decay"] = weight_decay(config.optimizer, schedule, plan.run)
+        steps = np.unique(np.linspace(0, plan.total_steps - 1, 512).astype(np.int32))
+        return {
+            name: (steps, np.asarray(jax.vmap(curve)(steps)))
+            for name, curve in curves.items()
+        }
+
+    def treatments(self) -> list[Treated]:
+        """Returns the parameters in sets that are trained alike."""
+        optimizer = self.config.optimizer
+        return trained_alike(
+            self.state_shapes.params,
+            self.groups,
+            optimizer.peak(self.config.batch_size),
+            optimizer.weight_decay,
+            optimizer,
         )
 
 
-def trace_eval_step(
-    config: Config,
-    model: nn.Module,
-    variables: Any,
-    *,
-    mesh: Mesh,
-    num_classes: int,
-    image_shape: tuple[int, ...],
-) -> Traced:
-    """Traces eval_step(variables, batch).
+def trained_alike(
+    params: Any,
+    groups: Groups,
+    peak_rate: float,
+    weight_decay: float,
+    optimizer: Optimizer,
+) -> list[Treated]:
+    """Returns parameters in sets that are trained alike: what thaws first and has the highest
+    rate comes first, what never thaws last.
 
     Args:
-      config: gives the transforms and the batch size.
-      model: the network.
-      variables: its variables as jax.ShapeDtypeStruct with shardings.
-      mesh: the devices.
-      num_classes: length of the logits.
-      image_shape: of the records, (height, width, channels).
+      params: the parameters, or their jax.ShapeDtypeStruct.
+      groups: the treatment of each.
+      peak_rate: learning rate at the peak of the schedule, before multipliers.
+      weight_decay: of the optimizer, before multipliers.
+      optimizer: what trains them; it may have multipliers of its own.
     """
-    step = jax.jit(
-        functools.partial(
-            eval_step,
-            model=model,
-            transforms=config.eval_transform,
-            views=config.eval_views,
-            num_classes=num_classes,
-            loss=config.loss,
-        ),
-        out_shardings=replicated(mesh),
-    )
-    rows = padded_rows(config.evaluation.batch_size, mesh.size)
-    num_labels = num_classes if config.loss.multi_label else None
-    return trace(step, variables, batch_shapes(mesh, rows, image_shape, num_labels))
+    members = collections.defaultdict(list)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_of(keys)
+        treatment = groups.by_path[path]
+        by, multiplier = optimizer.trains(path, leaf.shape)
+        if treatment.thaws_at is None:  # its rate and decay say nothing
+            order = (math.inf, 0.0, 0.0, "-")
+        else:
+            rate = treatment.rate * multiplier
+            order = (treatment.thaws_at, -rate, -treatment.decay, by)
+        members[order].append((path, leaf.size))
+    return [
+        Treated(by, -rate * peak_rate, -decay * weight_decay, thaw, members[order])
+        for order in sorted(members)
+        for thaw, rate, decay, by in [order]
+    ]

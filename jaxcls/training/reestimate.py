@@ -3,49 +3,33 @@
 import math
 from typing import Any
 
-from jax.sharding import Mesh
-
-from jaxcls.config import Config, Plan
-from jaxcls.data.loader import Loader, TrainBatches
+from jaxcls.data.loader import start_loader
 from jaxcls.data.sources import Source
 from jaxcls.parallel import put_batch
-from jaxcls.training import batch_statistics
+from jaxcls.training.batch_statistics import from_moments
+from jaxcls.training.program import Program
 
 
 class Reestimate:
     """Estimates batch statistics for weights, as often as asked, over the same images each
     time: the first of the run, in its order. Use it in a `with` statement."""
 
-    def __init__(
-        self, moments_step: Any, source: Source, config: Config, plan: Plan, mesh: Mesh
-    ):
+    def __init__(self, moments_step: Any, source: Source, program: Program):
         """Starts loading.
 
         Args:
           moments_step: the compiled step.
           source: the training split.
-          config: has precise_bn; tells how the data is loaded.
-          plan: of the run.
-          mesh: the devices.
+          program: its config has precise_bn.
         """
+        config = program.config
         assert config.precise_bn is not None
         wanted = math.ceil(config.precise_bn / config.batch_size)
-        self._num_batches = min(wanted, plan.run.steps_per_epoch)
+        self._num_batches = min(wanted, program.plan.run.steps_per_epoch)
         self._moments_step = moments_step
-        self._mesh = mesh
-        self._loader = Loader(
-            TrainBatches(
-                source,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                num_steps=self._num_batches,
-                sampling=config.data.sampling,
-            ),
-            repeat=True,
-            workers=config.data.workers,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-        )
+        self._mesh = program.mesh
+        batches = program.train_batches(source, self._num_batches)
+        self._loader = start_loader(batches, config.data, repeat=True)
 
     def __enter__(self) -> "Reestimate":
         return self
@@ -58,8 +42,6 @@ class Reestimate:
         parts = []
         for _ in range(self._num_batches):
             loaded = next(self._loader)
-            batch = put_batch(
-                self._mesh, {name: loaded[name] for name in ("image", "mask")}
-            )
-            parts.append(self._moments_step(variables, batch))
-        return batch_statistics.from_moments(variables["batch_stats"], parts)
+            batch = {name: loaded[name] for name in ("image", "mask")}
+            parts.append(self._moments_step(variables, put_batch(self._mesh, batch)))
+        return from_moments(variables["batch_stats"], parts)

@@ -1,12 +1,11 @@
-"""The train step and the eval step: pure functions of (state, batch).
+"""The train step: a pure function of (state, batch).
 
-Everything that does not change in a run is bound once, by keyword, where they are jitted
-(training/program.py).
+training/program.py binds everything that does not change in a run, by keyword, where it jits
+the step.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,14 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls import augment
-from jaxcls.augment import Moment, Transform, Views
+from jaxcls.augment import Moment, Transform
 from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
-from jaxcls.losses import Loss, as_targets, distillation_loss
+from jaxcls.losses import as_targets, distillation_loss
 from jaxcls.metrics import (
-    EvalOutput,
     TrainMetrics,
-    eval_output,
     train_metrics,
 )
 from jaxcls.models.layers import frozen_collection
@@ -393,54 +390,3 @@ def all_finite(tree: Any) -> jax.Array:
     ResNet-18).
     """
     return jnp.isfinite(optax.tree.norm(tree))
-
-
-def eval_step(
-    variables: dict[str, Any],
-    batch: dict[str, jax.Array],
-    *,
-    model: nn.Module,
-    transforms: Sequence[Transform],
-    views: Views | None,
-    num_classes: int,
-    loss: Loss,
-) -> EvalOutput:
-    """Evaluates one batch.
-
-    Args:
-      variables: "params" and "batch_stats" of the network.
-      batch: "image" uint8 [batch, height, width, channels], "label" int32 [batch] (or uint8
-        [batch, classes] of ones and zeros, if the loss is for any number of labels), "mask"
-        bool [batch], False for padding.
-      model: the network.
-      transforms: deterministic, ending in normalised floats.
-      views: of each image, over which the logits are averaged; None for the image alone.
-      num_classes: length of the logits.
-      loss: what was trained with. It says of which kind the labels are, and nothing else: what
-        is measured is the same whatever was trained with.
-
-    Returns:
-      Sums over the images of the batch, and the logits where mAP needs them.
-    """
-    targets = as_targets(batch["label"], num_classes)
-
-    def transform(chosen: Sequence[Transform], images: jax.Array) -> jax.Array:
-        # Deterministic transforms do not use the key.
-        return augment.apply(chosen, jax.random.key(0), images, targets)[0]
-
-    def predict(images: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, images, train=False)
-        return logits
-
-    if views is None:
-        logits = predict(transform(transforms, batch["image"]))
-    else:
-        before, after = augment.around_normalize(transforms)
-        logits = augment.averaged_logits(
-            lambda view: predict(transform(after, view)),
-            transform(before, batch["image"]),
-            views,
-        )
-    return eval_output(
-        logits, batch["label"], batch["mask"], multi_label=loss.multi_label
-    )

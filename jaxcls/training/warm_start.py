@@ -2,6 +2,7 @@
 learns from a network that has them."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxcls import config as config_lib
 from jaxcls.augment import Normalize
-from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Config
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.inference.forward import input_shape
+from jaxcls.inference.saved_run import SavedRun
 from jaxcls.models import Model, is_weight_set
 from jaxcls.models.weights import pretrained
 from jaxcls.models.weights.catalogue import WEIGHTS, find
-from jaxcls.parallel import make_mesh, replicated
-from jaxcls.training.program import Program, weight_shapes
+from jaxcls.parallel import make_mesh, platform, replicated
+from jaxcls.training.program import Program
 from jaxcls.training.state import TrainState
+from jaxcls.training.step import Teacher
 
 Variables = dict[str, Any]
 """{"params", "batch_stats"} of a network, NumPy float32; "batch_stats" only if it has any."""
@@ -126,6 +129,45 @@ def load_teacher(
     return module, variables, "".join(messages).rstrip(":") or source
 
 
+def open_teacher(
+    config: Config, class_names: Sequence[str], image_shape: tuple[int, ...]
+) -> tuple[Teacher, str]:
+    """Returns the network to learn from, and a digest of its weights: a run is continued with
+    the same ones.
+
+    Args:
+      config: has `distill`.
+      class_names: of the data, in the order of its labels.
+      image_shape: of the records, (height, width, channels).
+
+    Raises:
+      UserError: if the weights cannot be had, or are for other classes or images.
+    """
+    distill = config.distill
+    assert distill is not None
+    model, variables, which = load_teacher(
+        distill.teacher,
+        distill.teacher_model,
+        len(class_names),
+        class_names=class_names,
+        platform=platform(make_mesh(config.devices)),
+    )
+    shape = input_shape(config.augment, image_shape)
+    try:
+        jax.eval_shape(lambda images: model.apply(variables, images), jnp.zeros(shape))
+    except Exception as error:  # flax's, JAX's and our own
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the teacher {distill.teacher} cannot take the images that are trained on, "
+            f"{shape[1:]} each: {reason}"
+        ) from None
+    print(f"learns from {which}", flush=True)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return Teacher(model, variables), digest.hexdigest()[:16]
+
+
 def check_exists(option: str, source: str, workdir: Path) -> None:
     """Checks what can be known of weights without reading them.
 
@@ -201,7 +243,7 @@ def _is_run(source: str) -> bool:
 
 def _class_names(source: str) -> tuple[str, ...]:
     """Returns the class names of a run, in the order of its labels."""
-    return tuple(checkpoint.read_run(checkpoint.find(Path(source)))["class_names"])
+    return SavedRun.open(source).class_names
 
 
 def _options(module: Any) -> dict[str, Any]:
@@ -214,24 +256,19 @@ def _of_run(
     path: Path, name: str | None, platform: str
 ) -> tuple[Any, Variables, list[str]]:
     """Reads the weights of a run of ours, averaged ones where it has them; says which."""
-    folder = checkpoint.find(path)
-    run = checkpoint.read_run(folder)
-    saved = config_lib.from_dict(run["config"])
-    if name not in (None, saved.model.name):
+    saved = SavedRun.open(path)
+    if name not in (None, saved.config.model.name):
         raise UserError(
-            f"the weights {folder} are of {saved.model.name}, not of {name}."
+            f"the weights {saved.folder} are of {saved.config.model.name}, not of {name}."
         )
-    module = saved.model.create(len(run["class_names"]), platform)
     # Read whole onto one device: they are put where they belong afterwards.
-    one = make_mesh(1)
-    shapes = weight_shapes(saved, module, tuple(run["image_shape"]), one)
-    weights = checkpoint.restore_weights(folder, shapes)
-    chosen = weights.get("ema", weights)
-    kind = "averaged" if "ema" in weights else "raw"
-    found = {name: chosen[name] for name in ("params", "batch_stats")}
-    trees = jax.device_get({name: tree for name, tree in found.items() if tree})
-    said = f"the {kind} weights of step {run['step']} in {folder}:"
-    return module, trees, [said]
+    forward, averaged = saved.forward(make_mesh(1)), saved.config.has_average
+    weights = saved.weights(forward, raw=not averaged)["ema" if averaged else "raw"]
+    kind = "averaged" if averaged else "raw"
+    trees = {name: tree for name, tree in weights.items() if tree}
+    module = saved.config.model.create(len(saved.class_names), platform)
+    said = f"the {kind} weights of step {saved.info['step']} in {saved.folder}:"
+    return module, jax.device_get(trees), [said]
 
 
 def _check_computes_the_same(source: str, theirs: Any, module: Any) -> None:

@@ -15,6 +15,7 @@ from jaxcls.augment import FlipViews, Normalize, Views
 from jaxcls.data import ArraySource
 from jaxcls.data.loader import EvalBatches, load_rows
 from jaxcls.inference.evaluation import Evaluator
+from jaxcls.inference.forward import Forward, eval_step
 from jaxcls.losses import (
     BinaryCrossEntropy,
     Loss,
@@ -24,7 +25,6 @@ from jaxcls.losses import (
 from jaxcls.metrics import EvalOutput, compute, metric_names
 from jaxcls.report.progress import eval_line
 from jaxcls.training import placement
-from jaxcls.training.step import eval_step
 from tests import commands
 
 CLASSES, PIXELS = 7, 9
@@ -81,7 +81,6 @@ def bound(loss: Loss, views: Views | None = None) -> Any:
             model=Linear(),
             transforms=(NORMALIZE,),
             views=views,
-            num_classes=CLASSES,
             loss=loss,
         )
     )
@@ -143,7 +142,9 @@ def evaluator(step: Any, source: ArraySource, devices: int = 1) -> Evaluator:
     config = commands.load_config(commands.RECIPES / "tiny.py")
     config.evaluation.batch_size = 16
     config.data.max_bad_share = 1.0  # type: ignore[attr-defined]
-    return Evaluator(step, source, config, parallel.make_mesh(devices))
+    mesh = parallel.make_mesh(devices)
+    forward = Forward(config, mesh=mesh, num_classes=CLASSES, image_shape=(3, 3, 1))
+    return Evaluator(step, source, forward)
 
 
 def evaluated(source: ArraySource, loss: Loss, devices: int = 1) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from jaxcls.config import Checkpoint, Config, Evaluation, Log
 from jaxcls.config.dataset_defaults import CIFAR10
 from jaxcls.data import Dataset, Manifest, Records, Sampling
 from jaxcls.duration import Duration, epochs, fraction, steps
-from jaxcls.evaluate import evaluate_checkpoint
+from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import MODELS, Model
 from jaxcls.models.resnet import ResNet

@@ -10,6 +10,7 @@ from jaxcls.models import create_model
 from jaxcls.optim import SGD, Muon
 from jaxcls.optim.groups import Freeze, Group, Groups, resolve
 from jaxcls.report import tables
+from jaxcls.training.program import trained_alike
 
 
 def array(*shape: int) -> jax.ShapeDtypeStruct:
@@ -46,7 +47,9 @@ def cells(table: str) -> list[list[str]]:
 
 def test_kernels_and_the_rest_have_a_line_each() -> None:
     found = cells(
-        tables.treatments(PARAMS, resolved(PARAMS), 0.25, 0.05, SGD(learning_rate=1.0))
+        tables.treatments(
+            trained_alike(PARAMS, resolved(PARAMS), 0.25, 0.05, SGD(learning_rate=1.0))
+        )
     )
     assert found == [
         ["learning rate", "weight decay", "trained", "values", "arrays", "which"],
@@ -68,9 +71,11 @@ def test_what_differs_has_a_line_and_what_is_frozen_comes_last() -> None:
         ),
         head_rate=10.0,
     )
-    assert cells(tables.treatments(PARAMS, groups, 0.01, 0.05, SGD(learning_rate=1.0)))[
-        1:
-    ] == [
+    assert cells(
+        tables.treatments(
+            trained_alike(PARAMS, groups, 0.01, 0.05, SGD(learning_rate=1.0))
+        )
+    )[1:] == [
         ["0.1", "0.05", "always", "8", "1", "fc: kernel"],
         ["0.1", "0", "always", "2", "1", "fc: bias"],
         ["0.01", "0.05", "always", "2,000", "2", "layer1, layer2: kernel"],
@@ -87,7 +92,7 @@ def test_muons_table_says_what_adamw_trains_at_its_own_rate() -> None:
         head_rate=10.0,
         freeze=(Freeze(pattern="^layer1"), Freeze(pattern="bn1/bias")),
     )
-    assert cells(tables.treatments(PARAMS, groups, 0.02, 0.1, muon)) == [
+    assert cells(tables.treatments(trained_alike(PARAMS, groups, 0.02, 0.1, muon))) == [
         [
             "by",
             "learning rate",
@@ -108,7 +113,7 @@ def test_muons_table_says_what_adamw_trains_at_its_own_rate() -> None:
 def test_what_two_algorithms_train_alike_has_two_lines() -> None:
     muon = Muon(learning_rate=0.02, adam_rate=1.0, consistent_rms=0.2)
     groups = resolved(PARAMS, decays="all")
-    lines = cells(tables.treatments(PARAMS, groups, 0.02, 0.1, muon))[1:]
+    lines = cells(tables.treatments(trained_alike(PARAMS, groups, 0.02, 0.1, muon)))[1:]
     assert [line[:2] for line in lines] == [["AdamW", "0.02"], ["Muon", "0.02"]]
 
 
@@ -120,15 +125,14 @@ def test_a_resnet_50_with_layer_decay_has_two_lines_a_layer() -> None:
     ]
     groups = resolved(params, model.layers(), layer_decay=0.8)
     lines = cells(
-        tables.treatments(params, groups, 1e-3, 0.05, SGD(learning_rate=1.0))
+        tables.treatments(
+            trained_alike(params, groups, 1e-3, 0.05, SGD(learning_rate=1.0))
+        )
     )[1:]
     assert len(lines) == 36
     assert lines[0] == ["0.001", "0.05", "always", "20,480", "1", "fc: kernel"]
     assert lines[-2] == ["2.252e-05", "0.05", "always", "9,408", "1", "conv1: kernel"]
     count = sum(int(line[3].replace(",", "")) for line in lines)
     assert count == sum(leaf.size for leaf in jax.tree.leaves(params))
-    text = tables.parameters(params, groups, 1e-3, 0.05, SGD(learning_rate=1.0))
-    assert text.endswith(
-        tables.treatments(params, groups, 1e-3, 0.05, SGD(learning_rate=1.0))
-    )
+    text = tables.parameters(params)
     assert "layer4_2/conv3/kernel" in text and max(map(len, text.splitlines())) < 100

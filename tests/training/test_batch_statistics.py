@@ -58,7 +58,6 @@ def step(**options: Any) -> Any:
             moments_step,
             model=network(**options),
             transforms=(NORMALIZE,),
-            num_classes=3,
         )
     )
 

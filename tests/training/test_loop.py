@@ -20,10 +20,10 @@ from jaxcls.data import ArraySource, Digits
 from jaxcls.data.order import record_ids
 from jaxcls.data.sources import Split
 from jaxcls.duration import RunLength, steps
+from jaxcls.errors import Diverged
 from jaxcls.optim import EMA
 from jaxcls.report.progress import Progress
 from jaxcls.train import train
-from jaxcls.training.loop import Diverged
 from tests import commands
 from tests.test_train import Poison, PoisonedDigits
 

@@ -25,6 +25,7 @@ from jaxcls.augment import (
 from jaxcls.config import Config
 from jaxcls.data import Digits
 from jaxcls.duration import RunLength, steps
+from jaxcls.inference.forward import eval_step
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.metrics import TrainMetrics, compute
 from jaxcls.models import Model, create_model
@@ -33,7 +34,7 @@ from jaxcls.optim.chain import chain, learning_rate
 from jaxcls.optim.groups import resolve
 from jaxcls.parallel import make_mesh, put_batch, replicated
 from jaxcls.training.state import TrainState, create_state
-from jaxcls.training.step import eval_step, train_step
+from jaxcls.training.step import train_step
 
 CLASSES, MAX_BAD = 10, 3
 POISON_IMAGES, POISON_GRADIENT = 9, 8

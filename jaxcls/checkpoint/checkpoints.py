@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxcls.checkpoint.fingerprints import fingerprints, named_leaves
 from jaxcls.errors import UserError
-from jaxcls.training.state import TrainState
 
 FOLDER = "checkpoints"
 
@@ -95,12 +93,12 @@ class Checkpoints:
         """Returns the best evaluated step that is kept."""
         return best_step(self.steps(), self.score)
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
         """Starts saving; the state may be donated as soon as this returns.
 
         Args:
           step: steps made; at most one checkpoint a step.
-          state: the state after them.
+          state: the state after them, a tree of arrays.
           run: what else the checkpoint needs to stand alone, as JSON.
 
         Raises:
@@ -123,25 +121,6 @@ class Checkpoints:
         with _writing(self.directory):
             self._manager.wait_until_finished()
 
-    def restore(self, step: int, shapes: TrainState) -> TrainState:
-        """Reads the state of a step onto the devices of `shapes`.
-
-        Args:
-          step: one of steps().
-          shapes: the state as jax.ShapeDtypeStruct with shardings; the number of devices may
-            differ from that of the run which saved it.
-
-        Raises:
-          UserError: if the checkpoint is damaged or of another network.
-        """
-        folder = self.directory / str(step)
-        run = read_run(folder)
-        _check_same_arrays(folder, shapes)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        state = _read(folder, lambda: self._manager.restore(step, args=args)["state"])
-        _check_fingerprints(folder, state, run)
-        return state
-
 
 def is_step(path: Path) -> bool:
     """Whether a path looks like the folder of one step: it has a number for a name and lies
@@ -154,7 +133,7 @@ def is_step(path: Path) -> bool:
     )
 
 
-def find(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """Returns the folder of the checkpoint that `path` names: a step's folder itself, or the
     newest step of a run's folder.
 
@@ -165,18 +144,22 @@ def find(path: Path) -> Path:
         raise UserError(
             f"there is no folder {path}: give a run's folder or one step's."
         )
-    folder = path / FOLDER  # looked for first: a run's folder may be named "1"
-    if not folder.is_dir() and is_step(path):
+    # Looked for first: a run's folder may be named "1".
+    if not (path / FOLDER).is_dir() and is_step(path):
         return path.absolute()
-    if path.name == FOLDER:
-        folder = path
-    steps = [child for child in folder.glob("*") if is_step(child)]
+    steps = step_folders(path if path.name == FOLDER else path / FOLDER)
     if not steps:
         raise UserError(
             f"{path} has no checkpoint in it: give a run's folder (with {FOLDER}/<step> "
             "inside) or one step's."
         )
-    return max(steps, key=lambda child: int(child.name)).absolute()
+    return steps[-1].absolute()
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Returns the folders of the steps in a run's folder of checkpoints, the newest last."""
+    steps = [child for child in folder.glob("*") if is_step(child)]
+    return sorted(steps, key=lambda child: int(child.name))
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -186,8 +169,8 @@ def read_run(folder: Path) -> dict[str, Any]:
       UserError: if it cannot be read.
     """
     args = ocp.args.Composite(run=ocp.args.JsonRestore())
-    with _reader(folder) as manager:
-        run = _read(folder, lambda: manager.restore(int(folder.name), args=args)["run"])
+    with _reader(folder) as manager, _reading(folder):
+        run = manager.restore(int(folder.name), args=args)["run"]
     parts = {"step": int, "config": dict, "fingerprints": dict, "class_names": list}
     parts |= {"image_shape": list, "train_source": str, "test_source": str}
     if not isinstance(run, dict) or not all(
@@ -202,31 +185,33 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def restore_weights(folder: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    """Reads only the arrays of a checkpoint that `shapes` names: no optimizer is needed.
+def restore(folder: Path, shapes: Any, *, whole: bool = False) -> Any:
+    """Reads the arrays of a checkpoint that `shapes` names, onto its devices.
+
+    The number of devices may differ from that of the run which saved it.
 
     Args:
       folder: a step's folder.
-      shapes: part of the state as a tree of jax.ShapeDtypeStruct with shardings, for
-        example {"params": ..., "batch_stats": ...}.
+      shapes: the state, or some parts of it, as a tree of jax.ShapeDtypeStruct with shardings:
+        {"params": ..., "batch_stats": ...} needs no optimizer.
+      whole: whether `shapes` is all of the state, so that what it lacks is an error.
 
     Raises:
       UserError: if the checkpoint is damaged or of another network.
     """
     run = read_run(folder)
-    _check_same_arrays(folder, shapes)
+    _check_same_arrays(folder, shapes, whole)
     args = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(
             shapes,
             restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
-            partial_restore=True,
+            partial_restore=not whole,
         )
     )
-    with _reader(folder) as manager:
-        step = int(folder.name)
-        weights = _read(folder, lambda: manager.restore(step, args=args)["state"])
-    _check_fingerprints(folder, weights, run)
-    return weights
+    with _reader(folder) as manager, _reading(folder):
+        state = manager.restore(int(folder.name), args=args)["state"]
+    _check_fingerprints(folder, state, run)
+    return state
 
 
 @contextlib.contextmanager
@@ -235,12 +220,27 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # many types, from three libraries
-        reason = str(error).strip().splitlines()
         raise UserError(
-            f"cannot write a checkpoint to {directory} ({type(error).__name__}: "
-            f"{reason[0][:200] if reason else 'no message'}). Make room, then run the same "
-            "command again: it goes on from the last complete checkpoint."
+            f"cannot write a checkpoint to {directory} ({_in_one_line(error)}). Make room, "
+            "then run the same command again: it goes on from the last complete checkpoint."
         ) from error
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise in reading into one sentence."""
+    try:
+        yield
+    except Exception as error:  # many types, from three libraries
+        raise UserError(
+            f"the checkpoint {folder} cannot be read ({_in_one_line(error)}). If it is "
+            f"damaged, {_way_out(folder)}"
+        ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _reader(folder: Path) -> ocp.CheckpointManager:
@@ -255,37 +255,12 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
     )
 
 
-def _read(folder: Path, reader: Callable[[], Any]) -> Any:
-    """Runs a reader, turning what Orbax and TensorStore raise into one sentence."""
-    try:
-        return reader()
-    except Exception as error:  # many types, from three libraries
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"the checkpoint {folder} cannot be read ({type(error).__name__}: "
-            f"{reason[0][:200] if reason else 'no message'}). If it is damaged, "
-            f"{_way_out(folder)}"
-        ) from error
-
-
 def _way_out(folder: Path) -> str:
-    earlier = [
-        int(child.name)
-        for child in folder.parent.glob("*")
-        if child.name.isdigit() and int(child.name) < int(folder.name)
-    ]
+    steps = [int(child.name) for child in folder.parent.glob("*") if is_step(child)]
+    earlier = [step for step in steps if step < int(folder.name)]
     if earlier:
         return f"move that folder away to go back to step {max(earlier)}."
     return "move that folder away to begin again: there is no earlier one."
-
-
-def _saved_shapes(folder: Path) -> dict[str, str]:
-    """Returns path -> dtype and shape of the arrays in a checkpoint."""
-    with _reader(folder) as manager:
-        tree = _read(
-            folder, lambda: manager.item_metadata(int(folder.name))["state"].tree
-        )
-    return {name: _kind(leaf) for name, leaf in _named_leaves(tree)}
 
 
 def _kind(leaf: Any) -> str:
@@ -293,32 +268,21 @@ def _kind(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Returns (path, leaf) with paths alike for dataclasses, named tuples and dicts."""
-    return [
-        (
-            "/".join(
-                str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
-                for key in path
-            ),
-            leaf,
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def _check_same_arrays(folder: Path, shapes: Any) -> None:
-    """Compares the arrays of a checkpoint with those wanted, in the same top-level parts.
+def _check_same_arrays(folder: Path, shapes: Any, whole: bool) -> None:
+    """Compares the arrays of a checkpoint with those wanted, in the same top-level parts or in
+    all.
 
     Raises:
       UserError: naming what is missing, left over or of another shape.
     """
-    wanted = {name: _kind(leaf) for name, leaf in _named_leaves(shapes)}
+    with _reader(folder) as manager, _reading(folder):
+        tree = manager.item_metadata(int(folder.name))["state"].tree
+    wanted = {name: _kind(leaf) for name, leaf in named_leaves(shapes)}
     parts = {name.split("/")[0] for name in wanted}
     saved = {
-        name: kind
-        for name, kind in _saved_shapes(folder).items()
-        if isinstance(shapes, TrainState) or name.split("/")[0] in parts
+        name: _kind(leaf)
+        for name, leaf in named_leaves(tree)
+        if whole or name.split("/")[0] in parts
     }
     lists = {
         "missing": [name for name in wanted if name not in saved],
@@ -339,36 +303,6 @@ def _check_same_arrays(folder: Path, shapes: Any) -> None:
             f"the checkpoint {folder} is of another network or optimizer ({'; '.join(faults)}"
             "): use the config that it was saved with, or another --workdir."
         )
-
-
-@jax.jit
-def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
-    """Returns a sum over the bits of each array, uint32 [arrays].
-
-    Each 32-bit word is mixed (two rounds of xor-shift and an odd factor) and weighted with
-    the odd number 2 i + 1 of its place i, modulo 2**32: any one changed bit changes the sum,
-    and so does nearly every other damage. Whole numbers: the result does not depend on how
-    an array is spread over devices.
-    """
-
-    def of(leaf: jax.Array) -> jax.Array:
-        if leaf.dtype != jnp.bool_:
-            size = leaf.dtype.itemsize * 8
-            leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{size}"))
-        words = leaf.astype(jnp.uint32).reshape(-1)
-        for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):
-            words = (words ^ (words >> shift)) * jnp.uint32(factor)
-        weights = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
-        return (words * weights).sum(dtype=jnp.uint32)
-
-    return jnp.stack([of(leaf) for leaf in leaves])
-
-
-def fingerprints(tree: Any) -> dict[str, int]:
-    """Returns path -> a number that changes with the content, for each array of a tree."""
-    named = _named_leaves(tree)
-    values = jax.device_get(_fingerprints([leaf for _, leaf in named]))
-    return {name: int(value) for (name, _), value in zip(named, values, strict=True)}
 
 
 def _check_fingerprints(folder: Path, tree: Any, run: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typeguard
-from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt, MinLen
+from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt, MinLen, MultipleOf
 
 from jaxcls.errors import UserError
 
@@ -188,29 +188,28 @@ _CONSTRAINTS: dict[type, tuple[Callable[..., bool], str]] = {
     Ge: (operator.ge, "{} or more"),
     Lt: (operator.lt, "below {}"),
     Le: (operator.le, "at most {}"),
-    MinLen: (lambda value, least: len(value) >= least, "of length {} or more"),
+    MinLen: (lambda value, least: len(value) >= least, "{} or more values"),
+    MultipleOf: (lambda value, unit: value % unit == 0, "a multiple of {}"),
     Ascending: (lambda value: list(value) == sorted(value), "in ascending order"),
     Regex: (_is_pattern, "a regular expression that is not empty"),
 }
 """Constraint -> whether a value satisfies it, given its bound if it has one; and its words."""
+
+_SHORT_WORDS = {MinLen(1): "not empty", MultipleOf(1): "whole"}
 
 
 def range_name(hint: Any) -> str:
     """Returns the range of an annotation as a person would write it: '0..1, below 1'."""
     constraints = _constraints(hint)
     words = [
-        _CONSTRAINTS[type(c)][1].format(*dataclasses.astuple(c)) for c in constraints
+        _SHORT_WORDS.get(c) or _CONSTRAINTS[type(c)][1].format(*dataclasses.astuple(c))
+        for c in constraints
     ]
     match constraints:
-        case [Gt(), Lt()]:
-            return " and ".join(words)
-        case [Gt(low) | Ge(low), Lt(high) | Le(high)]:
-            ends = [
-                w
-                for c, w in zip(constraints, words, strict=True)
-                if isinstance(c, Gt | Lt)
-            ]
-            return ", ".join([f"{low}..{high}", *ends])
+        case [Gt(low) | Ge(low) as lower, Lt(high) | Le(high) as upper, *_]:
+            above = words[:1] if isinstance(lower, Gt) else []
+            below = words[1:2] if isinstance(upper, Lt) else []
+            words = [f"{low}..{high}", *above, *below, *words[2:]]
     return ", ".join(words)
 
 
@@ -222,12 +221,18 @@ def type_name(hint: Any) -> str:
         wanted, kind = range_name(hint), type_name(arguments[0])
         if Regex() in hint.__metadata__:  # a text, of course
             return wanted
-        joint = "in" if ".." in wanted else "of" if wanted[0] in "-0123456789" else ""
-        return " ".join(filter(None, (kind, joint, wanted)))
+        if ".." in wanted:
+            return f"{kind} in {wanted}"
+        if wanted[0] in "-0123456789":
+            return f"{kind} of {wanted}"
+        # "float above 0", but "str, not empty"
+        is_end = wanted.startswith(("above", "below", "at most"))
+        return f"{kind} {wanted}" if is_end else f"{kind}, {wanted}"
     if len(members(hint)) > 1:
         names = [type_name(member) for member in members(hint)]
-        # "int of 1 or more, or None"
-        needs_comma = any(re.search(", (above|below)| or more", name) for name in names)
+        # "float above 0 or None", but "int of 1 or more, or None"
+        outer = [re.sub(r"\(.*\)", "", name) for name in names]
+        needs_comma = any(", " in name or " or more" in name for name in outer)
         return (", or " if needs_comma else " or ").join(names)
     if origin is typing.Literal:
         return " or ".join(repr(choice) for choice in arguments)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pytest
-from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen, MultipleOf
 
 from jaxcls import options
 from jaxcls.duration import Duration, epochs
@@ -47,7 +47,7 @@ RANGES: list[tuple[Any, list[Any], list[Any], str]] = [
         Annotated[float, Interval(gt=-1, lt=1)],
         [0.0, -0.99, 0.99],
         [-1.0, 1.0],
-        "be above -1 and below 1",
+        "lie in -1..1, above -1, below 1",
     ),
     (
         Annotated[int, Interval(ge=0, le=2**32 - 1)],
@@ -63,12 +63,19 @@ RANGES: list[tuple[Any, list[Any], list[Any], str]] = [
     (AboveZero, [1e-30, 5], [0.0, -1e-30, 0], "be above 0"),
     (ZeroOrMore, [0.0, 0, 5.0], [-1e-30], "be 0 or more"),
     (Count, [1, 2**31], [0, -1], "be 1 or more"),
-    (Annotated[str, MinLen(1)], ["a"], [""], "be of length 1 or more"),
+    (Annotated[str, MinLen(1)], ["a"], [""], "be not empty"),
+    (Annotated[int, MultipleOf(8)], [0, 8, -16], [4, 9], "be a multiple of 8"),
+    (
+        Annotated[float, Interval(ge=0, le=255), MultipleOf(1)],
+        [0.0, 127, 255.0],
+        [127.5, -1.0],
+        "lie in 0..255, whole",
+    ),
     (
         Annotated[tuple[int, ...], MinLen(2)],
         [(1, 2), (3, 2, 1)],
         [(), (1,)],
-        "be of length 2 or more",
+        "be 2 or more values",
     ),
     (
         Annotated[tuple[int, ...], Ascending()],
@@ -131,7 +138,7 @@ def test_ranges_within_tuples(hint: Any, value: Any, said: str) -> None:
         (0, " must be 1 or more, not 0"),
         (0.5, None),
         (1.5, " must lie in 0..1, not 1.5"),
-        ("", " must be of length 1 or more, not ''"),
+        ("", " must be not empty, not ''"),
         ((1, 2), None),
         ((1, 0), "[1] must be 1 or more, not 0"),
         (None, None),
@@ -166,7 +173,7 @@ TYPES: list[tuple[Any, list[Any], list[Any], str]] = [
     ),
     (AboveZero | None, [0.5, None], ["1", True], "float above 0 or None"),
     (Annotated[int, Le(9)], [9], [9.0], "int at most 9"),
-    (Annotated[str, MinLen(1)], ["x"], [1, None], "str of length 1 or more"),
+    (Annotated[str, MinLen(1)], ["x"], [1, None], "str, not empty"),
     (
         Pattern | None,
         ["x", None],
@@ -189,13 +196,13 @@ TYPES: list[tuple[Any, list[Any], list[Any], str]] = [
         Annotated[tuple[int, ...], Ascending()],
         [(1,)],
         [1, [1]],
-        "a tuple (int, ...) in ascending order",
+        "a tuple (int, ...), in ascending order",
     ),
     (
         Annotated[tuple[int, ...], MinLen(2)],
         [(1, 2)],
         [1, [1, 2]],
-        "a tuple (int, ...) of length 2 or more",
+        "a tuple (int, ...) of 2 or more values",
     ),
 ]
 

@@ -449,7 +449,7 @@ def test_help_lists_every_option_with_its_value_and_meaning(
         assert listed[path][2] == meaning(type(owner), path.rpartition(".")[2])
     assert listed["batch_size"][:2] == ("17", "int of 1 or more")
     assert listed["layer_decay"][1] == "float in 0..1, above 0, or None"
-    assert listed["head_rate"][1] == "float above 0 and below 1000000"
+    assert listed["head_rate"][1] == "float in 0..1000000, above 0, below 1000000"
     assert listed["seed"][1] == "int in 0..4294967295"
     assert listed["devices"][1] == "int of 1 or more, or None"
     assert listed["checkpoint.every"][:2] == ('"1 epochs"', "Duration")

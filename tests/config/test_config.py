@@ -290,8 +290,11 @@ AT_ODDS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"freeze": ""}, ["freeze must be a regular expression that is not empty, not ''"]),
     ({"freeze": "("}, ["freeze must be a regular expression", "not '('"]),
-    ({"sam": SAM(rho=0.0)}, ["sam.rho must be above 0 and below 1000000, not 0.0"]),
-    ({"sam": SAM(rho=1e6)}, ["sam.rho must be above 0 and below", "not 1000000.0"]),
+    (
+        {"sam": SAM(rho=0.0)},
+        ["sam.rho must lie in 0..1000000, above 0, below 1000000, not 0.0"],
+    ),
+    ({"sam": SAM(rho=1e6)}, ["sam.rho must lie in 0..1000000", "not 1000000.0"]),
     ({"ema": None, "precise_bn": 100}, ["precise_bn", "set ema"]),
     (
         {"optimizer": ScheduleFreeAdamW(learning_rate=0.1)},
@@ -303,11 +306,11 @@ AT_ODDS: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {"distill": dataclasses.replace(TEACHER, temperature=0.0)},
-        ["distill.temperature must be above 0 and below 1000000, not 0.0"],
+        ["distill.temperature must lie in 0..1000000, above 0, below 1000000, not 0.0"],
     ),
     (
         {"distill": dataclasses.replace(TEACHER, teacher="")},
-        ["distill.teacher must be of length 1 or more, not ''"],
+        ["distill.teacher must be not empty, not ''"],
     ),
     (
         {"distill": TEACHER, "loss": MultiLabelBinaryCrossEntropy()},

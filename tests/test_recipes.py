@@ -27,7 +27,7 @@ from jaxcls import config as config_lib
 from jaxcls.augment import HorizontalFlip, Normalize, Resize
 from jaxcls.config import Config
 from jaxcls.config import command_line as flags
-from jaxcls.config.recipe import load_recipe, unshared
+from jaxcls.config.recipe import load_recipe
 from jaxcls.data import (
     CenterSquare,
     Cifar10,
@@ -85,7 +85,7 @@ each_dataset = pytest.mark.parametrize("dataset", DATASETS)
 def load(name: str, dataset: str = "") -> Config:
     """Returns a recipe as the command line loads it; photographs have a path."""
     path = commands.ROOT / "configs" / f"{name}.py"
-    config = unshared(load_recipe(str(path), dataset))
+    config = load_recipe(str(path), dataset)
     if isinstance(config.data, Images):
         config.data.path = "images"  # type: ignore[attr-defined]
     return config

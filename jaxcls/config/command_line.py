@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxcls.config.help import describe
 from jaxcls.config.overrides import apply, check_given
-from jaxcls.config.recipe import load_recipe, unshared
+from jaxcls.config.recipe import load_recipe
 from jaxcls.config.tree import Config
 from jaxcls.config.validation import validate
 from jaxcls.errors import UserError, did_you_mean
@@ -87,7 +87,6 @@ def parse(argv: Sequence[str], allowed: Sequence[str] = FLAGS) -> Command | None
     ):
         dataset = "folder"
         config = load_recipe(path, dataset)
-    config = unshared(config)
     apply(config, overrides)
     if "help" in given:
         print(USAGE + "\n" + describe(config, given["config"]))

@@ -17,9 +17,9 @@ def describe(config: Config, location: str) -> str:
     lines = [f"options of {location}, with their values:"]
     known = options(config)
     for node_path, node in nodes(config):
-        about = docstring_parser.parse(type(node).__doc__ or "").short_description or ""
+        about = " ".join((type(node).__doc__ or "").partition("\n\n")[0].split())
         heading = f"{node_path}: " if node_path else ""
-        lines += ["", f"{heading}{type(node).__name__}. {' '.join(about.split())}"]
+        lines += ["", f"{heading}{type(node).__name__}. {about}"]
         part = find_option(config, node_path)
         if part is not None and (kinds := choices(part.hint)):
             lines.append(f"  kinds: {', '.join(kinds)} (--config.{node_path}=KIND)")

@@ -17,7 +17,8 @@ from jaxcls.options import nodes
 
 
 def load_recipe(path: str, dataset: str) -> Config:
-    """Returns what get_config(dataset) of a recipe gives, or get_config() for "".
+    """Returns what get_config(dataset) of a recipe gives, or get_config() for "", as a copy in
+    which no node appears twice.
 
     A recipe may import another one beside it by the name of their folder, `from configs.effnet_b0
     import ...`, from wherever it is run.
@@ -53,7 +54,7 @@ def load_recipe(path: str, dataset: str) -> Config:
                 "no checkpoint can find it again: move it to a module of your own that can be "
                 "imported."
             )
-    return config
+    return unshared(config)
 
 
 def _check_is_python(path: str) -> None:

@@ -41,9 +41,11 @@ def to_dict(value: Any) -> Any:
     "function".
     """
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
+        kind = type(value)
+        path = f"{kind.__module__}:{kind.__qualname__}"
+        names = [field.name for field in dataclasses.fields(kind)]
         fields = {name: to_dict(getattr(value, name)) for name in names}
-        return {"type": _class_name(type(value)), **fields}
+        return {"type": kind.__name__ if kind in node_classes() else path, **fields}
     if isinstance(value, Duration):
         return {"type": "Duration", "value": value.value, "unit": value.unit}
     if isinstance(value, tuple):
@@ -56,33 +58,29 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def _class_name(kind: type) -> str:
-    if kind in node_classes():
-        return kind.__name__
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
 def from_dict(value: Any) -> Any:
     """Rebuilds what to_dict() made.
 
     Raises:
-      UserError: for a class that is unknown or cannot be imported, or whose fields have changed.
+      UserError: for a class that is unknown or has other fields, or what cannot be imported.
     """
     if isinstance(value, list):
         return tuple(from_dict(element) for element in value)
     if not isinstance(value, dict):
         return value
-    if "function" in value:
-        function = _imported(value["function"])
-        keywords = {key: from_dict(v) for key, v in value.get("keywords", {}).items()}
-        return functools.partial(function, **keywords) if keywords else function
-    fields = {key: from_dict(field) for key, field in value.items() if key != "type"}
+    is_function = "function" in value
+    name = value.get("function" if is_function else "type")
+    fields = {key: part for key, part in value.items() if key != "type"}
+    given = value.get("keywords", {}) if is_function else fields
+    parts = {key: from_dict(part) for key, part in given.items()}
     try:
-        return _node_class(str(value.get("type")))(**fields)
+        if not is_function:
+            return _node_class(str(name))(**parts)
+        return functools.partial(_imported(name), **parts) if parts else _imported(name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"the saved config names {value.get('type')!r}, which cannot be rebuilt here "
-            f"({error}): use the version of jaxcls, and of your own modules, that saved it."
+            f"the saved config names {name!r}, which cannot be rebuilt here ({error}): use the "
+            "version of jaxcls, and of your own modules, that saved it."
         ) from None
 
 
@@ -114,17 +112,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Returns a line for each option that differs between two configs as to_dict() gives them,
     leaving out those of MAY_CHANGE_ON_RESUME."""
     before, after = _flatten(old), _flatten(new)
+    may_change = tuple(f"{name}." for name in MAY_CHANGE_ON_RESUME)
     # Where evaluations decide about the end of the run, they do change its result.
     decides = ("evaluation.every",) if new.get("stop_early") else ()
     lines = []
     for name in dict.fromkeys([*before, *after]):
-        may_change = any(
-            name == may or name.startswith(f"{may}.") for may in MAY_CHANGE_ON_RESUME
-        )
-        if may_change and not name.startswith(decides):
-            continue
         was, now = before.get(name, "absent"), after.get(name, "absent")
-        if was != now:
+        counts = name.startswith(decides) or not f"{name}.".startswith(may_change)
+        if was != now and counts:
             lines.append(f"{name}: {was} -> {now}")
     return lines
 
@@ -137,8 +132,7 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
         parts = {f"{path}[{index}]": part for index, part in enumerate(value)}
     else:
         return {path: value}
-    return {
-        k: leaf
-        for key, part in parts.items()
-        for k, leaf in _flatten(part, key).items()
-    }
+    leaves: dict[str, Any] = {}
+    for key, part in parts.items():
+        leaves |= _flatten(part, key)
+    return leaves

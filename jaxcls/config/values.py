@@ -82,12 +82,10 @@ def _objection(text: str, hint: Any) -> str:
 
 def can_be_typed(hint: Any) -> bool:
     """Whether a text can be read as a value of a type, other than an empty tuple."""
-    plain = (bool, int, float, str, Duration, type(None), ...)
+    plain = {bool, int, float, str, Duration, type(None), ...}
     for member in map(bare, members(hint)):
-        is_tuple = typing.get_origin(member) is tuple
-        elements = map(bare, typing.get_args(member)) if is_tuple else (member,)
-        if typing.get_origin(member) is typing.Literal or all(
-            e in plain for e in elements
-        ):
+        origin, arguments = typing.get_origin(member), typing.get_args(member)
+        elements = arguments if origin is tuple else (member,)
+        if origin is typing.Literal or plain.issuperset(map(bare, elements)):
             return True
     return False

@@ -378,6 +378,14 @@ def test_functions_of_a_recipe_are_saved_by_their_names() -> None:
             assert found is direction
 
 
+def test_a_function_that_cannot_be_imported_is_named() -> None:
+    for path in ("no_such_module:scale", "optax:no_such_direction"):
+        saved = config_lib.to_dict(Optax(learning_rate=0.1, direction=optax.lion))
+        saved["direction"] = {"function": path, "keywords": {"b1": 0.8}}
+        with pytest.raises(UserError, match=f"names '{path}', which cannot be rebuilt"):
+            config_lib.from_dict(saved)
+
+
 LIMITS: list[tuple[str, str, Any]] = [
     ("lenet5", "batch_size", 1),
     ("lenet5", "devices", None),

@@ -43,7 +43,7 @@ def to_dict(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         kind = type(value)
         path = f"{kind.__module__}:{kind.__qualname__}"
-        names = [field.name for field in dataclasses.fields(kind)]
+        names = [field.name for field in dataclasses.fields(value)]
         fields = {name: to_dict(getattr(value, name)) for name in names}
         return {"type": kind.__name__ if kind in node_classes() else path, **fields}
     if isinstance(value, Duration):
@@ -69,13 +69,13 @@ def from_dict(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     is_function = "function" in value
-    name = value.get("function" if is_function else "type")
+    name = str(value.get("function" if is_function else "type"))
     fields = {key: part for key, part in value.items() if key != "type"}
     given = value.get("keywords", {}) if is_function else fields
     parts = {key: from_dict(part) for key, part in given.items()}
     try:
         if not is_function:
-            return _node_class(str(name))(**parts)
+            return _node_class(name)(**parts)
         return functools.partial(_imported(name), **parts) if parts else _imported(name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(

@@ -18,6 +18,7 @@ from jaxcls.config import Config
 from jaxcls.data import Digits
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
+from jaxcls.inference.trained import Trained, check_teaches, load_trained
 from jaxcls.models import MODELS, Model, create_model
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.weights.pretrained import fit, to_torch
@@ -25,7 +26,7 @@ from jaxcls.optim import EMA, SGD
 from jaxcls.parallel import make_mesh
 from jaxcls.train import train
 from jaxcls.training.program import Program
-from jaxcls.training.warm_start import load_teacher, load_weights, warm_start
+from jaxcls.training.warm_start import warm_start
 from tests.recipes import narrow  # noqa: F401 (registers the network)
 
 NARROW, WIDTH = "resnet_narrow", 4
@@ -44,6 +45,14 @@ def config(weights: str | None = None, name: str = NARROW, **changes: Any) -> Co
         ema=EMA(decay=0.5),
     )
     return dataclasses.replace(made, **changes)
+
+
+def teacher(
+    source: str, names: tuple[str, ...], model: str | None = None, channels: int = 1
+) -> Trained:
+    trained = load_trained(source, model)
+    check_teaches(trained, config(), names, (8, 8, channels))
+    return trained
 
 
 def program(config: Config, num_classes: int = 10) -> Program:
@@ -136,21 +145,22 @@ def test_a_run_says_so_and_its_weights_start_another(
     jax.tree.map(np.testing.assert_array_equal, other.params["fc"], initial)
     # It teaches, if its classes are the data's.
     digits = tuple("0123456789")
-    module, variables, which = load_teacher(
-        str(first), None, 10, class_names=digits, platform="gpu"
+    taught = teacher(str(first), digits)
+    assert taught.source == said[0].rstrip(":")
+    jax.tree.map(
+        np.testing.assert_array_equal, taught.variables["params"], dict(state.params)
     )
-    assert which == said[0].rstrip(":")
-    assert module.dtype == jnp.bfloat16  # type: ignore[attr-defined]
-    jax.tree.map(np.testing.assert_array_equal, variables["params"], dict(state.params))
+    on_gpu: Any = load_trained(str(first), None, platform="gpu").model
+    assert on_gpu.dtype == jnp.bfloat16
     exchanged = ("0", "2", "1", *digits[3:])
     with pytest.raises(
         UserError, match=r"class 1 is '1' for the teacher .* and '2' in"
     ):
-        load_teacher(str(first), None, 10, class_names=exchanged)
+        teacher(str(first), exchanged)
     with pytest.raises(UserError, match="tells 10 classes apart, the data has 9"):
-        load_teacher(str(first), None, 9, class_names=digits[:9])
+        teacher(str(first), digits[:9])
     with pytest.raises(UserError, match="are of resnet_narrow, not of resnet50"):
-        load_teacher(str(first), "resnet50", 10)
+        load_trained(str(first), "resnet50")
     # The images of the run that begins with them may be of another size.
     larger = config(str(first), augment=(Resize(size=12), NORMALIZE))
     larger.eval_transform = larger.augment
@@ -234,16 +244,15 @@ def test_weights_of_one_size_of_images_serve_another(
 
 
 def test_a_file_teaches_if_its_network_is_named(file: Path) -> None:
-    module, variables, said = load_weights(
-        str(file), NARROW, platform="tpu", stem="small", width=WIDTH
-    )
+    trained = load_trained(str(file), NARROW, platform="tpu", stem="small", width=WIDTH)
+    module: Any = trained.model
     assert (module.num_classes, module.width, module.stem) == (1000, WIDTH, "small")
-    assert module.dtype == jnp.bfloat16 and said == []
-    jax.tree.map(np.testing.assert_array_equal, variables, pretrained())
+    assert module.dtype == jnp.bfloat16 and trained.class_names is None
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, pretrained())
     with pytest.raises(UserError, match="does not say what network its weights are of"):
-        load_teacher(str(file), None, 1000)
+        load_trained(str(file), None)
     with pytest.raises(UserError, match="there is no file or folder"):
-        load_teacher(f"{file}.not", NARROW, 1000)
+        load_trained(f"{file}.not", NARROW)
 
 
 def test_published_weights_teach_with_their_constants(
@@ -259,15 +268,15 @@ def test_published_weights_teach_with_their_constants(
     path = tmp_path / "published.safetensors"
     save_file(to_torch("efficientnet_b0", zeros, dialect="timm"), path)
     monkeypatch.setattr("jaxcls.models.weights.pretrained.fetch", lambda weights: path)
-    teacher: Any
+    thousand = tuple(map(str, range(1000)))
     for given in (None, "efficientnet_b0"):
-        teacher, variables, _ = load_teacher(name, given, 1000)
-        assert (teacher.padding, teacher.bn_epsilon) == ("same", 1e-3)
-        assert set(variables["params"]) == set(zeros["params"])
+        taught: Any = teacher(name, thousand, given, 3)
+        assert (taught.model.padding, taught.model.bn_epsilon) == ("same", 1e-3)
+        assert set(taught.variables["params"]) == set(zeros["params"])
     with pytest.raises(UserError, match="tells 1000 classes apart, the data has 10:"):
-        load_teacher(name, None, 10)
+        teacher(name, thousand[:10])
     with pytest.raises(UserError, match="are of efficientnet_b0, not of resnet18"):
-        load_teacher(name, "resnet18", 1000)
+        teacher(name, thousand, "resnet18")
 
 
 def test_weights_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:

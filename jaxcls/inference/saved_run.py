@@ -1,15 +1,45 @@
 """A checkpoint, opened: it stands alone, whatever has become of its run."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxcls import config as config_lib
 from jaxcls.checkpoint import checkpoints
 from jaxcls.config import Config
+from jaxcls.errors import UserError
 from jaxcls.inference.forward import Forward
+from jaxcls.parallel import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network and its weights.
+
+    Attributes:
+      model: the network, with as many classes as the weights have.
+      variables: "params", and "batch_stats" if it has any: NumPy float32.
+      source: which weights these are, in words.
+      class_names: in the order of the logits; None where the weights do not say them.
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    source: str
+    class_names: tuple[str, ...] | None = None
+
+    def digest(self) -> str:
+        """Returns a number for the content of the weights, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.variables):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +103,29 @@ class SavedRun:
         found = checkpoints.restore(self.folder, wanted)
         averaged = {"ema": found.pop("ema")} if "ema" in found else {}
         return {"raw": found, **averaged} if raw else averaged
+
+    def trained(self, name: str | None = None, platform: str = "cpu") -> Trained:
+        """Reads the network and its weights, averaged ones where the run has them.
+
+        Args:
+          name: of the network that it must be; None takes any.
+          platform: of the devices that will compute (see Model.create).
+
+        Raises:
+          UserError: if the checkpoint is damaged or of another network.
+        """
+        config, averaged = self.config, self.config.has_average
+        if name not in (None, config.model.name):
+            raise UserError(
+                f"the weights {self.folder} are of {config.model.name}, not of {name}."
+            )
+        # Read whole onto one device: they are put where they belong afterwards.
+        weights = self.weights(self.forward(make_mesh(1)), raw=not averaged)
+        variables = jax.device_get(weights["ema" if averaged else "raw"])
+        return Trained(
+            config.model.create(len(self.class_names), platform),
+            {name: tree for name, tree in variables.items() if tree},
+            f"the {'averaged' if averaged else 'raw'} weights of step {self.info['step']} in "
+            f"{self.folder}",
+            self.class_names,
+        )

@@ -22,6 +22,7 @@ from jaxcls.inference.forward import (
     trace,
     variable_shapes,
 )
+from jaxcls.inference.trained import Trained
 from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import groups
 from jaxcls.optim.chain import chain, learning_rate, weight_decay
@@ -32,7 +33,7 @@ from jaxcls.report.tables import Treated
 from jaxcls.training import placement
 from jaxcls.training.batch_statistics import moments_step
 from jaxcls.training.state import TrainState, create_state
-from jaxcls.training.step import Teacher, train_step
+from jaxcls.training.step import train_step
 
 
 def layers(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -117,7 +118,7 @@ class Program(Forward):
         num_classes: int,
         image_shape: tuple[int, ...],
         num_records: int | None = None,
-        teacher: Teacher | None = None,
+        teacher: Trained | None = None,
     ):
         """Binds, without compiling or allocating anything but the teacher.
 

@@ -26,6 +26,12 @@ from jaxcls.data.subset import max_bad_share
 from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.inference.forward import Traced
+from jaxcls.inference.trained import (
+    Trained,
+    check_exists,
+    check_teaches,
+    load_trained,
+)
 from jaxcls.report import tables
 from jaxcls.report.progress import Progress, eval_line, say
 from jaxcls.report.writers import MetricWriter, read_metrics
@@ -37,8 +43,7 @@ from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.run_folder import check_same_run, locked, newest_checkpoint
 from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
-from jaxcls.training.step import Teacher
-from jaxcls.training.warm_start import check_exists, open_teacher, warm_start
+from jaxcls.training.warm_start import warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +78,19 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
       UserError: for a mistake in the config, the folder, its checkpoints or the data.
       Diverged: if too many steps in a row were not finite.
     """
-    run = open_run(config, Path(workdir).absolute())
-    if fresh or newest_checkpoint(run.workdir) is None:
-        run.check_weights()
+    workdir = Path(workdir).absolute()
+    begins = fresh or newest_checkpoint(workdir) is None
+    run = open_run(config, workdir, begins=begins)
     if fresh:
         _ = (
             run.program
         )  # mistakes that show here shall not cost the earlier run its place
-    with StopSignal() as stop, locked(run.workdir, fresh):
-        newest = newest_checkpoint(run.workdir)
+    with StopSignal() as stop, locked(workdir, fresh):
+        newest = newest_checkpoint(workdir)
         if newest is not None:
             saved = checkpoints.read_run(newest)
-            refuse_training(saved, run.workdir)
-            check_same_run(saved, run.run_info, run.workdir)
+            refuse_training(saved, workdir)
+            check_same_run(saved, run.run_info, workdir)
             if result := run.already_complete(saved["step"]):
                 return result
         return run.train(newest, stop)
@@ -98,20 +103,22 @@ def dry_run(config: Config) -> None:
     Raises:
       UserError: as train() does.
     """
-    run = open_run(config, Path("dry run"))
-    run.check_weights()
-    run.describe()
+    open_run(config, Path("dry run"), begins=True).describe()
 
 
-def open_run(config: Config, workdir: Path) -> "Run":
+def open_run(config: Config, workdir: Path, *, begins: bool = False) -> "Run":
     """Checks a config and opens its data.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      begins: whether the run begins, so that the weights to begin with must exist.
 
     Raises:
       UserError: for a mistake in the config or the data.
     """
     config_lib.validate(config)
-    if config.distill is not None:
-        check_exists("distill.teacher", config.distill.teacher, workdir)
+    check_exists(config, workdir, begins=begins)
     train, test = open_splits(config.data)
     plan = config_lib.plan(config, len(train.source))
     loss, class_names = config.loss, tuple(train.source.class_names)
@@ -128,10 +135,14 @@ def open_run(config: Config, workdir: Path) -> "Run":
         "test_source": repr(test.source),
     }
     teacher = None
-    if config.distill is not None:
-        teacher, run_info["teacher"] = open_teacher(
-            config, class_names, train.image_shape
+    if (distill := config.distill) is not None:
+        platform = parallel.platform(parallel.make_mesh(config.devices))
+        teacher = load_trained(
+            distill.teacher, distill.teacher_model, platform=platform
         )
+        check_teaches(teacher, config, class_names, train.image_shape)
+        print(f"learns from {teacher.source}", flush=True)
+        run_info["teacher"] = teacher.digest()  # a run goes on with the same ones
     if loss.needs_counts:
         loss = loss.fitted(class_counts(train.source), len(train.source))
         config = dataclasses.replace(config, loss=loss)
@@ -158,7 +169,7 @@ class Run:
     train_source: Source
     test_source: Source
     run_info: dict[str, Any]
-    teacher: Teacher | None
+    teacher: Trained | None
 
     @functools.cached_property
     def program(self) -> Program:
@@ -188,13 +199,6 @@ class Run:
             )
         program.train_batches(self.train_source)  # raises where they cannot be drawn
         return program
-
-    def check_weights(self) -> None:
-        """Raises UserError if the weights to begin with do not exist, or lie in the folder of
-        the run."""
-        source = self.config.model.weights
-        if source is not None:
-            check_exists("model.weights", source, self.workdir)
 
     def already_complete(self, step: int) -> Result | None:
         """Says so if the run's end, or a plateau, is reached at `step` and evaluated; None if
@@ -266,6 +270,11 @@ class Run:
             bad_images = self._bad_images()
             batches = self._batches(step, bad_images, stack)
             evaluator = Evaluator(eval_step, self.test_source, program)
+            reestimate = None
+            if traced_moments is not None:
+                reestimate = stack.enter_context(
+                    Reestimate(traced_moments, self.train_source, program)
+                )
             progress = Progress(step=step, total_steps=plan.total_steps)
             loop = Loop(
                 program=program,
@@ -277,7 +286,7 @@ class Run:
                 writer=writer,
                 progress=stack.enter_context(contextlib.closing(progress)),
                 bad_images=bad_images,
-                reestimate=self._reestimate(traced_moments, stack),
+                reestimate=reestimate,
                 should_stop=stop,
             )
             del state  # its buffers are donated to the first step
@@ -362,15 +371,6 @@ class Run:
         """Returns the step that estimates batch statistics, if the config asks for it."""
         asked = self.config.precise_bn is not None
         return self.program.trace_moments_step() if asked else None
-
-    def _reestimate(
-        self, traced: Traced | None, stack: contextlib.ExitStack
-    ) -> Reestimate | None:
-        """Returns what estimates batch statistics, if the config asks for it."""
-        if traced is None:
-            return None
-        step = traced.compile(self.config.deterministic)
-        return stack.enter_context(Reestimate(step, self.train_source, self.program))
 
     def _print_plan(self) -> None:
         """Prints the parameters in their groups, the data and the length of the run."""

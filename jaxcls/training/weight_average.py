@@ -228,7 +228,6 @@ def _estimated(
         num_classes=len(saved.class_names),
         image_shape=saved.info["image_shape"],
     )
-    step = program.trace_moments_step().compile(config.deterministic)
     on_devices = jax.device_put(variables, parallel.replicated(program.mesh))
-    with Reestimate(step, source, program) as reestimate:
+    with Reestimate(program.trace_moments_step(), source, program) as reestimate:
         return reestimate(on_devices)

@@ -16,7 +16,7 @@ import functools
 import importlib.resources
 import os
 import urllib.parse
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from jaxcls.errors import UserError, did_you_mean
@@ -213,3 +213,12 @@ def _weight_set(row: dict[str, str]) -> WeightSet:
 
 WEIGHTS: dict[str, WeightSet] = _read_table()
 """All weight sets by name."""
+
+
+def check_path(source: str) -> None:
+    """Raises UserError if weights that are no weight set are no file or folder either."""
+    if not Path(source).exists():
+        raise UserError(
+            f"there is no file or folder {source}.{did_you_mean(source, WEIGHTS)} "
+            "`python -m jaxcls.models resnet50` lists the names of published weights."
+        )

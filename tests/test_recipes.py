@@ -207,7 +207,7 @@ def shapes_of(name: str, dataset: str) -> tuple[Program, Any]:
         num_classes=example.classes,
         image_shape=record_shape(config, example),
     )
-    return program, program.state_shapes()
+    return program, program.state_shapes
 
 
 def built() -> Iterator[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcls.config.help import describe
-from jaxcls.config.overrides import apply, check_given
+from jaxcls.config.overrides import apply_overrides, check_given
 from jaxcls.config.recipe import load_recipe
 from jaxcls.config.tree import Config
 from jaxcls.config.validation import validate
@@ -80,14 +80,11 @@ def parse(argv: Sequence[str], allowed: Sequence[str] = FLAGS) -> Command | None
         raise UserError("no recipe: give --config FILE, for example configs/lenet5.py.")
     path, _, dataset = given["config"].partition(":")
     config = load_recipe(path, dataset)
-    if (
-        not dataset
-        and "data.path" in dict(overrides)
-        and not hasattr(config.data, "path")
-    ):
+    gives_path = "data.path" in dict(overrides)
+    if gives_path and not dataset and not hasattr(config.data, "path"):
         dataset = "folder"
         config = load_recipe(path, dataset)
-    apply(config, overrides)
+    apply_overrides(config, overrides)
     if "help" in given:
         print(USAGE + "\n" + describe(config, given["config"]))
         return None

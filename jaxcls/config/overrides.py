@@ -59,11 +59,11 @@ def override(config: Any, path: str, text: str) -> None:
     Raises:
       UserError: if there is no such option, or the text is not of its type.
     """
-    apply(config, [(path, text)])
+    apply_overrides(config, [(path, text)])
     check_given(config)
 
 
-def apply(config: Any, overrides: Sequence[tuple[str, str]]) -> None:
+def apply_overrides(config: Any, overrides: Sequence[tuple[str, str]]) -> None:
     """Sets options of a config, [(path, value as typed)], in place.
 
     All kinds are chosen first, so that the options of a kind may stand before its choice. What

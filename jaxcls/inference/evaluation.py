@@ -14,8 +14,9 @@ from jaxcls.augment import AirbenchViews, FlipViews, Views
 from jaxcls.config import Config
 from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import EvalBatches, start_loader
+from jaxcls.data.opening import open_split
+from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sources import Source
-from jaxcls.data.subset import max_bad_share, with_class_names
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.inference.forward import Forward, run_ahead
 from jaxcls.inference.saved_run import SavedRun
@@ -60,9 +61,7 @@ class Evaluator:
         )
         self._num_batches = len(batches)
         self._loader = start_loader(batches, config.data, repeat=True)
-        bad_images = BadImages(
-            source, "test", max_share=max_bad_share(config.data), say=say
-        )
+        bad_images = BadImages(source, "test", say=say)
         self._batches = bad_images.watched(self._loader)
 
     def __enter__(self) -> "Evaluator":
@@ -177,7 +176,7 @@ def evaluate_checkpoint(
     config = saved.config
     _override(config, batch_size, devices, workers, views)
     parallel.enable_compilation_cache()
-    source = config.data.source("test")
+    source = open_split(config.data, "test")
     if repr(source) != saved.info["test_source"]:
         print(
             f"note: training evaluated {saved.info['test_source']}, this is {source!r}",

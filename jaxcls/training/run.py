@@ -22,7 +22,6 @@ from jaxcls.data.loader import Batch, EvalBatches, start_loader
 from jaxcls.data.opening import open_splits
 from jaxcls.data.sampling import class_counts
 from jaxcls.data.sources import Source
-from jaxcls.data.subset import max_bad_share
 from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.inference.forward import Traced
@@ -346,8 +345,7 @@ class Run:
         return steps, eval_step
 
     def _bad_images(self) -> BadImages:
-        share = max_bad_share(self.config.data)
-        return BadImages(self.train_source, "train", max_share=share, say=say)
+        return BadImages(self.train_source, "train", say=say)
 
     def _batches(
         self, step: int, bad_images: BadImages, stack: contextlib.ExitStack

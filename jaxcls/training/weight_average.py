@@ -19,7 +19,7 @@ from jaxcls import config as config_lib
 from jaxcls import parallel
 from jaxcls.checkpoint import checkpoints, weights_only
 from jaxcls.config import Config
-from jaxcls.data.subset import open_split
+from jaxcls.data.opening import open_split
 from jaxcls.errors import UserError
 from jaxcls.inference.saved_run import SavedRun
 from jaxcls.training.program import Program

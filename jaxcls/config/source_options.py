@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxcls import options
-from jaxcls.config.command_line import meaning, override
+from jaxcls.config.help import meaning
+from jaxcls.config.overrides import override
 from jaxcls.data import create_dataset
 from jaxcls.data.dataset import Dataset
 from jaxcls.errors import UserError

@@ -18,12 +18,12 @@ from jaxcls.data import (
     ImageFolder,
     Records,
 )
+from jaxcls.data.preparation.writer import write_records
 from jaxcls.data.sampling import Sampling
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import evaluate_checkpoint
-from jaxcls.prepare import write_records
 from jaxcls.train import train
 from tests import commands
 

@@ -96,8 +96,6 @@ class Images(Dataset):
 class DecodedSource(Source):
     """Encoded images, decoded and cropped to squares when they are asked for."""
 
-    labels: np.ndarray
-
     def __init__(
         self,
         encoded: Encoded,
@@ -109,11 +107,14 @@ class DecodedSource(Source):
         """Wraps `encoded`; nothing is read yet. The other arguments are those of Images."""
         self.encoded = encoded
         self.class_names = encoded.class_names
-        self.labels = encoded.labels
         self.canvas = canvas
         self.channels = channels
         self.on_bad_image = on_bad_image
         self._cache = _Cache(cache_mb * 2**20)
+
+    @property  # a copy would be pickled once more where `encoded` is pickled as its path
+    def labels(self) -> np.ndarray:  # type: ignore[override]
+        return self.encoded.labels
 
     def __len__(self) -> int:
         return len(self.encoded)

@@ -10,7 +10,7 @@ import optax
 
 from jaxcls.errors import UserError
 from jaxcls.optim.groups import Groups, check_found, path_of
-from jaxcls.optim.optimizers import check_pattern
+from jaxcls.options import AboveZero, Pattern
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,10 +28,6 @@ class Clip(abc.ABC):
           groups: the treatment of each of its parameters.
         """
 
-    @abc.abstractmethod
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-
 
 @dataclasses.dataclass(kw_only=True)
 class ClipNorm(Clip):
@@ -43,13 +39,10 @@ class ClipNorm(Clip):
       max_norm: largest norm of all gradients together, above 0.
     """
 
-    max_norm: float = 1.0
+    max_norm: AboveZero = 1.0
 
     def link(self) -> optax.GradientTransformation:
         return optax.clip_by_global_norm(self.max_norm)
-
-    def validate(self) -> None:
-        _above_zero("max_norm", self.max_norm)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -61,13 +54,10 @@ class ClipValue(Clip):
       max_value: largest absolute value of a gradient, above 0.
     """
 
-    max_value: float
+    max_value: AboveZero
 
     def link(self) -> optax.GradientTransformation:
         return optax.clip(self.max_value)
-
-    def validate(self) -> None:
-        _above_zero("max_value", self.max_value)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,9 +78,9 @@ class AdaptiveClip(Clip):
         It must be found in some, and leave something that is trained. None clips all.
     """
 
-    clipping: float = 0.01
-    epsilon: float = 1e-3
-    exclude: str | None = None
+    clipping: AboveZero = 0.01
+    epsilon: AboveZero = 1e-3
+    exclude: Pattern | None = None
 
     def link(self) -> optax.GradientTransformation:
         clip = optax.adaptive_grad_clip(self.clipping, self.epsilon)
@@ -117,14 +107,3 @@ class AdaptiveClip(Clip):
                 f"{len(trained)} parameters that are trained. Let it name some only, as '^fc/' "
                 "does the layer fc, or set clip to None."
             )
-
-    def validate(self) -> None:
-        _above_zero("clipping", self.clipping)
-        _above_zero("epsilon", self.epsilon)
-        if self.exclude is not None:
-            check_pattern("clip.exclude", self.exclude)
-
-
-def _above_zero(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UserError(f"clip.{name} must be a number above 0, not {value}.")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxcls.duration import Duration, RunLength
 from jaxcls.errors import UserError
+from jaxcls.options import Count, ShareBelowOne
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,27 +34,18 @@ class EMA:
         ExponentialMovingAverage).
     """
 
-    decay: float | None = 0.9999
+    decay: ShareBelowOne | None = 0.9999
     half_life: Duration | None = None
-    every: int = 1
+    every: Count = 1
     warm_up: bool = True
 
     def validate(self) -> None:
-        """Raises UserError for values out of range."""
+        """Raises UserError unless exactly one of decay and half_life is given."""
         if (self.decay is None) == (self.half_life is None):
             raise UserError(
                 f"EMA.decay is {self.decay} and EMA.half_life is {self.half_life}: give "
                 "exactly one of them, as EMA(decay=0.9999) or EMA(decay=None, half_life=...)."
             )
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise UserError(f"EMA.decay must lie in 0..1, below 1, not {self.decay}.")
-        if self.half_life is not None and self.half_life.value == 0:
-            raise UserError(
-                f"EMA.half_life must be longer than {self.half_life}: an average that "
-                "forgets at once is none."
-            )
-        if self.every < 1:
-            raise UserError(f"EMA.every must be 1 step or more, not {self.every}.")
 
     def share(self, run: RunLength) -> float:
         """Returns what an update takes of the new weights, 1 - decay, in (0, 1].

@@ -11,15 +11,8 @@ import optax
 
 from jaxcls.errors import UserError
 from jaxcls.optim.groups import check_found, path_of
-from jaxcls.optim.optimizers import (
-    Links,
-    MomentumDtype,
-    Optimizer,
-    above_zero,
-    check_pattern,
-    momentum_link,
-    share,
-)
+from jaxcls.optim.optimizers import AdamMoments, Links, momentum_link
+from jaxcls.options import AboveZero, Count, Pattern, ShareBelowOne
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x^3 and x^5 that Jordan chose: steepest at 0, and after five rounds every
@@ -31,7 +24,7 @@ USUAL_HEADS = "(^|/)(fc|fc8|output|head|classifier|aux[0-9]/fc2)/"
 
 
 @dataclasses.dataclass(kw_only=True)
-class Muon(Optimizer):
+class Muon(AdamMoments):
     """Steps whose singular values are all about 1 (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/): the momentum of each kernel, a matrix
     [height * width * in, out], is made nearly orthogonal by five Newton-Schulz rounds.
@@ -65,30 +58,23 @@ class Muon(Optimizer):
       momentum_dtype: of v and of AdamW's mean; "bfloat16" halves their memory.
     """
 
-    momentum: float = 0.95
+    momentum: ShareBelowOne = 0.95
     nesterov: bool = True
-    rounds: int = 5
+    rounds: Count = 5
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    consistent_rms: float | None = None
-    exclude: str | None = USUAL_HEADS
-    adam_rate: float = 0.015
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    momentum_dtype: MomentumDtype = "float32"
+    consistent_rms: AboveZero | None = None
+    exclude: Pattern | None = USUAL_HEADS
+    adam_rate: AboveZero = 0.015
+    beta2: ShareBelowOne = 0.95
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
         orthogonal = optax.chain(
             momentum_link(self.momentum, self.momentum_dtype, self.nesterov),
             optax.stateless_with_tree_map(lambda v, _: self._step(v)),
         )
-        adam = optax.scale_by_adam(
-            b1=self.beta1,
-            b2=self.beta2,
-            eps=self.epsilon,
-            mu_dtype=self.momentum_dtype,
+        directions = optax.partition(
+            {"adam": self.direction(), "muon": orthogonal}, self._parts
         )
-        directions = optax.partition({"adam": adam, "muon": orthogonal}, self._parts)
         # It scales AdamW's decay too, as if the parameters had an optimizer of their own.
         adam_rate = optax.masked(optax.scale(self.adam_rate), self._by_adam)
         return optax.chain(directions, links.decay, adam_rate, links.rate)
@@ -143,20 +129,6 @@ class Muon(Optimizer):
             scale = self.consistent_rms * math.sqrt(max(fan_in, out))
         u = orthogonalized(matrix, self.rounds, self.precision)
         return scale * u.reshape(v.shape)
-
-    def validate(self) -> None:
-        super().validate()
-        share("momentum", self.momentum)
-        share("beta1", self.beta1)
-        share("beta2", self.beta2)
-        above_zero("adam_rate", self.adam_rate)
-        above_zero("epsilon", self.epsilon)
-        if self.consistent_rms is not None:
-            above_zero("consistent_rms", self.consistent_rms)
-        if self.rounds < 1:
-            raise UserError(f"optimizer.rounds must be 1 or more, not {self.rounds}.")
-        if self.exclude is not None:
-            check_pattern("optimizer.exclude", self.exclude)
 
 
 def orthogonalized(matrix: jax.Array, rounds: int, precision: str) -> jax.Array:

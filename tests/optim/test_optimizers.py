@@ -37,7 +37,7 @@ from jaxcls.optim.chain import chain
 from jaxcls.optim.groups import Groups, Treatment, path_of
 from jaxcls.optim.muon import orthogonalized
 from jaxcls.optim.schedule_free import ScheduleFreeState, follow_average
-from jaxcls.options import allows
+from jaxcls.options import allows, check
 
 STEPS, WARMUP, START, END = 20, 4, 0.1, 0.05
 BATCH = 4
@@ -444,7 +444,7 @@ def assert_near(tree: Any, expected: Tree, what: Any = "") -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_steps_are_the_formula(case: str) -> None:
     optimizer, formula = CASES[case]
-    optimizer.validate()
+    check(optimizer)
     # Given per 8 images, for batches of 4: the peak is half of it.
     optimizer = dataclasses.replace(
         optimizer, learning_rate=2 * optimizer.learning_rate, rate_per=2 * BATCH
@@ -889,11 +889,11 @@ def test_a_direction_that_no_checkpoint_could_find_is_refused() -> None:
         functools.partial(lambda b1: optax.scale_by_belief(b1), b1=0.5),
     ):
         with pytest.raises(UserError, match="no checkpoint can find again"):
-            Optax(learning_rate=0.1, direction=direction).validate()
+            check(Optax(learning_rate=0.1, direction=direction))
     bound: Any = functools.partial(optax.scale_by_belief, 0.5)
     with pytest.raises(UserError, match="bind options by name"):
-        Optax(learning_rate=0.1, direction=bound).validate()
-    Optax(learning_rate=0.1, direction=optax.scale_by_belief).validate()
+        check(Optax(learning_rate=0.1, direction=bound))
+    check(Optax(learning_rate=0.1, direction=optax.scale_by_belief))
 
 
 @pytest.mark.parametrize(
@@ -906,7 +906,7 @@ def test_a_direction_that_no_checkpoint_could_find_is_refused() -> None:
 )
 def test_directions_of_optax_are_accepted(direction: Any) -> None:
     optimizer = Optax(learning_rate=0.1, direction=direction)
-    optimizer.validate()
+    check(optimizer)
     built(optimizer)
     assert allows(typing.get_type_hints(Optax)["direction"], direction)
 
@@ -976,27 +976,25 @@ def test_values_out_of_range_are_named(
     kind: Callable[..., Optimizer], name: str, value: Any
 ) -> None:
     with pytest.raises(UserError) as error:
-        kind(**{"learning_rate": 0.1, name: value}).validate()
+        check(kind(**{"learning_rate": 0.1, name: value}), "optimizer")
     assert f"optimizer.{name}" in str(error.value)
     assert str(value) in str(error.value)
 
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:
-    SGD(learning_rate=1e-9, momentum=0.0, rate_per=1).validate()
-    AdamW(learning_rate=10.0, beta1=0.0, beta2=0.0).validate()
-    Adafactor(
-        learning_rate=1.0, momentum=0.0, clip_rms=None, factored_from=1
-    ).validate()
-    Muon(learning_rate=1.0, exclude=None, rounds=1).validate()
+    check(SGD(learning_rate=1e-9, momentum=0.0, rate_per=1))
+    check(AdamW(learning_rate=10.0, beta1=0.0, beta2=0.0))
+    check(Adafactor(learning_rate=1.0, momentum=0.0, clip_rms=None, factored_from=1))
+    check(Muon(learning_rate=1.0, exclude=None, rounds=1))
     for kind in KINDS:
-        kind(learning_rate=1e-3).validate()
+        check(kind(learning_rate=1e-3))
 
 
 def test_sgd_wants_to_know_which_decay() -> None:
     with pytest.raises(UserError, match=r"weight_decay is 0.0001.*\"l2\".*10 times"):
-        SGD(learning_rate=0.1, weight_decay=1e-4).validate()
-    SGD(learning_rate=0.1, weight_decay=1e-4, decay="l2").validate()
-    SGD(learning_rate=0.1).validate()
+        check(SGD(learning_rate=0.1, weight_decay=1e-4))
+    check(SGD(learning_rate=0.1, weight_decay=1e-4, decay="l2"))
+    check(SGD(learning_rate=0.1))
 
 
 def test_an_optimizer_without_a_transformation_says_so() -> None:

@@ -528,7 +528,7 @@ class Run:
         print(
             tables.parameters(
                 program.state_shapes().params,
-                program.groups,
+                program.treatments,
                 config.optimizer.peak(config.batch_size),
                 config.optimizer.weight_decay,
                 config.optimizer,

@@ -9,7 +9,8 @@ import jax
 import optax
 
 from jaxcls.errors import UserError
-from jaxcls.optim.groups import Groups, check_found, path_of
+from jaxcls.optim.groups import check_found
+from jaxcls.optim.treatment import Treatments, path_of
 from jaxcls.options import AboveZero, Pattern
 
 
@@ -21,11 +22,11 @@ class Clip(abc.ABC):
     def link(self) -> optax.GradientTransformation:
         """Returns the link from gradients to clipped gradients."""
 
-    def check_groups(self, groups: Groups) -> None:  # noqa: B027 - most clips have no patterns
+    def check_treatments(self, treatments: Treatments) -> None:  # noqa: B027 - most clips have no patterns
         """Raises UserError if an option does not fit the network.
 
         Args:
-          groups: the treatment of each of its parameters.
+          treatments: the treatment of each of its parameters.
         """
 
 
@@ -94,12 +95,12 @@ class AdaptiveClip(Clip):
             lambda keys, leaf: not pattern.search(path_of(keys)), tree
         )
 
-    def check_groups(self, groups: Groups) -> None:
+    def check_treatments(self, treatments: Treatments) -> None:
         if self.exclude is None:
             return
-        check_found("clip.exclude", self.exclude, list(groups.by_path))
+        check_found("clip.exclude", self.exclude, list(treatments.by_path))
         trained = [
-            name for name, one in groups.by_path.items() if one.thaws_at is not None
+            name for name, one in treatments.by_path.items() if one.thaws_at is not None
         ]
         if all(re.search(self.exclude, name) for name in trained):
             raise UserError(

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.errors import UserError
-from jaxcls.optim.groups import check_found, path_of
+from jaxcls.optim.groups import check_found
 from jaxcls.optim.optimizers import AdamMoments, Links, momentum_link
+from jaxcls.optim.treatment import path_of
 from jaxcls.options import AboveZero, Count, Pattern, ShareBelowOne
 
 QUINTIC = (3.4445, -4.7750, 2.0315)

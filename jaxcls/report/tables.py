@@ -15,15 +15,15 @@ from jax.sharding import Mesh
 from jaxcls.config import Config, Plan
 from jaxcls.data.sources import Source
 from jaxcls.optim.chain import weight_decay
-from jaxcls.optim.groups import Groups, Treatment, path_of
 from jaxcls.optim.optimizers import Optimizer
+from jaxcls.optim.treatment import Treatment, Treatments, path_of
 from jaxcls.report.plot import schedule_plot
 from jaxcls.training.state import TrainState
 
 
 def parameters(
     params: Any,
-    groups: Groups,
+    groups: Treatments,
     peak_rate: float,
     weight_decay: float,
     optimizer: Optimizer,
@@ -44,7 +44,7 @@ def parameters(
 
 def treatments(
     params: Any,
-    groups: Groups,
+    groups: Treatments,
     peak_rate: float,
     weight_decay: float,
     optimizer: Optimizer,
@@ -81,7 +81,7 @@ def treatments(
 
 
 def _members(
-    params: Any, groups: Groups, optimizer: Optimizer
+    params: Any, groups: Treatments, optimizer: Optimizer
 ) -> dict[tuple[Treatment, str], list[tuple[str, int]]]:
     """Returns (treatment, what trains it) -> the paths and sizes of the parameters. The rate
     is that of the groups times the optimizer's own multiplier."""

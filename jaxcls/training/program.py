@@ -18,8 +18,8 @@ from jaxcls.config import Config, Plan
 from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
 from jaxcls.models.layers import frozen_collection
-from jaxcls.optim import groups
 from jaxcls.optim.chain import chain, learning_rate
+from jaxcls.optim.groups import resolve
 from jaxcls.parallel import batch_sharded, platform, replicated
 from jaxcls.training import placement
 from jaxcls.training.batch_statistics import moments_step
@@ -238,7 +238,7 @@ class Program:
         self.num_classes = num_classes
         self.image_shape = image_shape
         self.model: nn.Module = config.model.create(num_classes, platform(mesh))
-        self.groups = groups.resolve(
+        self.treatments = resolve(
             self.param_shapes(),
             layers(self.model) if config.layer_decay is not None else (),
             heads(self.model) if config.head_rate != 1 else (),
@@ -253,7 +253,7 @@ class Program:
             config.optimizer,
             config.schedule,
             clip=config.clip,
-            groups=self.groups,
+            treatments=self.treatments,
             decay_schedule=config.decay_schedule,
             run=plan.run,
         )
@@ -265,7 +265,7 @@ class Program:
             model=self.model,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
-            groups=self.groups,
+            treatments=self.treatments,
             num_classes=num_classes,
             run=plan.run,
             teacher=teacher,
@@ -382,7 +382,7 @@ class Program:
 
     def trace_moments_step(self) -> Traced:
         """Traces moments_step(variables, batch) for batches of training images."""
-        always = groups.frozen_modules(self.groups.frozen(2**31), self.groups.by_path)
+        always = self.treatments.frozen_modules(self.treatments.frozen(2**31))
 
         def estimate(variables: dict[str, Any], batch: dict[str, jax.Array]) -> Any:
             # Norms that are frozen to the end keep their statistics here too.

@@ -13,7 +13,7 @@ from jaxcls.duration import RunLength
 from jaxcls.errors import UserError
 from jaxcls.optim import SGD, AdaptiveClip, Clip, ClipNorm, ClipValue, Constant
 from jaxcls.optim.chain import chain
-from jaxcls.optim.groups import Groups, Treatment
+from jaxcls.optim.treatment import Treatment, Treatments
 from jaxcls.options import check
 
 SHAPES = {
@@ -165,7 +165,7 @@ def test_an_exclusion_names_some_of_the_parameters(
     exclude: str | None, freeze: str | None, said: str | None
 ) -> None:
     names = ["stem/kernel", "depthwise/kernel", "bn/scale", "fc/kernel", "fc/bias"]
-    groups = Groups(
+    treatments = Treatments(
         {
             name: Treatment(thaws_at=None if freeze and re.search(freeze, name) else 0)
             for name in names
@@ -177,7 +177,7 @@ def test_an_exclusion_names_some_of_the_parameters(
             SGD(learning_rate=0.1),
             Constant(),
             clip=AdaptiveClip(exclude=exclude),
-            groups=groups,
+            treatments=treatments,
             decay_schedule=None,
             run=RunLength(steps_per_epoch=10, batch_size=4, total_steps=20),
         )

@@ -34,9 +34,9 @@ from jaxcls.optim import (
     WarmupCosine,
 )
 from jaxcls.optim.chain import chain
-from jaxcls.optim.groups import Groups, Treatment, path_of
 from jaxcls.optim.muon import orthogonalized
 from jaxcls.optim.schedule_free import ScheduleFreeState, follow_average
+from jaxcls.optim.treatment import Treatment, Treatments, path_of
 from jaxcls.options import allows, check
 
 STEPS, WARMUP, START, END = 20, 4, 0.1, 0.05
@@ -104,8 +104,8 @@ def decay_of(optimizer: Optimizer, name: str) -> float:
     return optimizer.weight_decay * DECAYS.get(name, 1.0)
 
 
-def groups(optimizer: Optimizer) -> Groups:
-    return Groups(
+def treatments(optimizer: Optimizer) -> Treatments:
+    return Treatments(
         {
             name: Treatment(
                 rate=RATES.get(name, 1.0),
@@ -125,7 +125,7 @@ def built(
         optimizer,
         schedule,
         clip=clip,
-        groups=groups(optimizer),
+        treatments=treatments(optimizer),
         decay_schedule=None,
         run=RUN,
     )
@@ -631,7 +631,7 @@ def test_adafactor_keeps_rows_and_columns_of_what_it_factors() -> None:
         optimizer,
         SCHEDULE,
         clip=None,
-        groups=Groups({"dense/kernel": Treatment(), "bn/scale": Treatment()}),
+        treatments=Treatments({"dense/kernel": Treatment(), "bn/scale": Treatment()}),
         decay_schedule=None,
         run=RUN,
     )
@@ -721,7 +721,7 @@ def test_what_muon_excludes_are_some_of_the_kernels(
         Muon(learning_rate=0.1, exclude=exclude),
         SCHEDULE,
         clip=None,
-        groups=Groups(by_path),
+        treatments=Treatments(by_path),
         decay_schedule=None,
         run=RUN,
     )
@@ -750,7 +750,7 @@ def test_muon_says_what_trains_each_parameter_and_how_fast() -> None:
         optimizer,
         Constant(),
         clip=None,
-        groups=Groups(by_path),
+        treatments=Treatments(by_path),
         decay_schedule=None,
         run=RUN,
     )
@@ -777,20 +777,20 @@ def test_the_average_is_found_within_any_nesting() -> None:
     params = nested(initial())
     grads = nested(micro_gradients()[0][0])
     tx = built(optimizer)
-    treatments = groups(optimizer).by_path
+    all_moving = treatments(optimizer).by_path
     for thaw in (0, 2):
         by_path = {
             name: dataclasses.replace(
                 one, thaws_at=thaw if name.startswith("conv/") else one.thaws_at
             )
-            for name, one in treatments.items()
+            for name, one in all_moving.items()
         }
         by_path["bn/scale"] = dataclasses.replace(by_path["bn/scale"], thaws_at=None)
         tx = chain(
             optimizer,
             SCHEDULE,
             clip=ClipNorm(max_norm=1.0),
-            groups=Groups(by_path),
+            treatments=Treatments(by_path),
             decay_schedule=None,
             run=RUN,
         )

@@ -97,7 +97,7 @@ def chain(
 
 def for_each(
     treatments: Treatments,
-    change: Callable[[jax.Array, jax.Array, Treatment, Any], jax.Array],
+    change: Callable[..., jax.Array],
     at: Callable[[jax.Array], Any],
 ) -> optax.GradientTransformationExtraArgs:
     """Returns a link without a state that changes the update of each parameter.

@@ -91,7 +91,8 @@ def resolve(
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     paths = list(shapes)
-    for option in (*groups, *freeze):
+    options: tuple[Group | Freeze, ...] = (*groups, *freeze)
+    for option in options:
         check(option)
         check_found(f"{type(option).__name__}.pattern", option.pattern, paths)
     thaws = [(one.pattern, _thaw(one, run)) for one in freeze]
@@ -103,11 +104,10 @@ def resolve(
         if any(_is_in(path, head) for head in heads):
             rates.append(head_rate)
         own_decay = 1.0 if decays == "all" or len(shape) > 1 else 0.0
-        own_thaws = [thaw for pattern, thaw in thaws if re.search(pattern, path)]
         by_path[path] = Treatment(
             rate=math.prod(rates),
             decay=math.prod((own_decay, *(group.decay for group in matching))),
-            thaws_at=None if None in own_thaws else max(own_thaws, default=0),
+            thaws_at=_last([thaw for found, thaw in thaws if re.search(found, path)]),
         )
     _check_trains(by_path)
     return Treatments(by_path)
@@ -183,6 +183,12 @@ def _closest_parts(pattern: str, paths: Sequence[str]) -> str:
     close = difflib.get_close_matches(plain, sorted(pieces), n=3)
     quoted = [f"'{piece}'" for piece in close]
     return f" Did you mean {' or '.join(quoted)}?" if quoted else ""
+
+
+def _last(thaws: list[int | None]) -> int | None:
+    """Returns the last of some thaws, 0 of none; None if one of them never comes."""
+    known = [thaw for thaw in thaws if thaw is not None]
+    return max(known, default=0) if len(known) == len(thaws) else None
 
 
 def _check_trains(by_path: Mapping[str, Treatment]) -> None:

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ class Loss(abc.ABC):
             of the counts.
         """
         found = self.from_counts(counts, num_images)
-        numbers = {name: tuple(found[name].tolist()) for name in self.automatic}
+        numbers: Any = {name: tuple(found[name].tolist()) for name in self.automatic}
         return dataclasses.replace(self, **numbers)
 
     def from_counts(self, counts: np.ndarray, num_images: int) -> dict[str, np.ndarray]:

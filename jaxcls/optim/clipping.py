@@ -5,12 +5,11 @@ import dataclasses
 import re
 from typing import Any
 
-import jax
 import optax
 
 from jaxcls.errors import UserError
 from jaxcls.optim.groups import check_found
-from jaxcls.optim.treatment import Treatments, path_of
+from jaxcls.optim.treatment import Treatments, map_with_path
 from jaxcls.options import AboveZero, Pattern
 
 
@@ -91,18 +90,14 @@ class AdaptiveClip(Clip):
         """Returns a tree of bools like one of parameters: which of them are clipped."""
         assert self.exclude is not None
         pattern = re.compile(self.exclude)
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: not pattern.search(path_of(keys)), tree
-        )
+        return map_with_path(lambda path, leaf: not pattern.search(path), tree)
 
     def check_treatments(self, treatments: Treatments) -> None:
         if self.exclude is None:
             return
         check_found("clip.exclude", self.exclude, list(treatments.by_path))
-        trained = [
-            name for name, one in treatments.by_path.items() if one.thaws_at is not None
-        ]
-        if all(re.search(self.exclude, name) for name in trained):
+        trained = treatments.trained()
+        if all(re.search(self.exclude, path) for path in trained):
             raise UserError(
                 f"clip.exclude '{self.exclude}' leaves nothing to clip: it is found in all "
                 f"{len(trained)} parameters that are trained. Let it name some only, as '^fc/' "

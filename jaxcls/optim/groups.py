@@ -7,11 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
-
 from jaxcls.duration import Duration, RunLength
 from jaxcls.errors import UserError
-from jaxcls.optim.treatment import Treatment, Treatments, path_of
+from jaxcls.optim.treatment import Treatment, Treatments, shapes_of
 from jaxcls.options import AboveZero, Pattern, ZeroOrMore, check
 
 
@@ -86,10 +84,7 @@ def resolve(
       UserError: for a pattern without any parameter, a parameter that is not in one of the
         layers, a Freeze that outlasts the run, and where nothing is trained.
     """
-    shapes = {
-        path_of(keys): leaf.shape
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    shapes = shapes_of(params)
     paths = list(shapes)
     options: tuple[Group | Freeze, ...] = (*groups, *freeze)
     for option in options:

@@ -12,7 +12,7 @@ import optax
 from jaxcls.errors import UserError
 from jaxcls.optim.groups import check_found
 from jaxcls.optim.optimizers import AdamMoments, Links, momentum_link
-from jaxcls.optim.treatment import path_of
+from jaxcls.optim.treatment import map_with_path, shapes_of
 from jaxcls.options import AboveZero, Count, Pattern, ShareBelowOne
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -82,9 +82,8 @@ class Muon(AdamMoments):
 
     def _by_adam(self, params: Any) -> Any:
         """Returns a tree of bools like `params`: which of them AdamW trains."""
-
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: self._is_by_adam(path_of(keys), leaf.shape), params
+        return map_with_path(
+            lambda path, leaf: self._is_by_adam(path, leaf.shape), params
         )
 
     def _is_by_adam(self, path: str, shape: tuple[int, ...]) -> bool:
@@ -101,10 +100,7 @@ class Muon(AdamMoments):
     def check_params(self, params: Any) -> None:
         if self.exclude is None or self.exclude == USUAL_HEADS:
             return
-        shapes = {
-            path_of(keys): leaf.shape
-            for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-        }
+        shapes = shapes_of(params)
         kernels = [path for path, shape in shapes.items() if len(shape) > 1]
         check_found("optimizer.exclude", self.exclude, kernels or list(shapes))
         if all(self._is_by_adam(path, shapes[path]) for path in kernels):

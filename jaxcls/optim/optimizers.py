@@ -186,10 +186,7 @@ class AdamMoments(Optimizer):
     def direction(self) -> optax.GradientTransformation:
         """Returns the link from gradients to mean / (root of mean square + epsilon)."""
         return optax.scale_by_adam(
-            b1=self.beta1,
-            b2=self.beta2,
-            eps=self.epsilon,
-            mu_dtype=self.momentum_dtype,
+            b1=self.beta1, b2=self.beta2, eps=self.epsilon, mu_dtype=self.momentum_dtype
         )
 
 

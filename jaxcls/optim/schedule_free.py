@@ -55,10 +55,7 @@ class ScheduleFreeAdamW(Optimizer):
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
         root = optax.scale_by_rms(
-            decay=self.beta2,
-            eps=self.epsilon,
-            eps_in_sqrt=False,
-            bias_correction=True,
+            decay=self.beta2, eps=self.epsilon, eps_in_sqrt=False, bias_correction=True
         )
         averaging = follow_average(links.learning_rate, self.beta1)
         return optax.chain(root, links.decay, links.rate, averaging)

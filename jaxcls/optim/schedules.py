@@ -11,9 +11,9 @@ end of the run. Durations round to whole ticks, except for periods.
 
 import abc
 import dataclasses
-import fractions
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import jax
@@ -81,9 +81,7 @@ def _power(base: float, exponent: jax.Array) -> jax.Array:
     return jnp.exp(math.log(base) * _float(exponent))
 
 
-def _whole_and_part(
-    t: jax.Array, period: fractions.Fraction
-) -> tuple[jax.Array, jax.Array]:
+def _whole_and_part(t: jax.Array, period: Fraction) -> tuple[jax.Array, jax.Array]:
     """Returns how many periods are complete after t ticks, and the share of the next, 0..1.
 
     Whole periods are counted in whole numbers: the rounding of "2.4 epochs" to steps, or of a
@@ -229,16 +227,16 @@ class Schedule(abc.ABC):
             earliest = tick + 1
         return found
 
-    def exact_ticks(self, duration: Duration, run: RunLength) -> fractions.Fraction:
+    def exact_ticks(self, duration: Duration, run: RunLength) -> Fraction:
         """Returns the ticks in a duration, not rounded to a whole number."""
         steps_per_unit = {
-            "steps": fractions.Fraction(1),
-            "epochs": fractions.Fraction(run.steps_per_epoch),
-            "examples": fractions.Fraction(1, run.batch_size),
-            "run": fractions.Fraction(run.total_steps or 0),
+            "steps": Fraction(1),
+            "epochs": Fraction(run.steps_per_epoch),
+            "examples": Fraction(1, run.batch_size),
+            "run": Fraction(run.total_steps or 0),
         }
         # As it is written: 2.4 is twelve fifths, which its float is not.
-        exact = fractions.Fraction(str(duration.value)) * steps_per_unit[duration.unit]
+        exact = Fraction(str(duration.value)) * steps_per_unit[duration.unit]
         return exact / (run.steps_per_epoch if self.every == "epoch" else 1)
 
 
@@ -401,7 +399,7 @@ class Step(Schedule):
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
         self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), fractions.Fraction(1))
+        period = max(self.exact_ticks(self.period, run), Fraction(1))
         return lambda t: _power(self.decay, _whole_and_part(t, period)[0])
 
 
@@ -445,7 +443,7 @@ class Exponential(Schedule):
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
         self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), fractions.Fraction(1))
+        period = max(self.exact_ticks(self.period, run), Fraction(1))
 
         def factor(t: jax.Array) -> jax.Array:
             whole, part = _whole_and_part(t, period)

@@ -4,7 +4,7 @@ A parameter is named by its path in the tree, "layer1_0/conv1/kernel".
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +25,6 @@ class Treatment:
     decay: float = 1.0
     thaws_at: int | None = 0
 
-    def is_frozen(self, step: int) -> bool:
-        return self.thaws_at is None or step < self.thaws_at
-
 
 @dataclasses.dataclass(frozen=True)
 class Treatments:
@@ -42,9 +39,7 @@ class Treatments:
     def of(self, tree: Any) -> Any:
         """Returns a tree of Treatments like `tree`, which is shaped like the parameters or,
         as within optax.masked, like some of them."""
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: self.by_path[path_of(keys)], tree
-        )
+        return map_with_path(lambda path, leaf: self.by_path[path], tree)
 
     def decays(self, params: Any) -> Any:
         """Returns a tree of bools like `params`: which of them decay."""
@@ -52,9 +47,12 @@ class Treatments:
 
     def frozen(self, step: int) -> frozenset[str]:
         """Returns the paths of the parameters that the optimizer step `step` leaves alone."""
-        return frozenset(
-            path for path, one in self.by_path.items() if one.is_frozen(step)
-        )
+        thaws = {path: one.thaws_at for path, one in self.by_path.items()}
+        return frozenset(p for p, thaw in thaws.items() if thaw is None or step < thaw)
+
+    def trained(self) -> list[str]:
+        """Returns the paths of the parameters that move at some step of the run."""
+        return [p for p, one in self.by_path.items() if one.thaws_at is not None]
 
     def frozen_by_step(self) -> list[tuple[int, frozenset[str]]]:
         """Returns the parts of the run between thaws: the first optimizer step of each, 0 for
@@ -82,6 +80,19 @@ def path_of(keys: Sequence[Any]) -> str:
     return "/".join(str(key.key) for key in keys)
 
 
+def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Returns a tree of function(path, leaf) for one like the parameters, or some of them."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: function(path_of(keys), leaf), tree
+    )
+
+
+def shapes_of(params: Any) -> dict[str, tuple[int, ...]]:
+    """Returns path -> shape of each parameter."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_of(keys): leaf.shape for keys, leaf in leaves}
+
+
 def _modules_of(paths: Iterable[str]) -> frozenset[str]:
     """Returns every module that holds one of the parameters: "a" and "a/b" for "a/b/kernel"."""
     parts = [path.split("/") for path in paths]
@@ -94,9 +105,8 @@ def stop_gradients(params: Any, frozen: frozenset[str]) -> Any:
     """Returns the parameters, those at the paths `frozen` as constants to differentiation: the
     backward pass then ends above the lowest one that moves, instead of going on for gradients
     that the chain would throw away."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: (
-            jax.lax.stop_gradient(leaf) if path_of(keys) in frozen else leaf
-        ),
-        params,
-    )
+
+    def stopped(path: str, leaf: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(leaf) if path in frozen else leaf
+
+    return map_with_path(stopped, params)

@@ -1,7 +1,7 @@
-"""What training makes small: a loss for each image, on soft targets.
+"""What training minimises: a loss for each image, on soft targets.
 
-A dataset with one label an image is trained with SoftmaxCrossEntropy, BinaryCrossEntropy or
-Focal; one with any number of them with MultiLabelBinaryCrossEntropy or MultiLabelAsymmetric.
+A dataset with one label an image trains with SoftmaxCrossEntropy, BinaryCrossEntropy or Focal;
+one with any number of labels with MultiLabelBinaryCrossEntropy or MultiLabelAsymmetric.
 """
 
 from jaxcls.losses.loss import Loss, as_targets

@@ -21,8 +21,8 @@ class Loss(abc.ABC):
 
     Attributes:
       label_smoothing: the part of each target that is taken away and spread evenly: over all
-        classes, or over yes and no where an image has any number of labels; 0..1. It is
-        applied here, once, to whatever soft targets the augmentation has made.
+        classes, or over yes and no where an image has any number of labels; 0..1, below 1. The
+        loss applies it, once, to whatever soft targets the augmentation has made.
     """
 
     multi_label: ClassVar[bool] = False
@@ -32,7 +32,7 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """Returns the loss of each image; what is "auto" must have been made numbers.
+        """Returns the loss of each image. fitted() must have replaced every "auto".
 
         Args:
           logits: float32 [batch, classes].
@@ -46,16 +46,16 @@ class Loss(abc.ABC):
 
     @property
     def automatic(self) -> frozenset[str]:
-        """The options that wait for fitted() to make them numbers."""
+        """The options for which fitted() must count the training labels."""
         return frozenset(name for name, value in vars(self).items() if value == "auto")
 
     @property
     def needs_counts(self) -> bool:
-        """Whether something is left to fitted()."""
+        """Whether fitted() has something to do."""
         return bool(self.automatic)
 
     def fitted(self, counts: np.ndarray, num_images: int) -> Self:
-        """Returns this loss with all that depends on the training labels made numbers.
+        """Returns this loss with numbers, counted in the training labels, for every "auto".
 
         Args:
           counts: training images of each class, int [classes].

@@ -58,9 +58,10 @@ class MultiLabelBinaryCrossEntropy(_MultiLabel):
 
 @dataclasses.dataclass(kw_only=True)
 class MultiLabelAsymmetric(_MultiLabel):
-    """Binary cross-entropy that cares less for what is predicted well already, and most of all
-    for the many labels that an image does not have (Ridnik et al. 2021, "Asymmetric loss for
-    multi-label classification", https://arxiv.org/abs/2009.14119, equations 2, 5 and 7).
+    """Binary cross-entropy that cares less for what is predicted well already, above all where
+    that is one of the many labels that an image does not have (Ridnik et al. 2021, "Asymmetric
+    loss for multi-label classification", https://arxiv.org/abs/2009.14119, equations 2, 5
+    and 7).
 
     Attributes:
       gamma_positive: how much less for labels that the image has, 0 or more.

@@ -43,8 +43,8 @@ class SoftmaxCrossEntropy(_SingleLabel):
     Attributes:
       logit_adjustment: in training, the logarithm of each class's share of the training images
         is added to its logit, times this (Menon et al. 2020, https://arxiv.org/abs/2007.07314,
-        equation 10): the plain logits, by which is evaluated, then favour no frequent class.
-        0 adds nothing; 1 is theirs.
+        equation 10): the plain logits, which evaluation takes, then favour no frequent class.
+        0 adds nothing; the paper takes 1.
       class_priors: these shares, one for each class, above 0; only their ratios matter. "auto"
         counts the training images, a class without any as one image.
     """
@@ -82,12 +82,12 @@ class SoftmaxCrossEntropy(_SingleLabel):
 
 @dataclasses.dataclass(kw_only=True)
 class BinaryCrossEntropy(_SingleLabel):
-    """Binary cross-entropy: each class is told from all others by itself, whether the image is
-    of it or not (Wightman et al. 2021, "ResNet strikes back", section 2,
-    https://arxiv.org/abs/2110.00476; timm's BinaryCrossEntropy).
+    """Binary cross-entropy: each class by itself says whether the image is of it or not
+    (Wightman et al. 2021, "ResNet strikes back", section 2, https://arxiv.org/abs/2110.00476;
+    timm's BinaryCrossEntropy).
 
-    A mixed image is of all the classes that went into it. A class weight is a factor of all
-    that an image of that class loses, at every class's output (as in Cui et al. 2019,
+    A mixed image counts as one of all the classes that went into it. A class weight is a factor
+    of all that an image of that class loses, at every class's output (as in Cui et al. 2019,
     https://arxiv.org/abs/1901.05555, equation 10).
 
     Attributes:

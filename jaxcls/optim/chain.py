@@ -4,10 +4,10 @@
 
 The rate and the decay are functions of the step, which the train step hands in:
 `chain.update(gradients, state, params, step=good_steps)`. No link counts steps for them, so
-that a run that is continued, and a bad step that changes nothing, need no care.
+that resumed runs, and bad steps, which change nothing, need no special care.
 
-The guard against non-finite steps stands around it in the train step, and the average of the
-weights (ema.py) after it.
+In the train step the guard against non-finite steps surrounds the chain, and the average of the
+weights (ema.py) follows it.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How gradients that are too large are made smaller, before the optimizer sees them."""
+"""Clipping: makes gradients that are too large smaller, before the optimizer sees them."""
 
 import abc
 import dataclasses
@@ -21,8 +21,8 @@ class Clip(abc.ABC):
     def link(self) -> optax.GradientTransformation:
         """Returns the link from gradients to clipped gradients."""
 
-    def check_treatments(self, treatments: Treatments) -> None:  # noqa: B027 - most clips have no patterns
-        """Raises UserError if an option does not fit the network.
+    def check_treatments(self, treatments: Treatments) -> None:  # noqa: B027
+        """Raises UserError if an option does not fit the network; most have none that could.
 
         Args:
           treatments: the treatment of each of its parameters.

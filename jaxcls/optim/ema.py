@@ -1,6 +1,7 @@
-"""The moving average of the weights: the last link, beside the chain.
+"""The moving average of the weights.
 
-It is no part of the chain because it also takes the batch statistics, which optax never sees.
+It comes after the chain, not in it, because it also averages the batch statistics, which optax
+never sees.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from jaxcls.options import Count, ShareBelowOne
 
 @dataclasses.dataclass(kw_only=True)
 class EMA:
-    """An exponential moving average of the weights, with which the network is evaluated too.
+    """An exponential moving average of the weights. Evaluation takes it besides the raw weights.
 
     Give `decay` or `half_life`, and None for the other.
 
@@ -26,9 +27,9 @@ class EMA:
         half_life says it.
       half_life: training after which the weights of now still make up half of the average,
         once it is warmed up; None where decay says it.
-      every: steps between updates of the average, 1 or more and fewer than the run has. `decay` is that of one update,
-        so that with another `every` the average looks back over another time; `half_life`
-        stays what it is.
+      every: steps between updates of the average, 1 or more, and at most those of the run.
+        `decay` belongs to one update, so that with another `every` the average looks back over
+        another time; `half_life` stays what it is.
       warm_up: keep at most (1 + t) / (10 + t) of the old average at update t, counted from 0,
         so that it quickly forgets the initial weights (the num_updates rule of TensorFlow's
         ExponentialMovingAverage).

@@ -2,10 +2,10 @@
 
     gradients, already clipped -> [direction, decay, rate in an order of the optimizer's own]
 
-Decay and rate differ between groups of parameters and change over the run; the chain knows how
-and hands both in as links (Links). An optimizer only says where in its formula they stand. Here
-are those whose formula treats each number by itself; layerwise.py, adafactor.py, muon.py and
-schedule_free.py have the others.
+Decay and rate differ between parameters and change over the run. The chain knows how, and hands
+both in as links (Links); an optimizer only says where they stand in its formula. The optimizers
+here treat each number by itself; layerwise.py, adafactor.py, muon.py and schedule_free.py have
+the others.
 """
 
 import abc
@@ -137,8 +137,8 @@ class SGD(Optimizer):
     Attributes:
       momentum: share of the last direction v that is kept, 0..1.
       nesterov: look one step of momentum ahead (Sutskever et al. 2013).
-      decay: to be said wherever weight_decay is above 0, as 1e-4 means two things: "l2" adds it
-        to the gradient, through the momentum, as torch, Keras and the papers do; "decoupled"
+      decay: required where weight_decay is above 0, because 1e-4 can mean two things: "l2" adds
+        it to the gradient, through the momentum, as torch, Keras and the papers do; "decoupled"
         shrinks by rate x weight_decay beside it (Loshchilov & Hutter 2017, algorithm 1). The
         same strength is 1 / (1 - momentum) times as much in the second.
       momentum_dtype: of v; "bfloat16" halves its memory.
@@ -156,7 +156,7 @@ class SGD(Optimizer):
         return optax.chain(direction, links.decay, links.rate)
 
     def validate(self) -> None:
-        """Raises UserError for a decay of which nothing says what it means."""
+        """Raises UserError for a weight_decay without a decay that says what it means."""
         if self.weight_decay and self.decay is None:
             raise UserError(
                 f"optimizer.weight_decay is {self.weight_decay}, but optimizer.decay does not "
@@ -202,8 +202,8 @@ class AdamW(AdamMoments):
 @dataclasses.dataclass(kw_only=True)
 class Adam(AdamMoments):
     """Adam with the decay added to the gradient (torch.optim.Adam). Both moments then see it, so
-    that parameters with large gradients hardly decay: AdamW is the one to choose, unless an
-    older recipe is to be repeated."""
+    that parameters with large gradients hardly decay: choose AdamW, unless you repeat an older
+    recipe."""
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
         return optax.chain(links.decay, self.direction(), links.rate)

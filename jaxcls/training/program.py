@@ -24,10 +24,10 @@ from jaxcls.inference.forward import (
 )
 from jaxcls.inference.trained import Trained
 from jaxcls.models.layers import frozen_collection
-from jaxcls.optim import groups
 from jaxcls.optim.chain import chain, learning_rate, weight_decay
-from jaxcls.optim.groups import Groups, path_of
+from jaxcls.optim.groups import resolve
 from jaxcls.optim.optimizers import Optimizer
+from jaxcls.optim.treatment import Treatments, path_of
 from jaxcls.parallel import replicated, with_sharding
 from jaxcls.report.tables import Treated
 from jaxcls.training import placement
@@ -103,7 +103,7 @@ class Program(Forward):
 
     Attributes:
       plan: the durations of the config in steps.
-      groups: what each parameter gets of rate and decay, and when it is frozen.
+      treatments: what each parameter gets of rate and decay, and when it is frozen.
       learning_rate: the rate of each good step.
       constants: what stays on the devices besides the state: "teacher", its variables, and
         "records", the training images, once they have been put there.
@@ -143,7 +143,7 @@ class Program(Forward):
         self.plan = plan
         self.num_records = num_records
         self._input_shape = input_shape(config.augment, self.image_shape)
-        self.groups = groups.resolve(
+        self.treatments = resolve(
             variable_shapes(self.model, self._input_shape)["params"],
             layers(self.model) if config.layer_decay is not None else (),
             heads(self.model) if config.head_rate != 1 else (),
@@ -158,7 +158,7 @@ class Program(Forward):
             config.optimizer,
             config.schedule,
             clip=config.clip,
-            groups=self.groups,
+            treatments=self.treatments,
             decay_schedule=config.decay_schedule,
             run=plan.run,
         )
@@ -173,7 +173,7 @@ class Program(Forward):
             model=self.model,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
-            groups=self.groups,
+            treatments=self.treatments,
             num_classes=num_classes,
             run=plan.run,
             teacher=None if teacher is None else teacher.model,
@@ -289,7 +289,7 @@ class Program(Forward):
 
     def trace_moments_step(self) -> Traced:
         """Traces moments_step(variables, batch) for batches of training images."""
-        always = groups.frozen_modules(self.groups.frozen(2**31), self.groups.by_path)
+        always = self.treatments.frozen_modules(self.treatments.frozen(2**31))
 
         def estimate(variables: dict[str, Any], batch: dict[str, jax.Array]) -> Any:
             # Norms that are frozen to the end keep their statistics here too.
@@ -325,12 +325,12 @@ class Program(Forward):
             for name, curve in curves.items()
         }
 
-    def treatments(self) -> list[Treated]:
+    def trained_sets(self) -> list[Treated]:
         """Returns the parameters in sets that are trained alike."""
         optimizer = self.config.optimizer
         return trained_alike(
             self.state_shapes.params,
-            self.groups,
+            self.treatments,
             optimizer.peak(self.config.batch_size),
             optimizer.weight_decay,
             optimizer,
@@ -339,7 +339,7 @@ class Program(Forward):
 
 def trained_alike(
     params: Any,
-    groups: Groups,
+    treatments: Treatments,
     peak_rate: float,
     weight_decay: float,
     optimizer: Optimizer,
@@ -349,7 +349,7 @@ def trained_alike(
 
     Args:
       params: the parameters, or their jax.ShapeDtypeStruct.
-      groups: the treatment of each.
+      treatments: of each.
       peak_rate: learning rate at the peak of the schedule, before multipliers.
       weight_decay: of the optimizer, before multipliers.
       optimizer: what trains them; it may have multipliers of its own.
@@ -357,7 +357,7 @@ def trained_alike(
     members = collections.defaultdict(list)
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = path_of(keys)
-        treatment = groups.by_path[path]
+        treatment = treatments.by_path[path]
         by, multiplier = optimizer.trains(path, leaf.shape)
         if treatment.thaws_at is None:  # its rate and decay say nothing
             order = (math.inf, 0.0, 0.0, "-")

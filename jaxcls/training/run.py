@@ -374,7 +374,7 @@ class Run:
         """Prints the parameters in their groups, the data and the length of the run."""
         config, program = self.config, self.program
         print(tables.parameters(program.state_shapes.params))
-        print(tables.treatments(program.treatments()))
+        print(tables.treatments(program.trained_sets()))
         print(
             tables.run(
                 f"{self.train_source!r}, {self.test_source!r}",

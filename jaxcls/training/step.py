@@ -24,7 +24,7 @@ from jaxcls.metrics import (
 )
 from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import ema
-from jaxcls.optim.groups import Groups, frozen_modules, path_of, stop_gradients
+from jaxcls.optim.treatment import Treatments, path_of, stop_gradients
 from jaxcls.training.state import TrainState
 
 # Streams of random numbers within a step.
@@ -61,15 +61,15 @@ class Stage:
     frozen_modules: frozenset[str]
 
 
-def stages(config: Config, groups: Groups, total_steps: int) -> list[Stage]:
+def stages(config: Config, treatments: Treatments, total_steps: int) -> list[Stage]:
     """Returns the stages of a run; most runs have one."""
     of_images = augment.in_stages(config.augment, total_steps)
-    of_parameters = groups.stages()
+    of_parameters = treatments.frozen_by_step()
     found = []
     for first in sorted({step for step, _ in (*of_images, *of_parameters)}):
         transforms = [value for begin, value in of_images if begin <= first][-1]
         frozen = [value for begin, value in of_parameters if begin <= first][-1]
-        modules = frozen_modules(frozen, groups.by_path)
+        modules = treatments.frozen_modules(frozen)
         found.append(Stage(first, transforms, frozen, modules))
     return found
 
@@ -83,7 +83,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: optax.Schedule,
-    groups: Groups,
+    treatments: Treatments,
     num_classes: int,
     run: RunLength,
     teacher: nn.Module | None = None,
@@ -111,7 +111,7 @@ def train_step(
         loss with its `aux_weight`; the metrics are of the main logits alone.
       optimizer: the optax chain, which takes `step`.
       learning_rate: the rate that the chain follows, only reported here.
-      groups: which parameters are frozen, and when.
+      treatments: which parameters are frozen, and when.
       num_classes: length of the logits.
       run: its length, for transforms that change on the way.
       teacher: the network that teaches, None for none.
@@ -146,7 +146,7 @@ def train_step(
         )
         return grads, results, targets
 
-    course = stages(config, groups, run.total_steps)
+    course = stages(config, treatments, run.total_steps)
     index = sum(good_steps >= stage.first for stage in course[1:])
     branches = [functools.partial(forward_and_backward, stage) for stage in course]
     grads, (losses, logits, batch_stats), targets = jax.lax.switch(index, branches)

@@ -15,9 +15,9 @@ from jaxcls.augment import Normalize
 from jaxcls.checkpoint import files as checkpoint
 from jaxcls.config import Config
 from jaxcls.errors import UserError, did_you_mean
-from jaxcls.models import Model, is_weight_set
+from jaxcls.models import Model
 from jaxcls.models.weights import pretrained
-from jaxcls.models.weights.catalogue import WEIGHTS, find
+from jaxcls.models.weights.catalogue import WEIGHTS, find_weights, is_weight_set
 from jaxcls.parallel import make_mesh, replicated
 from jaxcls.training.program import Program, weight_shapes
 from jaxcls.training.state import TrainState
@@ -177,7 +177,7 @@ def load_weights(
         return _of_run(Path(source), name, platform)
     weights = None
     if is_weight_set(source):
-        name, weights = name or find(source).model, source
+        name, weights = name or find_weights(source).model, source
     else:
         _check_path(source)
     if name is None:
@@ -185,7 +185,7 @@ def load_weights(
             f"the file {source} does not say what network its weights are of: name it, as "
             "`python -m jaxcls.models` lists them."
         )
-    variables = pretrained.load(source, name, **options)
+    variables = pretrained.load_variables(source, name, **options)
     model = Model(name=name, weights=weights, **options)
     path = model.create(1).HEADS[0].split("/")
     layer = variables["params"]
@@ -247,7 +247,7 @@ def _check_computes_the_same(source: str, theirs: Any, module: Any) -> None:
 
 def _notes(config: Config, source: str) -> list[str]:
     """Says where a recipe feeds published weights otherwise than they were trained."""
-    known = find(source)
+    known = find_weights(source)
     notes = []
     if config.model.stem == "small":
         notes.append(

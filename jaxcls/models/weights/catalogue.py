@@ -1,6 +1,6 @@
 """Which published weights there are for our networks, by name.
 
-    weights = find("torchvision/resnet50:v2")
+    weights = find_weights("torchvision/resnet50:v2")
     create_model(weights.model, num_classes=weights.num_classes, **weights.options)
     prepare = published_transform(**weights.preprocessing)  # on the device; jaxcls.augment
 
@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib.resources
 import os
+import re
 import urllib.parse
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -125,7 +126,13 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(_resource("imagenet_classes.txt").splitlines())
 
 
-def find(name: str) -> WeightSet:
+def is_weight_set(source: str) -> bool:
+    """Whether a string names a weight set, known or not, rather than a path (a folder that is
+    called so is "./timm/...")."""
+    return source.startswith(("torchvision/", "timm/"))
+
+
+def find_weights(name: str) -> WeightSet:
     """Returns the weight set of a name.
 
     Raises:
@@ -164,7 +171,7 @@ def _of_network(name: str) -> list[str]:
 
 def _network(name: str) -> str:
     """Returns "resnet50" of "torchvision/resnet50:v2" and of "timm/resnet50.a1_in1k"."""
-    return name.rpartition("/")[2].split(":")[0].split(".")[0]
+    return re.split("[:.]", name.rpartition("/")[2])[0]
 
 
 def _is_address(url: str) -> bool:
@@ -177,13 +184,6 @@ def _is_address(url: str) -> bool:
 
 def _resource(name: str) -> str:
     return (importlib.resources.files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _read_table() -> dict[str, WeightSet]:
-    return {
-        row["name"]: _weight_set(row)
-        for row in csv.DictReader(_resource("weights.csv").splitlines())
-    }
 
 
 def _weight_set(row: dict[str, str]) -> WeightSet:
@@ -211,5 +211,8 @@ def _weight_set(row: dict[str, str]) -> WeightSet:
     )
 
 
-WEIGHTS: dict[str, WeightSet] = _read_table()
+WEIGHTS: dict[str, WeightSet] = {
+    row["name"]: _weight_set(row)
+    for row in csv.DictReader(_resource("weights.csv").splitlines())
+}
 """All weight sets by name."""

@@ -1,6 +1,6 @@
 """State dicts from files: every tensor of a safetensors or a PyTorch file, or an error.
 
-    arrays = read("resnet50.safetensors")  # {"conv1.weight": float32 [64, 3, 7, 7], ...}
+    arrays = read_state_dict("resnet50.safetensors")  # {"conv1.weight": float32 [64, 3, 7, 7], ...}
 
 A safetensors file is data alone. A PyTorch file is a pickle, a program that builds objects:
 PyTorch reads it with `weights_only=True`, which builds tensors and plain containers and calls
@@ -28,7 +28,7 @@ OLDEST_TORCH = (2, 10)
 CVE-2026-24747 up to 2.9)."""
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a file.
 
     Of a training checkpoint (torchvision's and timm's reference scripts write them), those

@@ -138,7 +138,7 @@ class Model:
     width: CountUpTo65536 | None = None
     dropout: ShareBelowOne | None = None
     drop_path: ShareBelowOne | None = None
-    aux_weight: Annotated[float, Interval(ge=0, lt=1e6)] | None = None
+    aux_weight: Annotated[float, Interval(ge=0, lt=1_000_000)] | None = None
     bn_group: CountUpTo65536 | None = None
     bn_momentum: ShareInside | None = None
     bn_epsilon: ShareInside | None = None
@@ -158,25 +158,21 @@ class Model:
         Raises:
           UserError: for an unknown network or an option it does not have.
         """
-        # These ask for nothing, also of a network that has no blocks or no such head.
-        asks_nothing = {"remat": False, "head_init": "default"}
-        values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }
+        # What has its default asks for nothing, also of a network that lacks the option.
+        fields = dataclasses.fields(self)
         options = {
-            option: value
-            for option, value in values.items()
-            if option not in ("name", "weights")
-            and value is not None
-            and value != asks_nothing.get(option)
+            field.name: value
+            for field in fields
+            if (value := getattr(self, field.name)) != field.default
         }
+        name, weights = options.pop("name"), options.pop("weights", None)
         default = "float32" if platform == "cpu" else "bfloat16"
         options["dtype"] = jnp.dtype(self.dtype or default)
-        if self.weights is not None and is_weight_set(self.weights):
-            options = {**find_weights(self.weights).options, **options}
-        known = model_options(self.name)
-        _check_options(self.name, options, [name for name in values if name in known])
-        return create_model(self.name, num_classes=num_classes, **options)
+        if weights is not None and is_weight_set(weights):
+            options = {**find_weights(weights).options, **options}
+        known = model_options(name)
+        _check_options(name, options, [f.name for f in fields if f.name in known])
+        return create_model(name, num_classes=num_classes, **options)
 
     def validate(self) -> None:
         """Raises UserError for an unknown network, an option that it does not have, or weights of

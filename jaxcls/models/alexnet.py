@@ -21,7 +21,7 @@ class Convolution(NamedTuple):
       stride: in pixels.
       padding: pixels added on each side.
       pool: whether a 3x3 max-pool of stride 2 follows.
-      groups: groups of channels that are convolved apart.
+      groups: groups of channels that are convolved separately.
       bias: initial value of the biases, where the network fixes it.
       normalise: whether local response normalisation follows.
     """
@@ -145,31 +145,17 @@ class AlexNet2012(AlexNet):
         }
 
 
-def local_response_norm(
-    x: jax.Array,
-    *,
-    size: int = 5,
-    k: float = 2.0,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-) -> jax.Array:
-    """Divides each value by (k + alpha x the sum of squares of `size` neighbouring channels) to
-    the power beta (Krizhevsky et al. 2012, section 3.3, with its constants).
+def local_response_norm(x: jax.Array) -> jax.Array:
+    """Divides each value of [batch, height, width, channels] by (2 + 1e-4 x the sum of squares of
+    five neighbouring channels, its own in the middle) to the power 0.75 (Krizhevsky et al. 2012,
+    section 3.3). Returns it in the dtype of x.
 
-    Caffe's and torch's layers of this name divide alpha by `size` besides; the paper does not.
-
-    Args:
-      x: [batch, height, width, channels], returned in its dtype.
-      size: channels that are summed, odd: the value's own and (size - 1) / 2 on each side.
-      k: constant.
-      alpha: weight of the sum.
-      beta: power.
+    Caffe's and torch's layers of this name divide 1e-4 by 5 besides; the paper does not.
     """
-    half = size // 2
-    squares = jnp.pad(x.astype(jnp.float32) ** 2, ((0, 0),) * 3 + ((half, half),))
+    squares = jnp.pad(x.astype(jnp.float32) ** 2, ((0, 0),) * 3 + ((2, 2),))
     channels = x.shape[-1]
-    total = sum(squares[..., shift : shift + channels] for shift in range(size))
-    return (x * (k + alpha * total) ** -beta).astype(x.dtype)
+    total = sum(squares[..., shift : shift + channels] for shift in range(5))
+    return (x * (2.0 + 1e-4 * total) ** -0.75).astype(x.dtype)
 
 
 VARIANTS = {"alexnet": AlexNet, "alexnet_2012": AlexNet2012}

@@ -123,11 +123,9 @@ class ConvNeXt(Network):
         before it."""
         found = []
         for stage, index in places(self.depths):
-            layer = (f"stage{stage}_{index}",)
-            if stage > 1 and index == 0:
-                before = (f"downsample{stage}_norm", f"downsample{stage}_conv")
-                layer = (*before, *layer)
-            found.append(layer)
+            down = (f"downsample{stage}_norm", f"downsample{stage}_conv")
+            before = down if stage > 1 and index == 0 else ()
+            found.append((*before, f"stage{stage}_{index}"))
         return (("stem_conv", "stem_norm"), *found, ("norm", *self.heads()))
 
     def _patches(self, x: jax.Array, side: int, features: int, name: str) -> jax.Array:

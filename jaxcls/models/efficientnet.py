@@ -251,9 +251,7 @@ class EfficientNet(BatchNormNetwork):
         check_stem(self.stem, image=images.shape, minimum=1, name="efficientnet")
         conv = functools.partial(conv_layer, padding=self.padding, dtype=self.dtype)
         plain = functools.partial(conv, use_bias=False)
-        norm = self.norm_layer(
-            train, momentum=self.bn_momentum, epsilon=self.bn_epsilon
-        )
+        norm = self.norm_layer(train, self.bn_momentum, self.bn_epsilon)
         block = nn.remat(Block) if self.remat else Block
         stages = scale_stages(self.stages, self.width_factor, self.depth_factor)
         stem_channels = stages[0].channels
@@ -299,26 +297,13 @@ class EfficientNet(BatchNormNetwork):
 def _scaled(
     width: float, depth: float, dropout: float, **options: Any
 ) -> functools.partial[EfficientNet]:
-    return functools.partial(
-        EfficientNet,
-        width_factor=width,
-        depth_factor=depth,
-        dropout=dropout,
-        **options,
-    )
+    scales: dict[str, Any] = {"width_factor": width, "depth_factor": depth}
+    return functools.partial(EfficientNet, dropout=dropout, **scales, **options)
 
 
-def _v2(stages: tuple[Stage, ...], dropout: float) -> functools.partial[EfficientNet]:
-    return functools.partial(
-        EfficientNet,
-        stages=stages,
-        stem_channels=None,
-        head_channels=1280,
-        dropout=dropout,
-        bn_epsilon=1e-3,
-    )
-
-
+_v2 = functools.partial(
+    EfficientNet, stem_channels=None, head_channels=1280, bn_epsilon=1e-3
+)
 # B5 to B7 have TensorFlow's constants in torchvision, as their weights come from there.
 _TENSORFLOW_NORM: dict[str, Any] = {"bn_epsilon": 1e-3, "bn_momentum": 0.99}
 
@@ -332,7 +317,7 @@ VARIANTS = {
     "efficientnet_b5": _scaled(1.6, 2.2, 0.4, **_TENSORFLOW_NORM),
     "efficientnet_b6": _scaled(1.8, 2.6, 0.5, **_TENSORFLOW_NORM),
     "efficientnet_b7": _scaled(2.0, 3.1, 0.5, **_TENSORFLOW_NORM),
-    "efficientnet_v2_s": _v2(V2_S, 0.2),
-    "efficientnet_v2_m": _v2(V2_M, 0.3),
-    "efficientnet_v2_l": _v2(V2_L, 0.4),
+    "efficientnet_v2_s": functools.partial(_v2, stages=V2_S, dropout=0.2),
+    "efficientnet_v2_m": functools.partial(_v2, stages=V2_M, dropout=0.3),
+    "efficientnet_v2_l": functools.partial(_v2, stages=V2_L, dropout=0.4),
 }

@@ -29,6 +29,9 @@ INCEPTIONS = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 
+# Side of the max-pool's windows after some of them; its stride is 2.
+POOLS = {"3b": 3, "4e": 2}
+
 
 class Inception(nn.Module):
     """Four branches side by side (figure 2b): 1x1, 1x1-3x3, 1x1-"5x5", max-pool-1x1.
@@ -126,12 +129,9 @@ class GoogLeNet(BatchNormNetwork):
           UserError: for images smaller than 15 x 15.
         """
         check_size(images.shape, minimum=15, name="googlenet")
-        conv = functools.partial(
-            ConvNorm,
-            norm=self.norm_layer(train, epsilon=1e-3),
-            kernel_init=nn.initializers.normal(STD),
-            dtype=self.dtype,
-        )
+        norm = self.norm_layer(train, epsilon=1e-3)
+        normal = nn.initializers.normal(STD)
+        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
         module = nn.remat(Inception) if self.remat else Inception
         heads = {"4a": "aux1", "4d": "aux2"} if self.aux_weight else {}
         x = images.astype(self.dtype)
@@ -154,10 +154,8 @@ class GoogLeNet(BatchNormNetwork):
                 )(x)
                 if train:
                     self.sow("aux_logits", f"{heads[name]}_logits", logits)
-            if name == "3b":
-                x = max_pool(x, 3, 2, ceil=True)
-            elif name == "4e":
-                x = max_pool(x, 2, 2, ceil=True)
+            if name in POOLS:
+                x = max_pool(x, POOLS[name], 2, ceil=True)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self.logits(x, **normal_uniform(STD, x.shape[-1]))

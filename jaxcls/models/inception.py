@@ -72,7 +72,7 @@ BLOCKS: dict[str, tuple[tuple[Branch, ...], int | None]] = {
 
 
 class Mixed(nn.Module):
-    """Branches side by side, then the pool's, concatenated.
+    """Concatenates branches that lie side by side, the pool's last.
 
     Attributes:
       branches: see BLOCKS.
@@ -109,13 +109,7 @@ class Mixed(nn.Module):
                 features, height, width, stride = row
                 # Convolutions of stride 2 are not padded.
                 padding = (height // 2, width // 2) if stride == 1 else 0
-                x = self.conv(
-                    features,
-                    (height, width),
-                    stride=stride,
-                    padding=padding,
-                    name=label,
-                )(x)
+                x = self.conv(features, (height, width), stride, padding, name=label)(x)
         return x
 
 
@@ -184,12 +178,9 @@ class InceptionV3(BatchNormNetwork):
           UserError: for images smaller than 75 x 75.
         """
         check_size(images.shape, minimum=75, name="inception_v3")
-        conv = functools.partial(
-            ConvNorm,
-            norm=self.norm_layer(train, epsilon=1e-3),
-            kernel_init=nn.initializers.normal(STD),
-            dtype=self.dtype,
-        )
+        norm = self.norm_layer(train, epsilon=1e-3)
+        normal = nn.initializers.normal(STD)
+        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
         mixed = nn.remat(Mixed) if self.remat else Mixed
         x = images.astype(self.dtype)
         x = conv(32, (3, 3), stride=2, name="conv2d_1a_3x3")(x)

@@ -161,34 +161,33 @@ def frozen_collection(
       is_frozen: asked for the path of each batch norm, "layer1_0/bn1".
 
     Returns:
-      {"layer1_0": {"bn1": {"frozen": marker}}}; that the marker is there says it, its value
-      says nothing. {} if none is frozen.
+      {"layer1_0": {"bn1": {"frozen": marker}}}; the marker's presence counts, not its value. {}
+      if none is frozen.
     """
-    norms = {path[:-1] for path in traverse_util.flatten_dict(dict(batch_stats))}
-    marked = {
-        (*norm, "frozen"): np.True_ for norm in norms if is_frozen("/".join(norm))
-    }
-    return traverse_util.unflatten_dict(marked)
+    paths = traverse_util.flatten_dict(dict(batch_stats), sep="/")
+    norms = {path.rpartition("/")[0] for path in paths}
+    marked = {f"{norm}/frozen": np.True_ for norm in norms if is_frozen(norm)}
+    return traverse_util.unflatten_dict(marked, sep="/")
 
 
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, ReLU.
 
     Attributes:
-      features: channels of the result.
-      kernel: (height, width) of the kernel.
       norm: a batch norm of the network's groups and dtype.
       kernel_init: initial values of the kernel.
       dtype: dtype of the computation.
+      features: channels of the result.
+      kernel: (height, width) of the kernel.
       stride: of the convolution.
       padding: pixels added on each side, or (above and below, left and right).
     """
 
-    features: int
-    kernel: tuple[int, int]
     norm: Any
     kernel_init: nn.initializers.Initializer
     dtype: Any
+    features: int
+    kernel: tuple[int, int]
     stride: int = 1
     padding: int | tuple[int, int] = 0
 

@@ -11,7 +11,7 @@ from annotated_types import Interval
 
 from jaxcls.models.layers import BatchNorm
 
-HeadInit = Literal["default", "zero"] | Annotated[float, Interval(ge=0, le=1e6)]
+HeadInit = Literal["default", "zero"] | Annotated[float, Interval(ge=0, le=1_000_000)]
 """How a last layer starts: as its family's does, at zero, or at a multiple of the family's."""
 
 Layers = tuple[tuple[str, ...], ...]
@@ -85,7 +85,7 @@ class BatchNormNetwork(Network):
 
     @nn.nowrap
     def norm_layer(
-        self, train: bool, *, momentum: float = 0.9, epsilon: float = 1e-5
+        self, train: bool, momentum: float = 0.9, epsilon: float = 1e-5
     ) -> functools.partial[BatchNorm]:
         """Returns the network's batch norm, which only lacks a name."""
         return functools.partial(

@@ -180,28 +180,24 @@ class ResNet(BatchNormNetwork):
         return (("conv1", "bn1"), *blocks("layer", self.stage_sizes), self.heads())
 
 
-def _basic(*stage_sizes: int, **options: Any) -> functools.partial[ResNet]:
-    return functools.partial(
-        ResNet, block=BasicBlock, stage_sizes=stage_sizes, **options
-    )
-
-
-def _bottleneck(*stage_sizes: int, **options: Any) -> functools.partial[ResNet]:
-    return functools.partial(
-        ResNet, block=Bottleneck, stage_sizes=stage_sizes, **options
-    )
+def _variant(
+    block: type[Block], *stage_sizes: int, **options: Any
+) -> functools.partial[ResNet]:
+    return functools.partial(ResNet, block=block, stage_sizes=stage_sizes, **options)
 
 
 VARIANTS = {
-    "resnet18": _basic(2, 2, 2, 2),
-    "resnet34": _basic(3, 4, 6, 3),
-    "resnet50": _bottleneck(3, 4, 6, 3),
-    "resnet101": _bottleneck(3, 4, 23, 3),
-    "resnet152": _bottleneck(3, 8, 36, 3),
-    "wide_resnet50_2": _bottleneck(3, 4, 6, 3, group_width=128),
-    "resnext50_32x4d": _bottleneck(3, 4, 6, 3, groups=32, group_width=4),
+    "resnet18": _variant(BasicBlock, 2, 2, 2, 2),
+    "resnet34": _variant(BasicBlock, 3, 4, 6, 3),
+    "resnet50": _variant(Bottleneck, 3, 4, 6, 3),
+    "resnet101": _variant(Bottleneck, 3, 4, 23, 3),
+    "resnet152": _variant(Bottleneck, 3, 8, 36, 3),
+    "wide_resnet50_2": _variant(Bottleneck, 3, 4, 6, 3, group_width=128),
+    "resnext50_32x4d": _variant(Bottleneck, 3, 4, 6, 3, groups=32, group_width=4),
 } | {
     # For CIFAR (section 4.2): three stages of n blocks, 6n + 2 layers, shortcuts of option A.
-    f"resnet{6 * n + 2}": _basic(n, n, n, stem="small", width=16, shortcut="pad")
+    f"resnet{6 * n + 2}": _variant(
+        BasicBlock, n, n, n, stem="small", width=16, shortcut="pad"
+    )
     for n in (3, 5, 7, 9, 18)
 }

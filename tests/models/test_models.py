@@ -424,7 +424,7 @@ def test_lenet5_names_the_size_it_takes() -> None:
         ),
         (
             Model(name="resnet18", head_init=-0.5),
-            "model.head_init must lie in 0..1000000.0, not -0.5.",
+            "model.head_init must lie in 0..1000000, not -0.5.",
         ),
         (Model(name="lenet5", width=8), "model 'lenet5' has no option 'width'"),
     ],

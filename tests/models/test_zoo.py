@@ -392,7 +392,7 @@ def test_images_that_are_too_small_are_an_error(
         (Model(name="resnet18", drop_path=-0.1), "model.drop_path must lie in 0..1"),
         (
             Model(name="googlenet", aux_weight=-1.0),
-            "model.aux_weight must lie in 0..1000000.0, below 1000000.0, not -1.0",
+            "model.aux_weight must lie in 0..1000000, below 1000000, not -1.0",
         ),
         (Model(name="vgg16", aux_weight=1.0), "no option 'aux_weight'"),
         # Only what a config can set is offered.

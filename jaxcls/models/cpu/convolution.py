@@ -1,11 +1,11 @@
 """Convolution that is fast on a CPU too.
 
-XLA runs some convolutions far slower on CPUs than their arithmetic asks for: those with a group
-a channel by one to two orders of magnitude, those with a few channels a group by more, those of a
-kernel that covers its whole map by two orders (3x3 on 2x2 pixels of 512 channels: 200 ms instead
-of 2), and the weight gradient of 1x1 kernels several times. They are written out as what XLA is
-good at there: sums of shifted images, or matrix products. On every other platform, and for every
-other kernel, this is lax.conv_general_dilated and its gradients.
+XLA runs some convolutions far slower on CPUs than their arithmetic asks for: those with one group
+per channel by one to two orders of magnitude, those with a few channels per group by more, those
+whose kernel covers the whole map by two orders (3x3 on 2x2 pixels of 512 channels: 200 ms instead
+of 2), and the weight gradient of 1x1 kernels several times. This file writes them out as what XLA
+is good at there: sums of shifted images, or matrix products. On every other platform, and for
+every other kernel, it calls lax.conv_general_dilated.
 """
 
 import functools
@@ -33,8 +33,8 @@ def convolution(
     feature_group_count: int = 1,
     **others: Any,
 ) -> jax.Array:
-    """Convolves images with a kernel: what lax.conv_general_dilated gives, up to the order in
-    which sums are made.
+    """Convolves images with a kernel, as lax.conv_general_dilated does, up to the order of its
+    sums.
 
     nn.Conv calls it in that function's place (see Conv). Only reverse-mode differentiation
     works for the kernels that are written out.
@@ -44,7 +44,7 @@ def convolution(
       kernel: [kernel height, kernel width, channels / groups, features].
       strides: vertical and horizontal.
       padding: "SAME", "VALID" or ((above, below), (left, right)).
-      feature_group_count: groups of channels that are convolved apart.
+      feature_group_count: groups of channels that are convolved separately.
       **others: what nn.Conv passes besides, at its default and nothing else: no dilation,
         NHWC and HWIO as layout, no precision.
 
@@ -131,7 +131,7 @@ _convolution = written_out_on_cpus(_by_xla, _written_out, _written_out_gradients
 
 
 def _matrix_product(windows: Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The pixels that each value of the result sees, times the kernel as one matrix."""
+    """Multiplies the pixels that each value of the result sees with the kernel as a matrix."""
     shifts = windows.shifts(pad(x, windows.pads), windows.count(x))
     patches = jnp.concatenate(list(shifts), axis=-1)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
@@ -159,8 +159,8 @@ def _few_groups(windows: Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _shifted(windows: Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A group a channel: the sum over the kernel's values of that value, for each channel, times
-    the pixels that it meets. In float32 whatever the dtype."""
+    """One group per channel: sums, over the kernel's values, each value times the pixels that it
+    meets. Computes in float32 whatever the dtype."""
     padded = _padded(windows, x)
     rows = kernel.reshape(-1, kernel.shape[-1]).astype(padded.dtype)
     shifts = windows.shifts(padded, windows.count(x))
@@ -171,21 +171,22 @@ def _shifted(windows: Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _gradient_of_x(
     windows: Windows, x: jax.Array, kernel: jax.Array, grad: jax.Array
 ) -> jax.Array:
-    """To a pixel, from each window that it lies in: the window's gradient times the value of the
-    kernel that it met there."""
+    """Each pixel collects, from every window that it lies in, the window's gradient times the
+    value of the kernel that it met there."""
     grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
     taps = kernel[:, :, 0].astype(grad.dtype)
-    image = x.shape[1], x.shape[2]
-    total = windows.gather(lambda g, tap: g * tap, (grad,), taps, image)
+    total = windows.gather(lambda g, tap: g * tap, (grad,), taps, x.shape[1:3])
     return total.astype(x.dtype)
 
 
 def _gradient_of_kernel(
     windows: Windows, x: jax.Array, kernel: jax.Array, grad: jax.Array
 ) -> jax.Array:
-    """One reduction with an accumulator for each value of the kernel, for each image: so x is
-    read once. (A reduction for each of them took 5 to 10 times as long; a loop over the images
-    would gather a batch that is spread over devices.)"""
+    """One reduction per image, with an accumulator for each value of the kernel, reads x once.
+
+    A reduction for each accumulator took 5 to 10 times as long; a loop over the images would
+    gather a batch that is spread over devices.
+    """
     padded = _padded(windows, x)
     grad = grad.astype(padded.dtype)
     shifts = windows.shifts(padded, grad.shape[1:3])

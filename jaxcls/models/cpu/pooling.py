@@ -65,7 +65,7 @@ def _gradient(windows: Windows, x: jax.Array, grad: jax.Array) -> tuple[jax.Arra
         lambda grad, place, where: jnp.where(place == where, grad, 0),
         (grad, place),
         jnp.asarray(places.reshape(*windows.size, 1)),
-        (x.shape[1], x.shape[2]),
+        x.shape[1:3],
     )
     return (total,)
 

@@ -1,7 +1,7 @@
 """Windows over images, and what they see, written out as shifted images.
 
 XLA turns sums of shifted images into one loop over the pixels, which a CPU runs at the speed of its
-memory. convolution.py and pooling.py are made of them there.
+memory. convolution.py and pooling.py use them there.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Windows:
         term: Callable[..., jax.Array],
         results: tuple[jax.Array, ...],
         places: jax.Array,
-        image: tuple[int, int],
+        image: Sequence[int],
     ) -> jax.Array:
         """Gives every pixel the sum over the windows that it lies in: the way back from windows
         to pixels, for any stride.

@@ -65,16 +65,6 @@ def is_convolution_there(module: Any, layer: str, dialect: Dialect) -> bool:
     return isinstance(module, VGG) and dialect == "timm" and layer in ("fc6", "fc7")
 
 
-_ALEXNET = {
-    "conv1": "features.0",
-    "conv2": "features.3",
-    "conv3": "features.6",
-    "conv4": "features.8",
-    "conv5": "features.10",
-    "fc6": "classifier.1",
-    "fc7": "classifier.4",
-    "fc8": "classifier.6",
-}
 # The tables below: our name, then torchvision's and timm's.
 _VGG_DENSE = {
     "fc6": ("classifier.0", "pre_logits.fc1"),
@@ -106,12 +96,8 @@ _CONVNEXT_BLOCK = {
 
 
 def _column(dialect: Dialect) -> int:
+    """Returns where a dialect's names stand in the tables."""
     return ("torchvision", "timm").index(dialect)
-
-
-def _alexnet(module: AlexNet, layer: str, dialect: Dialect) -> str:
-    del module, dialect
-    return _ALEXNET[layer]
 
 
 def _vgg(module: VGG, layer: str, dialect: Dialect) -> str:
@@ -124,27 +110,6 @@ def _vgg(module: VGG, layer: str, dialect: Dialect) -> str:
     each = 3 if module.batch_norm else 2
     before = each * (sum(module.stage_sizes[: stage - 1]) + index - 1) + stage - 1
     return f"features.{before + (kind == 'bn')}"
-
-
-def _googlenet(module: GoogLeNet, layer: str, dialect: Dialect) -> str:
-    del module, dialect
-    layer = re.sub(r"branch([23])_reduce/", r"branch\1.0/", layer)
-    layer = re.sub(r"branch([234])/", r"branch\1.1/", layer)
-    return layer.replace("/", ".")
-
-
-def _inception_v3(module: InceptionV3, layer: str, dialect: Dialect) -> str:
-    del module, dialect
-    layer = re.sub(r"^aux\b", "AuxLogits", layer)
-    layer = re.sub("^(mixed|conv2d)_", lambda kind: kind[0].capitalize(), layer)
-    return layer.replace("/", ".")
-
-
-def _resnet(module: ResNet, layer: str, dialect: Dialect) -> str:
-    del module, dialect
-    layer = re.sub(r"^layer(\d)_(\d+)/", r"layer\1.\2.", layer)
-    layer = layer.replace("downsample_conv", "downsample.0")
-    return layer.replace("downsample_bn", "downsample.1")
 
 
 def _efficientnet(module: EfficientNet, layer: str, dialect: Dialect) -> str:
@@ -177,12 +142,8 @@ def _efficientnet_parts(stage: Stage) -> dict[str, str]:
         return {"expand": "conv_exp", "project": "conv_pwl"}
     if stage.expand == 1:
         return {"depthwise": "conv_dw", "se": "", "project": "conv_pw"}
-    return {
-        "expand": "conv_pw",
-        "depthwise": "conv_dw",
-        "se": "",
-        "project": "conv_pwl",
-    }
+    rest = {"depthwise": "conv_dw", "se": "", "project": "conv_pwl"}
+    return {"expand": "conv_pw", **rest}
 
 
 def _convnext(module: ConvNeXt, layer: str, dialect: Dialect) -> str:
@@ -198,6 +159,42 @@ def _convnext(module: ConvNeXt, layer: str, dialect: Dialect) -> str:
 
 
 _Name = Callable[[Any, str, Dialect], str]
+
+
+def _renamed(*pairs: tuple[str, str]) -> _Name:
+    """Returns the names that regular expressions, replaced in turn, make of ours."""
+
+    def name(module: Any, layer: str, dialect: Dialect) -> str:
+        del module, dialect
+        for ours, theirs in pairs:
+            layer = re.sub(ours, theirs, layer)
+        return layer.replace("/", ".")
+
+    return name
+
+
+_alexnet = _renamed(
+    ("conv1", "features.0"),
+    ("conv2", "features.3"),
+    ("conv3", "features.6"),
+    ("conv4", "features.8"),
+    ("conv5", "features.10"),
+    ("fc6", "classifier.1"),
+    ("fc7", "classifier.4"),
+    ("fc8", "classifier.6"),
+)
+_googlenet = _renamed(
+    (r"branch([23])_reduce/", r"branch\1.0/"), (r"branch([234])/", r"branch\1.1/")
+)
+_inception_v3 = _renamed(
+    (r"^aux\b", "AuxLogits"), ("^mixed_", "Mixed_"), ("^conv2d_", "Conv2d_")
+)
+_resnet = _renamed(
+    (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
+    ("downsample_conv", "downsample.0"),
+    ("downsample_bn", "downsample.1"),
+)
+
 _BOTH: tuple[Dialect, ...] = ("torchvision", "timm")
 _TORCHVISION: tuple[Dialect, ...] = ("torchvision",)
 _NETWORKS: dict[type, tuple[tuple[Dialect, ...], _Name]] = {

@@ -1,6 +1,6 @@
 """Published weights: state dicts of torchvision and timm to our variables and back.
 
-variables = load_variables("timm/resnet50.a1_in1k", "resnet50")  # downloaded once, then from the cache
+variables = load_variables("timm/resnet50.a1_in1k", "resnet50")  # downloaded once
 variables = from_torch("resnet50", state_dict)  # a state dict of torchvision or timm
 state_dict = to_torch("resnet50", variables)
 """
@@ -37,7 +37,7 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-"""Our names of arrays and torch's."""
+"""Torch's name of an array, by ours."""
 COUNTER = "num_batches_tracked"  # torch's, of each batch norm; nothing here reads it
 
 
@@ -140,13 +140,12 @@ def from_torch(
       UserError: naming the tensors that are missing, left over or of another shape.
     """
     module = _network(name, options, num_classes=1, has_auxiliary=True)
-    # The one that shares more names with it. Without any, torch_layer says so.
-    dialect = max(
-        dialects(module) or ("torchvision",),
-        key=lambda known: len(
-            {t.key for t in tensors(module, known)} & set(state_dict)
-        ),
-    )
+
+    def shared(dialect: Dialect) -> int:
+        return len({t.key for t in tensors(module, dialect)} & set(state_dict))
+
+    # Without any dialect, torch_layer says that there is no counterpart.
+    dialect = max(dialects(module) or ("torchvision",), key=shared)
     paths = {tensor.key: tensor.path for tensor in tensors(module, dialect)}
     by_path = {paths.get(key, key): array for key, array in state_dict.items()}
     wanted = _tensors_like(by_path, name, options, dialect, outputs=0, inputs=1)
@@ -238,7 +237,7 @@ def load_variables(source: str, name: str, **options: Any) -> Variables:
 def fit(
     module: Any, loaded: Variables, target: Variables, *, same_classes: bool = True
 ) -> tuple[Variables, list[str]]:
-    """Brings loaded weights to a network with other classes, channels or auxiliary heads.
+    """Fits loaded weights to a network with other classes, channels or auxiliary heads.
 
     A head for other classes keeps its initial values, as does an auxiliary head that
     the weights lack. A first kernel for other channels is summed over its channels for one, or
@@ -249,11 +248,10 @@ def fit(
       module: the network.
       loaded: weights, as from_torch returns them.
       target: the network's variables with their initial values.
-      same_classes: False where the classes are others, though they may be as many.
+      same_classes: False if the classes differ, even where their number does not.
 
     Returns:
-      The variables, with the arrays' paths and shapes of `target`, and a sentence on each thing
-      that was changed.
+      The variables, with the paths and shapes of `target`, and a sentence on each change.
 
     Raises:
       UserError: naming the arrays that do not agree.
@@ -400,7 +398,7 @@ def _check_values(
             raise UserError(
                 f"{tensor.key} of {name} holds {array.dtype.name}, not floats."
             )
-        if tensor.path[-1] == "var" and (array < 0).any():
+        if tensor.path.endswith("/var") and (array < 0).any():
             raise UserError(f"{tensor.key} of {name} is a variance below zero.")
 
 

@@ -99,13 +99,13 @@ class ConvNeXt(Network):
         block = nn.remat(Block) if self.remat else Block
         x = self._patches(images.astype(self.dtype), patch, self.width, "stem_conv")
         x = norm(name="stem_norm")(x)
-        found = places(self.depths)
-        for before, (stage, index) in enumerate(found):
+        order = places(self.depths)
+        for before, (stage, index) in enumerate(order):
             if stage > 1 and index == 0:
                 x = norm(name=f"downsample{stage}_norm")(x)
                 width = self.width * 2 ** (stage - 1)
                 x = self._patches(x, 2, width, f"downsample{stage}_conv")
-            drop_rate = self.drop_path * before / max(len(found) - 1, 1)
+            drop_rate = self.drop_path * before / max(len(order) - 1, 1)
             x = block(
                 functools.partial(DropPath, drop_rate, train),
                 self.layer_scale,

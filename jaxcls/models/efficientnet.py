@@ -174,17 +174,17 @@ class Block(nn.Module):
         """Maps [batch, h, w, channels] to [batch, h / stride, w / stride, stage.channels]."""
         stage = self.stage
         inner = x.shape[-1] * stage.expand
-        large = (stage.kernel, self.stride)
+        window = (stage.kernel, self.stride)
         if stage.fused and stage.expand == 1:
-            y = nn.silu(self._conv_norm(x, "", stage.channels, *large))
+            y = nn.silu(self._conv_norm(x, "", stage.channels, *window))
         else:
             y = x
             if stage.fused:
-                y = nn.silu(self._conv_norm(y, "expand_", inner, *large))
+                y = nn.silu(self._conv_norm(y, "expand_", inner, *window))
             else:
                 if stage.expand != 1:
                     y = nn.silu(self._conv_norm(y, "expand_", inner))
-                y = self._conv_norm(y, "depthwise_", inner, *large, groups=inner)
+                y = self._conv_norm(y, "depthwise_", inner, *window, groups=inner)
                 y = nn.silu(y)
                 y = SqueezeExcite(max(1, x.shape[-1] // 4), self.conv, name="se")(y)
             y = self._conv_norm(y, "project_", stage.channels)
@@ -261,15 +261,15 @@ class EfficientNet(BatchNormNetwork):
         x = images.astype(self.dtype)
         x = plain(stem_channels, 3, 1 if small else 2, name="stem_conv")(x)
         x = nn.silu(norm(name="stem_bn")(x))
-        found = places(stage.blocks for stage in stages)
+        order = places(stage.blocks for stage in stages)
         unstrided = next(i for i, stage in enumerate(stages, 1) if stage.stride > 1)
-        for before, (number, index) in enumerate(found):
+        for before, (number, index) in enumerate(order):
             stage = stages[number - 1]
-            first = index == 0 and not (small and number == unstrided)
-            drop_rate = self.drop_path * before / len(found)
+            strided = index == 0 and not (small and number == unstrided)
+            drop_rate = self.drop_path * before / len(order)
             x = block(
                 stage,
-                stage.stride if first else 1,
+                stage.stride if strided else 1,
                 conv,
                 norm,
                 functools.partial(DropPath, drop_rate, train),

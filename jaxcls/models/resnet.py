@@ -156,9 +156,9 @@ class ResNet(BatchNormNetwork):
         x = nn.relu(norm(name="bn1")(x))
         if imagenet:
             x = max_pool(x, 3, 2, padding=1)
-        found = places(self.stage_sizes)
-        for number, (stage, index) in enumerate(found, start=1):
-            drop_rate = self.drop_path * number / len(found)
+        order = places(self.stage_sizes)
+        for number, (stage, index) in enumerate(order, start=1):
+            drop_rate = self.drop_path * number / len(order)
             x = block(
                 features=self.width * 2 ** (stage - 1),
                 stride=2 if stage > 1 and index == 0 else 1,

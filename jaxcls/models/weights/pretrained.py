@@ -144,8 +144,9 @@ def from_torch(
     def shared(dialect: Dialect) -> int:
         return len({t.key for t in tensors(module, dialect)} & set(state_dict))
 
-    # Without any dialect, torch_layer says that there is no counterpart.
-    dialect = max(dialects(module) or ("torchvision",), key=shared)
+    # Every network with a counterpart has one in torchvision; of others torch_layer says so.
+    torch_layer(module, module.STEM, "torchvision")
+    dialect = max(dialects(module), key=shared)
     paths = {tensor.key: tensor.path for tensor in tensors(module, dialect)}
     by_path = {paths.get(key, key): array for key, array in state_dict.items()}
     wanted = _tensors_like(by_path, name, options, dialect, outputs=0, inputs=1)

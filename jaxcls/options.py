@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typeguard
-from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt, MinLen
+from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt, MinLen, MultipleOf
 
 from jaxcls.errors import UserError
 
@@ -182,6 +182,8 @@ def _satisfies(constraint: Any, value: Any) -> bool:
             return value <= bound
         case MinLen(least):
             return len(value) >= least
+        case MultipleOf(unit):
+            return value % unit == 0
         case Ascending():
             return list(value) == sorted(value)
         case Regex():
@@ -211,6 +213,8 @@ def range_name(constraints: list[Any]) -> str:
                 high = bound
             case MinLen(least):
                 words.append("not empty" if least == 1 else f"{least} or more values")
+            case MultipleOf(unit):
+                words.append("whole" if unit == 1 else f"a multiple of {unit}")
             case Ascending():
                 words.append("in ascending order")
             case Regex():

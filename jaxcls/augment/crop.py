@@ -2,24 +2,23 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment.boxes import Boxes
-from jaxcls.augment.geometry import check_choice, check_interval
+from jaxcls.augment.kernels.boxes import Boxes
 from jaxcls.augment.kernels.resample import Interpolation, kernel, nearest
-from jaxcls.augment.pipeline import LARGEST_SIDE, Transform, check_range
-from jaxcls.errors import UserError
+from jaxcls.augment.pipeline import ImageTransform, Side
+from jaxcls.options import AboveZero, Ascending, ShareAboveZero
 
 _TRIES = 10
 """How often torchvision draws a box before it takes the middle of the image."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomResizedCrop(Transform):
+class RandomResizedCrop(ImageTransform):
     """Cuts a box of random area and shape out of each image and resizes it to a square
     (torchvision's RandomResizedCrop; Szegedy et al., "Going Deeper with Convolutions", 2014).
 
@@ -39,35 +38,18 @@ class RandomResizedCrop(Transform):
     random: ClassVar[bool] = True
     on_grey_levels: ClassVar[bool] = True
 
-    size: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: Side
+    scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()] = (0.08, 1.0)
+    ratio: Annotated[tuple[AboveZero, AboveZero], Ascending()] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
     antialiased: bool = True
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, _ = images.shape
         boxes = random_boxes(rng, batch, height, width, self.scale, self.ratio)
-        resized = resize_boxes(
+        return resize_boxes(
             images, boxes, self.size, self.interpolation, self.antialiased
         )
-        return resized, targets
-
-    def validate(self) -> None:
-        check_range(self, "size", 1, LARGEST_SIDE)
-        check_choice(self, "interpolation", Interpolation)
-        for name in ("scale", "ratio"):
-            check_interval(self, name)
-            low, _ = getattr(self, name)
-            if not low > 0:
-                raise UserError(f"RandomResizedCrop.{name} must be above 0, not {low}.")
-        if self.scale[1] > 1:
-            raise UserError(
-                "RandomResizedCrop.scale must not be above 1, the whole image, not "
-                f"{self.scale[1]}."
-            )
 
 
 def random_boxes(

@@ -1,6 +1,6 @@
 """Transforms that mix each image, and its label, with another one of the batch.
 
-Images are mixed among the rows of a group (jaxcls/augment/groups.py), so that none is sent to
+Images are mixed among the rows of a group (kernels/one_operation.py), so that none is sent to
 another device. All are the same sum
 
     mixed = kept * image + (1 - kept) * partner
@@ -11,17 +11,20 @@ normalised before or after does not matter.
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.boxes import Boxes, below
-from jaxcls.augment.kernels.groups import group_rows
-from jaxcls.augment.pipeline import Transform, check_amount, check_range
-from jaxcls.errors import UserError
+from jaxcls.augment.kernels.boxes import Boxes, below
+from jaxcls.augment.kernels.one_operation import group_rows
+from jaxcls.augment.pipeline import Transform
+from jaxcls.options import AboveZero, Ascending, Share, ZeroOrMore
 
 Mode = Literal["batch", "pair", "image"]
+
+Sides = Annotated[tuple[Share, Share], Ascending()]
+"""Smallest and largest side of a box, as fractions of the image's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _Mixing(Transform):
 
     random: ClassVar[bool] = True
 
-    p: float = 1.0
+    p: Share = 1.0
     mode: Mode = "batch"
 
     @abc.abstractmethod
@@ -113,15 +116,6 @@ class _Mixing(Transform):
 
         return mixed(images, kept.pixels), mixed(targets, kept.label[..., None])
 
-    def validate(self) -> None:
-        check_range(self, "p", 0, 1)
-        known = get_args(Mode)
-        if self.mode not in known:
-            raise UserError(
-                f"{type(self).__name__}.mode must be one of "
-                f"{', '.join(map(repr, known))}, not {self.mode!r}."
-            )
-
 
 def _mirrored(kept: _Kept, rows: int) -> _Kept:
     """Gives the last rows of a group what was drawn for the first, in reverse order."""
@@ -145,16 +139,12 @@ class MixUp(_Mixing):
 
     keeps_grey_levels: ClassVar[bool] = False
 
-    alpha: float = 0.2
+    alpha: ZeroOrMore = 0.2
 
     def _kept(
         self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
     ) -> _Kept:
         return _Kept.blended(symmetric_beta(rng, self.alpha, shape))
-
-    def validate(self) -> None:
-        super().validate()
-        check_amount(self, "alpha")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -172,8 +162,8 @@ class CutMix(_Mixing):
         (timm's cutmix_minmax, except that the largest is drawn too). None draws the area.
     """
 
-    alpha: float = 1.0
-    minmax: tuple[float, float] | None = None
+    alpha: AboveZero = 1.0
+    minmax: Sides | None = None
 
     def _kept(
         self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
@@ -183,11 +173,6 @@ class CutMix(_Mixing):
         else:
             boxes = _boxes_of_sides(rng, self.minmax, shape, height, width)
         return _Kept.around(boxes, height, width)
-
-    def validate(self) -> None:
-        super().validate()
-        _check_above_0(self, "alpha")
-        _check_minmax(self, "minmax")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -205,10 +190,10 @@ class MixUpOrCutMix(_Mixing):
 
     keeps_grey_levels: ClassVar[bool] = False
 
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
-    switch_prob: float = 0.5
-    cutmix_minmax: tuple[float, float] | None = None
+    mixup_alpha: ZeroOrMore = 0.8
+    cutmix_alpha: AboveZero = 1.0
+    switch_prob: Share = 0.5
+    cutmix_minmax: Sides | None = None
 
     def _kept(
         self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
@@ -221,13 +206,6 @@ class MixUpOrCutMix(_Mixing):
             switch_rng, jnp.float32(self.switch_prob), shape
         )
         return pasted.where(switched, blended)
-
-    def validate(self) -> None:
-        super().validate()
-        check_amount(self, "mixup_alpha")
-        _check_above_0(self, "cutmix_alpha")
-        check_range(self, "switch_prob", 0, 1)
-        _check_minmax(self, "cutmix_minmax")
 
 
 def symmetric_beta(rng: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
@@ -269,7 +247,7 @@ def _boxes_of_area(
 
 def _boxes_of_sides(
     rng: jax.Array,
-    minmax: tuple[float, float],
+    minmax: Sides,
     shape: tuple[int, ...],
     height: int,
     width: int,
@@ -285,18 +263,3 @@ def _boxes_of_sides(
     top = below(height - box_height + 1, row)
     left = below(width - box_width + 1, column)
     return Boxes(top, left, box_height, box_width)
-
-
-def _check_above_0(node: Transform, name: str) -> None:
-    value = getattr(node, name)
-    if not 0 < value:
-        raise UserError(f"{type(node).__name__}.{name} must be above 0, not {value}.")
-
-
-def _check_minmax(node: Transform, name: str) -> None:
-    minmax = getattr(node, name)
-    if minmax is not None and not 0 <= minmax[0] <= minmax[1] <= 1:
-        raise UserError(
-            f"{type(node).__name__}.{name} must be the smallest and the largest side of a "
-            f"box, as fractions of the image's in 0..1, or None, not {minmax}."
-        )

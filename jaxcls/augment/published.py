@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from jaxcls import options
 from jaxcls.augment.color import Normalize
 from jaxcls.augment.geometry import CenterCrop, Resize, center_start
 from jaxcls.augment.kernels.resample import Interpolation, resized_shape
@@ -54,7 +55,7 @@ def published_transform(
         Normalize(mean=tuple(mean), std=tuple(std)),
     )
     for transform in transforms:
-        transform.validate()
+        options.check(transform)
     return transforms
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls import augment
-from jaxcls.augment import Moment, Transform, Views
+from jaxcls.augment import RunPosition, Transform, Views
 from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
 from jaxcls.losses import Loss, as_targets, distillation_loss
@@ -66,7 +66,7 @@ class Stage:
 
 def stages(config: Config, groups: Groups, total_steps: int) -> list[Stage]:
     """Returns the stages of a run; most runs have one."""
-    of_images = augment.in_stages(config.augment, total_steps)
+    of_images = augment.stages_of_run(config.augment, total_steps)
     of_parameters = groups.stages()
     found = []
     for first in sorted({step for step, _ in (*of_images, *of_parameters)}):
@@ -127,7 +127,7 @@ def train_step(
     # Stream 0 of the seed made the initial weights.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
     assert run.total_steps is not None
-    moment = Moment(state.step, run.steps_per_epoch, run.total_steps)
+    position = RunPosition(state.step, run.steps_per_epoch, run.total_steps)
     mask = batch["mask"]
     given = as_targets(batch["label"], num_classes) * mask[:, None]
     teaching = None if teacher is None else Teacher(teacher, teacher_variables)
@@ -140,7 +140,7 @@ def train_step(
             jax.random.fold_in(rng, AUGMENT),
             batch["image"],
             given,
-            moment,
+            position,
         )
         rows = {"images": images, "targets": targets, "mask": mask}
         compute = Gradients(config, model, teaching, stage)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxcls import options
 from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop, Resize
 from jaxcls.config.dataset_defaults import setting
 from jaxcls.data import (
@@ -33,7 +34,7 @@ def test_every_dataset_has_a_valid_setting(name: str) -> None:
     data = here.data(64)
     assert type(data) is DATASETS[name]
     for transform in (*here.framing(), *here.enlarged(299), here.normalize):
-        transform.validate()
+        options.check(transform)
     # Of 8 pixels or more, so that an eighth of them is one at least.
     assert here.pixels is None or here.pixels >= 8
     assert len(here.mean) == len(here.std) in (1, 3)

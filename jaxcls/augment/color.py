@@ -3,16 +3,16 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Interval, MinLen
 
 from jaxcls.augment.kernels import pillow_color
-from jaxcls.augment.kernels.images import sometimes
+from jaxcls.augment.kernels.images import sometimes, uniform
 from jaxcls.augment.kernels.platforms import repeated
-from jaxcls.augment.pipeline import ImageTransform, Transform
+from jaxcls.augment.pipeline import ImageTransform, RandomGreyLevelTransform, Transform
 from jaxcls.errors import UserError
 from jaxcls.options import AboveZero, Ascending, Share, ZeroOrMore
 
@@ -56,15 +56,12 @@ class Normalize(ImageTransform):
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Recolor(ImageTransform):
+class _Recolor(RandomGreyLevelTransform):
     """A change of grey levels that each image undergoes with probability `p`.
 
     Attributes:
       p: probability, 0..1.
     """
-
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
 
     p: Share = 0.5
 
@@ -111,7 +108,7 @@ class ColorJitter(_Recolor):
             if low == high:
                 return
             key = jax.random.fold_in(rng, len(changes))
-            amounts = jax.random.uniform(key, (len(images),), minval=low, maxval=high)
+            amounts = uniform(key, len(images), (low, high))
             changes.append(lambda images: change(images, amounts))
 
         add(pillow_color.brightness, max(0, 1 - self.brightness), 1 + self.brightness)
@@ -138,16 +135,13 @@ class ColorJitter(_Recolor):
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomContrast(ImageTransform):
+class RandomContrast(RandomGreyLevelTransform):
     """Changes the contrast of each channel about its own mean (Keras' RandomContrast with
     value_range=(0, 255)), rounded to whole grey levels.
 
     Attributes:
       factor: each image's contrast is drawn from 1 - factor .. 1 + factor. 0..1.
     """
-
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
 
     factor: Share
 
@@ -195,8 +189,7 @@ class GaussianBlur(_Recolor):
     p: Share = 1.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        low, high = self.sigma
-        sigma = jax.random.uniform(rng, (len(images),), minval=low, maxval=high)
+        sigma = uniform(rng, len(images), self.sigma)
         return pillow_color.gaussian_blur(images, self.kernel_size, sigma)
 
     def validate(self) -> None:
@@ -310,10 +303,9 @@ class RandomGamma(_Recolor):
     p: Share = 1.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        low, high = self.gamma
-        if low == high == 1:
+        if self.gamma == (1, 1):
             return images
-        exponent = jax.random.uniform(rng, (len(images),), minval=low, maxval=high)
+        exponent = uniform(rng, len(images), self.gamma)
         return pillow_color.gamma(images, exponent)
 
 

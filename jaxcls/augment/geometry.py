@@ -8,26 +8,23 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Interval
 
-from jaxcls.augment.kernels.images import per_image, sometimes
+from jaxcls.augment.kernels.images import per_image, sometimes, symmetric, take, uniform
 from jaxcls.augment.kernels.pillow_warp import FillMode, rotate, warp
 from jaxcls.augment.kernels.resample import Interpolation, resample, resized_shape
 from jaxcls.augment.pipeline import (
     LARGEST_SIDE,
     ImageTransform,
+    Maps,
+    RandomGreyLevelTransform,
     RunPosition,
     Side,
     Transform,
     Warp,
     WholeGreyLevel,
+    product,
 )
 from jaxcls.errors import UserError
-from jaxcls.options import (
-    AboveZero,
-    Ascending,
-    Share,
-    ShareBelowOne,
-    ZeroOrMore,
-)
+from jaxcls.options import AboveZero, Ascending, Share, ShareBelowOne, ZeroOrMore
 
 CropMode = Literal["constant", "edge", "reflect"]
 
@@ -110,7 +107,7 @@ def center_start(side: int, size: int) -> int:
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomCrop(ImageTransform):
+class RandomCrop(RandomGreyLevelTransform):
     """Pads every side and cuts out a window of the original size, at a place of its own for
     each image (torchvision's RandomCrop(size, padding)).
 
@@ -120,9 +117,6 @@ class RandomCrop(ImageTransform):
         "reflect" (mirrored at the border pixel, which is not repeated).
       fill: whole grey level 0..255 outside, in mode "constant".
     """
-
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
 
     padding: Annotated[int, Interval(ge=0, le=LARGEST_SIDE)]
     mode: CropMode = "constant"
@@ -138,14 +132,8 @@ class RandomCrop(ImageTransform):
         shift = jax.random.randint(rng, (batch, 2), -self.padding, self.padding + 1)
         rows, row_inside = self._source(shift[:, 0], height)
         columns, column_inside = self._source(shift[:, 1], width)
-        # The indices are in bounds: no need for the checks that gather makes by default.
         pick = jax.vmap(
-            lambda image, row, column: (
-                image.at[row]
-                .get(mode="promise_in_bounds")
-                .at[:, column]
-                .get(mode="promise_in_bounds")
-            )
+            lambda image, row, column: take(take(image, row), (slice(None), column))
         )
         cropped = pick(images, rows, columns)
         if self.mode == "constant":
@@ -275,13 +263,11 @@ class RandomRotation(Warp):
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         # As matrices() below, with more digits.
-        angles = _uniform(rng, len(images), self.degrees)
+        angles = uniform(rng, len(images), self.degrees)
         return rotate(images, angles, self.interpolation, self.fill)
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
-        cos, sin = _cos_sin(_uniform(rng, batch, self.degrees))
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
+        cos, sin = _cos_sin(uniform(rng, batch, self.degrees))
         return _about_middle(cos, -sin, sin, cos, height, width)
 
 
@@ -303,18 +289,16 @@ class RandomAffine(Warp):
     scale: Annotated[tuple[AboveZero, AboveZero], Ascending()] | None = None
     shear: ShearSpread | None = None
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         keys = jax.random.split(rng, 6)
-        angle = _uniform(keys[0], batch, self.degrees)
+        angle = uniform(keys[0], batch, self.degrees)
         across, down = self.translate or (0.0, 0.0)
-        move_x = jnp.round(_uniform(keys[1], batch, across * width))
-        move_y = jnp.round(_uniform(keys[2], batch, down * height))
-        scale = _uniform(keys[3], batch, self.scale or (1.0, 1.0))
+        move_x = jnp.round(uniform(keys[1], batch, across * width))
+        move_y = jnp.round(uniform(keys[2], batch, down * height))
+        scale = uniform(keys[3], batch, self.scale or (1.0, 1.0))
         shear_x, shear_y = self._shears()
-        tan_x = jnp.tan(jnp.radians(_uniform(keys[4], batch, shear_x)))
-        tan_y = jnp.tan(jnp.radians(_uniform(keys[5], batch, shear_y)))
+        tan_x = jnp.tan(jnp.radians(uniform(keys[4], batch, shear_x)))
+        tan_y = jnp.tan(jnp.radians(uniform(keys[5], batch, shear_y)))
 
         # The inverse of turning after shearing along y after shearing along x:
         # R(angle) [[1, 0], [-tan_y, 1]] [[1, -tan_x], [0, 1]]. Its determinant is 1.
@@ -324,7 +308,7 @@ class RandomAffine(Warp):
         linear = _about_middle(
             d / scale, -b / scale, -c / scale, a / scale, height, width
         )
-        return _product(linear, _moves(-move_x, -move_y))
+        return product(linear, _moves(-move_x, -move_y))
 
     def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
         if not isinstance(self.shear, tuple):
@@ -356,13 +340,9 @@ class RandomPerspective(Warp):
     p: Share = 0.5
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        if self.p == 0:
-            return images
-        return super().change(rng, images)
+        return images if self.p == 0 else super().change(rng, images)
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         corner_key, use_key = jax.random.split(rng)
         far = [int(self.distortion_scale * (side // 2)) for side in (width, height)]
         # Corners clockwise from the upper left one.
@@ -410,7 +390,7 @@ def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
         ]
     )
     x0, y0 = origin[:, 0].T
-    maps = _product(inverse, _moves(-x0, -y0))
+    maps = product(inverse, _moves(-x0, -y0))
     maps /= maps[:, 2:, 2:]
     # An affine map is to be known as one, despite of rounding.
     affine = (g == 0) & (h == 0)
@@ -419,11 +399,8 @@ def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Reframe(ImageTransform):
+class _Reframe(RandomGreyLevelTransform):
     """A transform that shows more or less of a scene, or another part: see its subclasses."""
-
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
 
     height_factor: ShiftSpread
     fill_mode: FillMode = "reflect"
@@ -431,10 +408,8 @@ class _Reframe(ImageTransform):
     fill: WholeGreyLevel = 0.0
 
     @abc.abstractmethod
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
-        """Returns float32 [batch, 3, 3], as of warp()."""
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
+        """Draws the map of each of `batch` images of height x width pixels."""
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         maps = self.matrices(rng, *images.shape[:3])
@@ -459,14 +434,12 @@ class RandomZoom(_Reframe):
     height_factor: ZoomSpread
     width_factor: ZoomSpread | None = None
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         height_key, width_key = jax.random.split(rng)
-        high = 1 + _uniform(height_key, batch, self.height_factor)
+        high = 1 + uniform(height_key, batch, self.height_factor)
         wide = high
         if self.width_factor is not None:
-            wide = 1 + _uniform(width_key, batch, self.width_factor)
+            wide = 1 + uniform(width_key, batch, self.width_factor)
         zero = jnp.zeros_like(high)
         return _about_middle(wide, zero, zero, high, height, width)
 
@@ -488,26 +461,11 @@ class RandomTranslation(_Reframe):
 
     width_factor: ShiftSpread
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         height_key, width_key = jax.random.split(rng)
-        down = height * _uniform(height_key, batch, self.height_factor)
-        right = width * _uniform(width_key, batch, self.width_factor)
+        down = height * uniform(height_key, batch, self.height_factor)
+        right = width * uniform(width_key, batch, self.width_factor)
         return _moves(-right, -down)
-
-
-def symmetric(interval: float | tuple[float, float]) -> tuple[float, float]:
-    """Returns the interval itself, or -d to d for a number d."""
-    return interval if isinstance(interval, tuple) else (-interval, interval)
-
-
-def _uniform(
-    rng: jax.Array, batch: int, interval: float | tuple[float, float]
-) -> jax.Array:
-    """Returns float32 [batch], each in the interval (or between -d and d)."""
-    low, high = symmetric(interval)
-    return jax.random.uniform(rng, (batch,), minval=low, maxval=high)
 
 
 def _cos_sin(degrees: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -540,8 +498,3 @@ def _moves(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns the maps [batch, 3, 3] that add x and y, each [batch]."""
     zero, one = jnp.zeros_like(x), jnp.ones_like(x)
     return _matrices([[one, zero, x], [zero, one, y], [zero, zero, one]])
-
-
-def _product(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Returns the matrix products, in full precision on every device."""
-    return jnp.matmul(first, second, precision=jax.lax.Precision.HIGHEST)

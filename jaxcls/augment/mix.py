@@ -18,10 +18,12 @@ import jax.numpy as jnp
 
 from jaxcls.augment.kernels.boxes import Boxes, below
 from jaxcls.augment.kernels.one_operation import group_rows
-from jaxcls.augment.pipeline import Transform
+from jaxcls.augment.pipeline import Batch, Transform
 from jaxcls.options import AboveZero, Ascending, Share, ZeroOrMore
 
 Mode = Literal["batch", "pair", "image"]
+
+Shape = tuple[int, ...]
 
 Sides = Annotated[tuple[Share, Share], Ascending()]
 """Smallest and largest side of a box, as fractions of the image's."""
@@ -75,14 +77,10 @@ class _Mixing(Transform):
     mode: Mode = "batch"
 
     @abc.abstractmethod
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         """Draws how much images of height x width keep of themselves, [*shape, ...]."""
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         batch, height, width, _ = images.shape
         if self.p == 0 or batch == 1:
             return images, targets
@@ -141,9 +139,7 @@ class MixUp(_Mixing):
 
     alpha: ZeroOrMore = 0.2
 
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         return _Kept.blended(symmetric_beta(rng, self.alpha, shape))
 
 
@@ -165,9 +161,7 @@ class CutMix(_Mixing):
     alpha: AboveZero = 1.0
     minmax: Sides | None = None
 
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         if self.minmax is None:
             boxes = _boxes_of_area(rng, self.alpha, shape, height, width)
         else:
@@ -195,9 +189,7 @@ class MixUpOrCutMix(_Mixing):
     switch_prob: Share = 0.5
     cutmix_minmax: Sides | None = None
 
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         switch_rng, mixup_rng, cutmix_rng = jax.random.split(rng, 3)
         cutmix = CutMix(alpha=self.cutmix_alpha, minmax=self.cutmix_minmax)
         pasted = cutmix._kept(cutmix_rng, shape, height, width)
@@ -208,7 +200,7 @@ class MixUpOrCutMix(_Mixing):
         return pasted.where(switched, blended)
 
 
-def symmetric_beta(rng: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+def symmetric_beta(rng: jax.Array, alpha: float, shape: Shape) -> jax.Array:
     """Draws from Beta(alpha, alpha), without the rejections of jax.random.beta: their loops
     make a GPU wait for the host.
 
@@ -232,7 +224,7 @@ def symmetric_beta(rng: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.
 
 
 def _boxes_of_area(
-    rng: jax.Array, alpha: float, shape: tuple[int, ...], height: int, width: int
+    rng: jax.Array, alpha: float, shape: Shape, height: int, width: int
 ) -> Boxes:
     """Draws CutMix's boxes: 1 - weight of the area, clipped to the image."""
     weight_rng, middle_rng = jax.random.split(rng)
@@ -248,7 +240,7 @@ def _boxes_of_area(
 def _boxes_of_sides(
     rng: jax.Array,
     minmax: Sides,
-    shape: tuple[int, ...],
+    shape: Shape,
     height: int,
     width: int,
 ) -> Boxes:

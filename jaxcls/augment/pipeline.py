@@ -28,6 +28,14 @@ Side = Annotated[int, Interval(ge=1, le=LARGEST_SIDE)]
 WholeGreyLevel = Annotated[float, Interval(ge=0, le=255), MultipleOf(1)]
 
 
+Batch = tuple[jax.Array, jax.Array]
+"""Images, float32 [batch, height, width, channels], and targets, float32 [batch, classes]."""
+
+Maps = jax.Array
+"""float32 [batch, 3, 3], projective: takes the pixel (x, y, 1) of a result, in pixels from the
+upper left corner of the image, to its place in the original."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RunPosition:
     """How far a run has come when a batch is transformed, for transforms that change on the way.
@@ -67,9 +75,7 @@ class Transform(abc.ABC):
     """Whether whole grey levels 0..255 become such, so that what works on them may follow."""
 
     @abc.abstractmethod
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         """Transforms a batch. Nothing is checked or converted here: by hand, call apply().
 
         Args:
@@ -95,14 +101,20 @@ class ImageTransform(Transform):
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         """Returns the images transformed. Arguments as of Transform.__call__."""
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self.change(rng, images), targets
 
 
 @dataclasses.dataclass(kw_only=True)
-class Warp(ImageTransform):
+class RandomGreyLevelTransform(ImageTransform):
+    """A transform that draws for each image, and works on grey levels."""
+
+    random: ClassVar[bool] = True
+    on_grey_levels: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(kw_only=True)
+class Warp(RandomGreyLevelTransform):
     """A transform that moves pixels by a projective map. Neighbours in a pipeline that resample
     alike become one: their maps are multiplied and the pixels are sampled once.
 
@@ -112,18 +124,12 @@ class Warp(ImageTransform):
       fill: whole grey level 0..255 outside of the image.
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
     interpolation: Interpolation = "nearest"
     fill: WholeGreyLevel = 0.0
 
     @abc.abstractmethod
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
-        """Returns float32 [batch, 3, 3]: takes the pixel (x, y, 1) of a result, in pixels
-        from the upper left corner of the image, to its place in the original."""
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
+        """Draws the map of each of `batch` images of height x width pixels."""
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         maps = self.matrices(rng, *images.shape[:3])
@@ -136,19 +142,18 @@ class _Merged(Warp):
 
     parts: tuple[Warp, ...]
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         total = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
         for index, part in enumerate(self.parts):
             key = jax.random.fold_in(rng, index)
             # A pixel of the last result goes to its place in the result before, and so on.
-            total = jnp.matmul(
-                total,
-                part.matrices(key, batch, height, width),
-                precision=jax.lax.Precision.HIGHEST,
-            )
+            total = product(total, part.matrices(key, batch, height, width))
         return total
+
+
+def product(first: Maps, second: Maps) -> Maps:
+    """Returns the matrix products, in full precision on every device."""
+    return jnp.matmul(first, second, precision="highest")
 
 
 def merged(transforms: Sequence[Transform]) -> list[Transform]:
@@ -177,7 +182,7 @@ def apply(
     images: jax.Array,
     targets: jax.Array,
     position: RunPosition | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> Batch:
     """Applies the transforms in order, each with its own key.
 
     Args:

@@ -8,7 +8,7 @@ its strength or sign.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from annotated_types import Interval
 from jax import lax
 
 from jaxcls.augment.kernels import pillow_color
-from jaxcls.augment.kernels.images import per_image, sometimes
+from jaxcls.augment.kernels.images import per_image, sometimes, uniform
 from jaxcls.augment.kernels.one_operation import (
     Operation,
     for_rows,
@@ -26,13 +26,15 @@ from jaxcls.augment.kernels.one_operation import (
 from jaxcls.augment.kernels.operations import OPERATIONS
 from jaxcls.augment.kernels.platforms import repeated
 from jaxcls.augment.kernels.resample import Interpolation
-from jaxcls.augment.pipeline import ImageTransform
+from jaxcls.augment.pipeline import RandomGreyLevelTransform
 from jaxcls.errors import UserError
 from jaxcls.options import Ascending, Share, ZeroOrMore
 
-ENHANCEMENTS = frozenset("Brightness Color Contrast Sharpness".split())
+ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
 
-SIGNED = ENHANCEMENTS | set("ShearX ShearY TranslateX TranslateY Rotate".split())
+SHEARS = ("ShearX", "ShearY")
+TRANSLATIONS = ("TranslateX", "TranslateY")
+SIGNED = {*SHEARS, *TRANSLATIONS, "Rotate", *ENHANCEMENTS}
 """Operations whose magnitude goes either way, each with probability 1/2."""
 
 
@@ -58,16 +60,12 @@ def rand_augment_space(
     """
     return {
         "Identity": jnp.zeros_like(level),
-        "ShearX": 0.3 * level,
-        "ShearY": 0.3 * level,
+        **dict.fromkeys(SHEARS, 0.3 * level),
         # A third of the 331 pixels of the NASNet search, Cubuk et al. 2018.
         "TranslateX": 150 / 331 * width * level,
         "TranslateY": 150 / 331 * height * level,
         "Rotate": 30 * level,
-        "Brightness": 0.9 * level,
-        "Color": 0.9 * level,
-        "Contrast": 0.9 * level,
-        "Sharpness": 0.9 * level,
+        **dict.fromkeys(ENHANCEMENTS, 0.9 * level),
         "Posterize": 8 - jnp.round(4 * level),
         "Solarize": 255 * (1 - level),
         "AutoContrast": jnp.zeros_like(level),
@@ -82,15 +80,10 @@ def trivial_augment_space(level: jax.Array) -> dict[str, jax.Array]:
       level: float32, 0..1: the bin divided by the last bin. Its shape is the magnitudes'.
     """
     return rand_augment_space(1, 1, level) | {
-        "ShearX": 0.99 * level,
-        "ShearY": 0.99 * level,
-        "TranslateX": 32 * level,
-        "TranslateY": 32 * level,
+        **dict.fromkeys(SHEARS, 0.99 * level),
+        **dict.fromkeys(TRANSLATIONS, 32 * level),
         "Rotate": 135 * level,
-        "Brightness": 0.99 * level,
-        "Color": 0.99 * level,
-        "Contrast": 0.99 * level,
-        "Sharpness": 0.99 * level,
+        **dict.fromkeys(ENHANCEMENTS, 0.99 * level),
         "Posterize": 8 - jnp.round(6 * level),
     }
 
@@ -103,16 +96,13 @@ def _signed(rng: jax.Array, name: str, magnitude: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Policy(ImageTransform):
+class _Policy(RandomGreyLevelTransform):
     """What all policies have.
 
     Attributes:
       interpolation: "nearest", "bilinear" or "bicubic", of operations that move pixels.
       fill: grey level 0..255 outside of the image, of those.
     """
-
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
 
     interpolation: Interpolation = "nearest"
     fill: Annotated[float, Interval(ge=0, le=255)] = 0.0
@@ -193,9 +183,9 @@ class RandAugment(_Policy):
 
     def validate(self) -> None:
         if self.magnitude > self.bins - 1:
+            last = self.bins - 1
             raise UserError(
-                f"RandAugment.magnitude must lie in 0..{self.bins - 1}, not "
-                f"{self.magnitude}."
+                f"RandAugment.magnitude must lie in 0..{last}, not {self.magnitude}."
             )
 
 
@@ -282,7 +272,7 @@ class TimmRandAugment(_Policy):
         _, height, width, _ = images.shape
         space = functools.partial(timm_space, height, width, increasing=self.increasing)
         # Without "increasing", enhancements go from 0.1 to 1.9 and have no sign.
-        signed = SIGNED if self.increasing else SIGNED - ENHANCEMENTS
+        signed = SIGNED if self.increasing else SIGNED.difference(ENHANCEMENTS)
 
         def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
             strength, sign, whether = jax.random.split(key, 3)
@@ -515,7 +505,7 @@ class AugMix(_Policy):
 
 
 @dataclasses.dataclass(kw_only=True)
-class ThreeAugment(ImageTransform):
+class ThreeAugment(RandomGreyLevelTransform):
     """Grey, solarised or blurred, each image one of the three (DeiT III's 3-Augment).
 
     Touvron et al. 2022, https://arxiv.org/abs/2204.07118, section 3.3: together with
@@ -525,20 +515,15 @@ class ThreeAugment(ImageTransform):
       sigma: least and greatest standard deviation of the blur in pixels, above 0, 100 at most.
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
     sigma: Annotated[tuple[_BlurWidth, _BlurWidth], Ascending()] = (0.1, 2.0)
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        low, high = self.sigma
+        # Three standard deviations on either side.
+        blur_size = 2 * int(np.ceil(3 * self.sigma[1])) + 1
 
         def blur(key: jax.Array, images: jax.Array) -> jax.Array:
-            sigma = jax.random.uniform(key, (len(images),), minval=low, maxval=high)
-            # Three standard deviations on either side.
-            return pillow_color.gaussian_blur(
-                images, 2 * int(np.ceil(3 * high)) + 1, sigma
-            )
+            sigma = uniform(key, len(images), self.sigma)
+            return pillow_color.gaussian_blur(images, blur_size, sigma)
 
         def grey(key: jax.Array, images: jax.Array) -> jax.Array:
             return pillow_color.grayscale(images)

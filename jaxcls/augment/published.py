@@ -17,12 +17,6 @@ from jaxcls.augment.kernels.resample import Interpolation, resized_shape
 from jaxcls.augment.pipeline import Transform
 from jaxcls.errors import UserError
 
-_RESAMPLING: dict[Interpolation, Image.Resampling] = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-
 
 def published_transform(
     *,
@@ -107,7 +101,7 @@ def published_preprocess(
 
     image = image.convert("RGB")
     height, width = resized_shape(image.height, image.width, resize)
-    image = image.resize((width, height), _RESAMPLING[interpolation])
+    image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = center_start(width, size), center_start(height, size)
     # Where the box reaches beyond the image, Pillow fills in black.
     image = image.crop((left, top, left + size, top + size))

@@ -11,7 +11,7 @@ from annotated_types import MinLen
 
 from jaxcls import options
 from jaxcls.augment.color import Normalize
-from jaxcls.augment.pipeline import RunPosition, Transform
+from jaxcls.augment.pipeline import Batch, RunPosition, Transform
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.options import Share
 
@@ -71,9 +71,7 @@ class Scheduled(_OverRun):
         active = (position.step >= first) & (position.step < end)
         return _If(condition=active, transform=transform)
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self.transform(rng, images, targets)
 
     def validate(self) -> None:
@@ -97,9 +95,7 @@ class _If(Transform):
     condition: jax.Array
     transform: Transform
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         given = jax.eval_shape(lambda: (images, targets))
         changed = jax.eval_shape(self.transform, rng, images, targets)
         for before, after in zip(given, changed, strict=True):
@@ -137,7 +133,6 @@ class _OverRunByField(_OverRun):
         Raises:
           UserError: if the transform has no such option.
         """
-        known = options.hints(type(self.transform))
         names = [field.name for field in dataclasses.fields(self.transform)]
         if self.field not in names:
             raise UserError(
@@ -145,7 +140,7 @@ class _OverRunByField(_OverRun):
                 f"{type(self.transform).__name__}.{did_you_mean(self.field, names)} "
                 f"It has: {', '.join(names) or 'none'}."
             )
-        return known[self.field]
+        return options.hints(type(self.transform))[self.field]
 
     def replaced(self, value: Any) -> Transform:
         """Returns the transform with a value of the option."""
@@ -178,9 +173,7 @@ class Growing(_OverRunByField):
         value = jnp.clip(value, *sorted((self.first, self.last)))
         return self._with(value).at(position)
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self._with(self.last)(rng, images, targets)
 
     def _with(self, value: Any) -> Transform:
@@ -212,7 +205,7 @@ class Growing(_OverRunByField):
     def _may_be_traced(self) -> bool:
         """Whether the transform can be compiled without knowing the option's value."""
 
-        def trial(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def trial(value: jax.Array) -> Batch:
             images, targets = jnp.zeros((2, 64, 64, 3)), jnp.zeros((2, 2))
             # At a position, for transforms that read options of theirs in order to change.
             transform = self._with(value).at(RunPosition(jnp.int32(1), 2, 4))
@@ -247,9 +240,7 @@ class Staged(_OverRunByField):
     field: str = "size"
     values: Annotated[tuple[int, ...], MinLen(1)] = (128, 192, 256)
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self.replaced(self.values[-1])(rng, images, targets)
 
     def validate(self) -> None:

@@ -38,9 +38,7 @@ def pictures(height: int, width: int) -> np.ndarray:
 def drawn(
     count: int, height: int, width: int, transform: RandomResizedCrop
 ) -> dict[str, np.ndarray]:
-    boxes = crop.random_boxes(
-        jax.random.key(3), count, height, width, transform.scale, transform.ratio
-    )
+    boxes = transform.boxes(jax.random.key(3), count, height, width)
     return {name: np.asarray(value) for name, value in vars(boxes).items()}
 
 

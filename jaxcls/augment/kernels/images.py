@@ -1,5 +1,7 @@
 """What all functions of batches of images share."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,25 @@ def check_images(function: str, images: jax.Array) -> None:
 def per_image(values: jax.Array) -> jax.Array:
     """Returns [batch, 1, 1, 1] of [batch], to be broadcast against images."""
     return values.reshape(-1, 1, 1, 1)
+
+
+def take(values: jax.Array, index: Any) -> jax.Array:
+    """Returns values[index], for indices that are in bounds: without the checks that a gather
+    makes by default."""
+    return values.at[index].get(mode="promise_in_bounds")
+
+
+def uniform(
+    rng: jax.Array, batch: int, interval: float | tuple[float, float]
+) -> jax.Array:
+    """Returns float32 [batch], each drawn from the interval, or from -d..d for a number d."""
+    low, high = symmetric(interval)
+    return jax.random.uniform(rng, (batch,), minval=low, maxval=high)
+
+
+def symmetric(interval: float | tuple[float, float]) -> tuple[float, float]:
+    """Returns the interval itself, or -d to d for a number d."""
+    return interval if isinstance(interval, tuple) else (-interval, interval)
 
 
 def sometimes(

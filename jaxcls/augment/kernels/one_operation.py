@@ -10,6 +10,7 @@ row is as good as a draw; which row gets which operation is drawn anew each time
 group are neighbours in the batch and lie on one device, so no image travels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -95,13 +96,8 @@ def one_operation_per_image(
         raise UserError(
             "one_operation_per_image takes one operation or more, not none."
         )
-
-    def drawn(rng: jax.Array, images: jax.Array) -> jax.Array:
-        return drawn_by_rows(rng, images, operations)
-
-    def assigned(rng: jax.Array, images: jax.Array) -> jax.Array:
-        return assigned_to_rows(rng, images, operations)
-
+    drawn = functools.partial(drawn_by_rows, operations=operations)
+    assigned = functools.partial(assigned_to_rows, operations=operations)
     if _as_rows(images).shape[1] < len(operations):
         return drawn(rng, images)
     return by_platform(assigned, cpu=drawn)(rng, images)

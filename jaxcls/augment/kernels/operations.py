@@ -8,7 +8,7 @@ say how exactly), with a magnitude for each image.
 
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxcls.augment.kernels import pillow_color, pillow_warp
 from jaxcls.augment.kernels.images import check_images, per_image
 from jaxcls.augment.kernels.resample import Interpolation
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.options import allows, type_name
 
 Operation = Callable[..., jax.Array]
 """(images, magnitude, interpolation, fill) -> images."""
@@ -25,19 +26,17 @@ Operation = Callable[..., jax.Array]
 
 def _with_magnitude(function: Any) -> Operation:
     """Returns the operation that changes values by a magnitude."""
-    return lambda images, magnitude, interpolation, fill: function(images, magnitude)
+    return lambda images, magnitude, *_: function(images, magnitude)
 
 
 def _enhancing(function: Any) -> Operation:
     """Returns the operation whose magnitude is an enhancement factor less 1, no change."""
-    return lambda images, magnitude, interpolation, fill: function(
-        images, 1 + magnitude
-    )
+    return lambda images, magnitude, *_: function(images, 1 + magnitude)
 
 
 def _without_magnitude(function: Any) -> Operation:
     """Returns the operation that changes values and has no magnitude."""
-    return lambda images, magnitude, interpolation, fill: function(images)
+    return lambda images, *_: function(images)
 
 
 def _solarize_add(images: jax.Array, add: jax.Array) -> jax.Array:
@@ -118,11 +117,9 @@ def apply_op(
         raise UserError(
             f"apply_op takes images of 1 or 3 channels, not {images.shape[-1]}."
         )
-    known = get_args(Interpolation)
-    if interpolation not in known:
+    if not allows(Interpolation, interpolation):
         raise UserError(
-            f"interpolation must be one of {', '.join(map(repr, known))}, not "
-            f"{interpolation!r}."
+            f"interpolation must be {type_name(Interpolation)}, not {interpolation!r}."
         )
     if not 0 <= fill <= 255:
         raise UserError(f"fill must be a grey level in 0..255, not {fill}.")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment.kernels.images import per_image
+from jaxcls.augment.kernels.images import per_image, take
 from jaxcls.augment.kernels.platforms import by_platform
 from jaxcls.augment.kernels.tpu import products
 from jaxcls.errors import UserError
@@ -445,11 +445,7 @@ def look_up(table: jax.Array, levels: jax.Array) -> jax.Array:
     Returns:
       float32 [batch, pixels, channels].
     """
-
-    def pick(table: jax.Array, entries: jax.Array) -> jax.Array:
-        return table.at[entries].get(mode="promise_in_bounds")
-
-    found = jax.vmap(pick)(table.reshape(len(table), -1), _entries(levels))
+    found = jax.vmap(take)(table.reshape(len(table), -1), _entries(levels))
     return found.reshape(levels.shape)
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcls.augment.kernels.images import take
 from jaxcls.augment.kernels.places import ONE, Places
 from jaxcls.augment.kernels.platforms import by_platform
 from jaxcls.augment.kernels.resample import Interpolation
@@ -77,7 +78,9 @@ def warp(
     )
     column = jnp.where(fixed, columns, _whole(across))
     row = jnp.where(fixed, rows, _whole(down))
-    return _copy(images, column, row, fill, fill_mode)
+    at = [_index(column, width, fill_mode)], [_index(row, height, fill_mode)]
+    copied = _pick_pixels(images, *at)[0][0]
+    return _fill_outside(copied, column, row, fill, fill_mode)
 
 
 def rotate(
@@ -117,7 +120,7 @@ def rotate(
         column, row = columns.at(x, y), rows.at(x, y)
         copy = by_platform(copy_rotated, tpu=rotation.rotate)
         copied = copy(images, degrees, columns, rows)
-        return _fill_outside(copied, column, row, fill)
+        return _fill_outside(copied, column, row, fill, "constant")
 
     c = (cos / _COARSE + cos_rest)[:, None, None]
     s = (sin / _COARSE + sin_rest)[:, None, None]
@@ -190,7 +193,6 @@ def translate_x(
     Returns:
       float32 of the same shape.
     """
-    del interpolation
     shift = -jnp.trunc(pixels).astype(jnp.int32)
     moved = by_platform(shift_images, tpu=products.shift_images)(images, shift)
     return _filled(moved, shift[:, None], fill)
@@ -263,7 +265,6 @@ def copy_rotated(
       across: columns of the original.
       down: rows of the original.
     """
-    del degrees
     _, height, width, _ = images.shape
     x, y = jnp.arange(width), jnp.arange(height)[:, None]
     columns = jnp.clip(across.at(x, y), 0, width - 1)
@@ -271,20 +272,13 @@ def copy_rotated(
     return pick_pixels(images, [columns], [rows])[0][0]
 
 
-def _copy(
-    images: jax.Array, column: jax.Array, row: jax.Array, fill: float, mode: FillMode
-) -> jax.Array:
-    """Returns the pixel at (column, row), int32 [batch, height, width], of each image."""
-    _, height, width, _ = images.shape
-    at = [_index(column, width, mode)], [_index(row, height, mode)]
-    copied = _pick_pixels(images, *at)[0][0]
-    return _fill_outside(copied, column, row, fill) if mode == "constant" else copied
-
-
 def _fill_outside(
-    levels: jax.Array, x: jax.Array, y: jax.Array, fill: float
+    levels: jax.Array, x: jax.Array, y: jax.Array, fill: float, mode: FillMode
 ) -> jax.Array:
-    """Returns the levels with `fill` where (x, y), [batch, height, width], is outside."""
+    """Returns the levels with `fill` where (x, y), [batch, height, width], is outside of the
+    image, in mode "constant"."""
+    if mode != "constant":
+        return levels
     _, height, width, _ = levels.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return jnp.where(inside[..., None], levels, fill)
@@ -309,7 +303,7 @@ def _interpolate(
     dx, dy = (x - left)[..., None], (y - above)[..., None]
     lines = [kernel(pixels, dx) for pixels in _pick_pixels(images, columns, rows)]
     levels = _levels(kernel(lines, dy))
-    return _fill_outside(levels, across, down, fill) if mode == "constant" else levels
+    return _fill_outside(levels, across, down, fill, mode)
 
 
 def pick_pixels(
@@ -327,9 +321,8 @@ def pick_pixels(
     """
     batch, height, width, channels = images.shape
     flat = images.reshape(batch, height * width, channels)
-    # The indices are in bounds: no need for the checks that gather makes by default.
-    take = jax.vmap(lambda image, at: image.at[at].get(mode="promise_in_bounds"))
-    return [[take(flat, row * width + column) for column in columns] for row in rows]
+    pick = jax.vmap(take)
+    return [[pick(flat, row * width + column) for column in columns] for row in rows]
 
 
 _pick_pixels = by_platform(pick_pixels, tpu=products.pick_pixels)
@@ -385,10 +378,7 @@ def shift_rows(images: jax.Array, shift: jax.Array) -> jax.Array:
     """
     width = images.shape[2]
     source = jnp.clip(shift[:, :, None] + jnp.arange(width), 0, width - 1)
-    take = jax.vmap(
-        jax.vmap(lambda line, at: line.at[at].get(mode="promise_in_bounds"))
-    )
-    return take(images, source)
+    return jax.vmap(jax.vmap(take))(images, source)
 
 
 def shift_images(images: jax.Array, shift: jax.Array) -> jax.Array:

@@ -85,11 +85,11 @@ class ColorJitter(_Recolor):
     the same for all its images, where torchvision draws one for each image.
 
     Attributes:
-      brightness: a factor is drawn from 1 - brightness (at least 0) .. 1 + brightness. 0 or
-        more; 0 leaves it alone, which holds for all four.
-      contrast: likewise, about the mean grey level of the image.
-      saturation: likewise, about the grey image.
-      hue: turns of the colour circle: one is drawn from -hue..hue. 0..0.5.
+      brightness: 0 or more; the factor is drawn from 1 - brightness (at least 0) .. 1 +
+        brightness. 0 changes nothing, here and in the next three.
+      contrast: the same, about the mean grey level of the image.
+      saturation: the same, about the grey image.
+      hue: 0..0.5; the turn of the colour circle is drawn from -hue..hue.
       p: probability, 0..1, of any change to an image.
     """
 
@@ -121,7 +121,7 @@ class ColorJitter(_Recolor):
             jax.random.fold_in(rng, len(changes)), len(changes)
         )
 
-        def change_once(turn: jax.Array, levels: jax.Array) -> jax.Array:
+        def change_once(index: jax.Array, levels: jax.Array) -> jax.Array:
             # Converted within a branch, where that is one loop with the change.
             branches = [
                 lambda levels, change=change: change(
@@ -129,7 +129,7 @@ class ColorJitter(_Recolor):
                 ).astype(levels.dtype)
                 for change in changes
             ]
-            return jax.lax.switch(order[turn], branches, levels)
+            return jax.lax.switch(order[index], branches, levels)
 
         return repeated(len(changes), change_once, images, tpu_dtype=images.dtype)
 

@@ -116,8 +116,8 @@ class RandomErasing(ImageTransform):
 
 @dataclasses.dataclass(kw_only=True)
 class Cutout(ImageTransform):
-    """Sets a square to 0 whose middle is any pixel of the image with equal probability; what
-    of it lies outside is lost (DeVries and Taylor 2017, arXiv 1708.04552).
+    """Sets a square to 0 (DeVries and Taylor 2017, arXiv 1708.04552). Its middle is any pixel of
+    the image with equal probability, and the part outside of the image is lost.
 
     0 is the mean colour behind Normalize, as published, and black before.
 

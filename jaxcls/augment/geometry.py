@@ -97,9 +97,9 @@ class CenterCrop(ImageTransform):
 def center_start(side: int, size: int) -> int:
     """Returns the pixel where torchvision begins the middle `size` of `side` pixels.
 
-    Where an odd number is left over, the greater half of what is cut off lies behind, or
-    before if that makes the start even (Python rounds a half to the even number). Below 0
-    if the image is smaller: the greater half of what is added then lies behind.
+    If an odd number of pixels is left over, the larger half is cut off at the end, or at the
+    beginning if that makes the start even (Python rounds a half to the even number). The start
+    is below 0 if the image is smaller; the larger half is then added at the end.
     """
     if side < size:
         return -((size - side) // 2)
@@ -392,7 +392,7 @@ def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
     x0, y0 = origin[:, 0].T
     maps = product(inverse, _moves(-x0, -y0))
     maps /= maps[:, 2:, 2:]
-    # An affine map is to be known as one, despite of rounding.
+    # An affine map must be recognised as one, despite rounding.
     affine = (g == 0) & (h == 0)
     last = jnp.where(affine[:, None], jnp.array([0.0, 0.0, 1.0]), maps[:, 2])
     return maps.at[:, 2].set(last)

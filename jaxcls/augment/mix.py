@@ -1,12 +1,12 @@
-"""Transforms that mix each image, and its label, with another one of the batch.
+"""Transforms that mix each image and its label with another one of the batch.
 
 Images are mixed among the rows of a group (kernels/one_operation.py), so that none is sent to
 another device. All are the same sum
 
     mixed = kept * image + (1 - kept) * partner
 
-with a number in 0..1 for MixUp and a map of ones and zeros for CutMix; that the images are
-normalised before or after does not matter.
+where `kept` is a number in 0..1 for MixUp and a map of ones and zeros for CutMix. It does not
+matter whether the images are normalised before or after.
 """
 
 import abc
@@ -31,7 +31,7 @@ Sides = Annotated[tuple[Share, Share], Ascending()]
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """How much of themselves images keep.
+    """How much of itself each image keeps.
 
     Attributes:
       pixels: float32 [..., height or 1, width or 1, 1] in 0..1.
@@ -43,12 +43,12 @@ class _Kept:
 
     @classmethod
     def blended(cls, weight: jax.Array) -> "_Kept":
-        """Returns that of MixUp: every pixel keeps weight, float32 [...]."""
+        """Returns what MixUp keeps: of every pixel its weight, float32 [...]."""
         return cls(weight[..., None, None, None], weight)
 
     @classmethod
     def around(cls, boxes: Boxes, height: int, width: int) -> "_Kept":
-        """Returns that of CutMix: everything but boxes that lie inside the image."""
+        """Returns what CutMix keeps: everything but the boxes, which lie inside the image."""
         outside = ~boxes.mask(height, width)
         pasted = boxes.height * boxes.width / (height * width)
         return cls(outside.astype(jnp.float32), 1 - pasted)
@@ -63,7 +63,7 @@ class _Kept:
 
 @dataclasses.dataclass(kw_only=True)
 class _Mixing(Transform):
-    """What the transforms that mix have in common.
+    """What all transforms that mix have in common.
 
     Attributes:
       p: probability that something is mixed at all, 0..1; drawn as often as `mode` says.
@@ -147,14 +147,14 @@ class MixUp(_Mixing):
 class CutMix(_Mixing):
     """Pastes a box of another image over each image (Yun et al. 2019, arXiv 1905.04899).
 
-    The box covers 1 - weight of the area, with the weight drawn from Beta(alpha, alpha), has
-    the image's aspect ratio, and its middle is any pixel with equal probability. What lies
+    The box covers 1 - weight of the area, where the weight is drawn from Beta(alpha, alpha). It
+    has the image's aspect ratio, and its middle is any pixel with equal probability. The part
     outside of the image is lost: the label's weight is the fraction of pixels really pasted.
 
     Attributes:
-      alpha: of the Beta distribution, above 0; without effect beside `minmax`.
+      alpha: of the Beta distribution, above 0; has no effect if `minmax` is given.
       minmax: smallest and largest side of a box as fractions of the image's, in 0..1: height
-        and width are then drawn evenly and by themselves, and the box lies inside the image
+        and width are then drawn evenly and separately, and the box lies inside the image
         (timm's cutmix_minmax, except that the largest is drawn too). None draws the area.
     """
 
@@ -175,8 +175,8 @@ class MixUpOrCutMix(_Mixing):
 
     Attributes:
       mixup_alpha: of MixUp's Beta distribution, 0 or more.
-      cutmix_alpha: of CutMix's Beta distribution, above 0; without effect beside
-        `cutmix_minmax`.
+      cutmix_alpha: of CutMix's Beta distribution, above 0; has no effect if
+        `cutmix_minmax` is given.
       switch_prob: probability of CutMix, 0..1; drawn as often as `mode` says.
       cutmix_minmax: smallest and largest side of CutMix's box as fractions of the image's;
         None draws its area.

@@ -72,7 +72,7 @@ class Transform(abc.ABC):
     """Whether the images must be grey levels 0..255, so that it comes before Normalize."""
 
     keeps_grey_levels: ClassVar[bool] = True
-    """Whether whole grey levels 0..255 become such, so that what works on them may follow."""
+    """Whether whole grey levels 0..255 stay whole, so that a transform of grey levels may follow."""
 
     @abc.abstractmethod
     def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
@@ -99,7 +99,7 @@ class ImageTransform(Transform):
 
     @abc.abstractmethod
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        """Returns the images transformed. Arguments as of Transform.__call__."""
+        """Returns the images transformed. Takes the arguments of Transform.__call__."""
 
     def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self.change(rng, images), targets
@@ -198,7 +198,7 @@ def apply(
       images float32 [batch, ...] and targets float32 [batch, classes].
 
     Raises:
-      UserError: for arrays of other shapes or dtypes, or what is no sequence of transforms.
+      UserError: for arrays of other shapes or dtypes, or for no sequence of transforms.
     """
     _check_arguments(transforms, images, targets)
     images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)

@@ -31,12 +31,10 @@ from jaxcls.errors import UserError
 from jaxcls.options import Ascending, Share, ZeroOrMore
 
 ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
-
 SHEARS = ("ShearX", "ShearY")
 TRANSLATIONS = ("TranslateX", "TranslateY")
 SIGNED = {*SHEARS, *TRANSLATIONS, "Rotate", *ENHANCEMENTS}
 """Operations whose magnitude goes either way, each with probability 1/2."""
-
 
 Space = Callable[[jax.Array], dict[str, jax.Array]]
 """(level in 0..1) -> the magnitude of each operation at that level, by name."""
@@ -89,7 +87,7 @@ def trivial_augment_space(level: jax.Array) -> dict[str, jax.Array]:
 
 
 def _signed(rng: jax.Array, name: str, magnitude: jax.Array) -> jax.Array:
-    """Gives half of the magnitudes of an operation that has a sign the other one."""
+    """Gives each magnitude of an operation that goes either way a random sign."""
     if name not in SIGNED:
         return magnitude
     return magnitude * jax.random.rademacher(rng, magnitude.shape, magnitude.dtype)
@@ -97,11 +95,11 @@ def _signed(rng: jax.Array, name: str, magnitude: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(kw_only=True)
 class _Policy(RandomGreyLevelTransform):
-    """What all policies have.
+    """What all policies share.
 
     Attributes:
-      interpolation: "nearest", "bilinear" or "bicubic", of operations that move pixels.
-      fill: grey level 0..255 outside of the image, of those.
+      interpolation: "nearest", "bilinear" or "bicubic", for operations that move pixels.
+      fill: grey level 0..255 outside of the image, for those operations.
     """
 
     interpolation: Interpolation = "nearest"
@@ -246,11 +244,11 @@ def timm_space(
 
 @dataclasses.dataclass(kw_only=True)
 class TimmRandAugment(_Policy):
-    """RandAugment as timm has it: "rand-m9-mstd0.5-inc1" is
+    """timm's RandAugment: "rand-m9-mstd0.5-inc1" is
     TimmRandAugment(magnitude=9, magnitude_std=0.5, increasing=True).
 
-    Not as there: the interpolation is not drawn, a translation is of whole pixels, and the fill
-    is one grey level.
+    It differs from timm's in three ways: the interpolation is not drawn, a translation is of
+    whole pixels, and the fill is one grey level.
 
     Attributes:
       num_ops: operations one after the other, 0..100.

@@ -45,7 +45,7 @@ class _OverRun(Transform, abc.ABC):
 
 @dataclasses.dataclass(kw_only=True)
 class Scheduled(_OverRun):
-    """Applies a transform in a part of the run only, and computes nothing of it in the rest.
+    """Applies a transform in one part of the run only; the other steps do not compute it.
 
     For example, stop=0.9 shows images without it in the last tenth. It is always applied where
     there is no run.
@@ -85,7 +85,7 @@ class Scheduled(_OverRun):
 
 @dataclasses.dataclass(kw_only=True)
 class _If(Transform):
-    """Applies a transform if a condition holds that is known to the devices only.
+    """Applies a transform if a condition holds that only the devices know.
 
     Attributes:
       condition: bool scalar, traced.

@@ -93,7 +93,7 @@ class Scales(Views):
 
     Attributes:
       sizes: pixels of the shorter side, each 1..16384; the size that images have leaves them.
-      interpolation: "nearest", "bilinear" or "bicubic", as of Resize.
+      interpolation: "nearest", "bilinear" or "bicubic", as in Resize.
     """
 
     on_grey_levels: ClassVar[bool] = True

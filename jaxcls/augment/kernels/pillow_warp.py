@@ -1,4 +1,4 @@
-"""Moving pixels as Pillow's Image.transform does on 8 bits, on whole batches.
+"""Moves pixels as Pillow's Image.transform does on 8 bits, on whole batches.
 
 Pillow samples where the centre (x + 0.5, y + 0.5) of each new pixel falls. "nearest" follows an
 affine map in whole multiples of 2^-16 pixels, "bilinear" and "bicubic" (Keys' kernel with
@@ -30,7 +30,7 @@ _COARSE = 1 << 12
 of such a multiple and a place in an image."""
 
 _TAPS = {"bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}
-"""Which pixels make one, counted from the last whose centre lies before its place."""
+"""The pixels that make one, counted from the last whose centre lies before its place."""
 
 
 def warp(
@@ -187,7 +187,7 @@ def translate_x(
     Args:
       images: float32 [batch, height, width, channels].
       pixels: float32 [batch]; rounded towards zero as torchvision does.
-      interpolation: of no effect on whole pixels; so that all moves are called alike.
+      interpolation: has no effect on whole pixels; all moves take the same arguments.
       fill: grey level outside of the image.
 
     Returns:

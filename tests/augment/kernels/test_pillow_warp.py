@@ -12,7 +12,6 @@ from PIL import Image
 
 from jaxcls.augment.kernels import pillow_warp
 from jaxcls.augment.kernels.resample import Interpolation
-from jaxcls.augment.kernels.tpu import packed_pixels, products, rotation
 
 PILLOW = {
     "nearest": Image.Resampling.NEAREST,
@@ -263,49 +262,6 @@ def test_images_of_one_channel_and_one_row() -> None:
     np.testing.assert_array_equal(moved[0, 0, :, 0], [image[0, 0, 0, 0], *[FILL] * 8])
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 8, 9])
-def test_both_ways_to_shift_rows_are_the_same(width: int) -> None:
-    shift = np.arange(-20, 21)[None] * np.array([[1], [-1], [10**6]])
-    images = np.random.default_rng(0).integers(0, 256, (3, 41, width, 2))
-    images = images.astype(np.float32)
-    rows = shift[:, :, None] + np.arange(width)
-    inside = (rows >= 0) & (rows < width)
-    expected = np.take_along_axis(images, (rows % width)[..., None], axis=2)
-    assert inside[:2].any(axis=2).sum() == 2 * (2 * width - 1)
-    for way in (pillow_warp.shift_rows, packed_pixels.shift_rows):
-        shifted = run(way, images, shift)
-        np.testing.assert_array_equal(shifted[inside], expected[inside])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("height", "width"), [(20, 31), (31, 20), (5, 1)])
-def test_a_shear_by_selects_is_that_by_gather(
-    height: int, width: int, kind: Interpolation
-) -> None:
-    """At the borders too, of which the selects know nothing."""
-    factors = np.concatenate([np.linspace(-2, 2, 81), magnitudes("shear_x", 0, 0)])
-    factors = factors.astype(np.float32)
-    images = np.random.default_rng(0).integers(0, 256, (len(factors), height, width, 3))
-    images = images.astype(np.float32)
-    for move in (pillow_warp.shear_x, pillow_warp.shear_y):
-        expected = move(images, factors, kind, 7.0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pillow_warp, "_shift_rows", packed_pixels.shift_rows)
-            found = move(images, factors, kind, 7.0)
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_both_ways_to_pick_pixels_are_the_same() -> None:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (3, 9, 7, 3)).astype(np.float32)
-    columns = list(random.integers(0, 7, (2, 3, 5, 4)))
-    rows = list(random.integers(0, 9, (3, 3, 5, 4)))
-    image = np.arange(3)[:, None, None]
-    expected = [[images[image, row, column] for column in columns] for row in rows]
-    for way in (pillow_warp.pick_pixels, products.pick_pixels):
-        np.testing.assert_array_equal(run(way, images, columns, rows), expected)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_tpus_gather_no_pixels(kind: Interpolation) -> None:
     images = jax.ShapeDtypeStruct((2, 8, 9, 3), jnp.float32)
@@ -370,37 +326,3 @@ def test_moves_are_what_torchvisions_policies_do(
     moved = run(lambda i, v: MOVES[name][0](i, v, kind, FILL), batch, values)
     error = np.abs(moved - np.stack([reference(float(value)) for value in values]))
     assert error.max() <= (0 if kind == "nearest" else 1)
-
-
-@pytest.mark.parametrize(
-    ("height", "width"), [(17, 12), (12, 17), (9, 31), (1, 5), (64, 64)]
-)
-def test_a_rotation_by_products_is_that_by_gather(height: int, width: int) -> None:
-    """At every quarter and the angles between, where other pixels come twice."""
-    random = np.random.default_rng(0)
-    angles = np.concatenate(
-        [
-            np.linspace(-180, 360, 37),
-            random.uniform(-400, 400, 50),
-            [45, -45, 44.99, 135, 225.01],
-        ]
-    ).astype(np.float32)
-    shape = (len(angles), height, width, 3)
-    images = random.integers(0, 256, shape).astype(np.float32)
-    expected = pillow_warp.rotate(images, angles, "nearest", 7.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pillow_warp, "copy_rotated", rotation.rotate)
-        found = pillow_warp.rotate(images, angles, "nearest", 7.0)
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_a_translation_by_products_is_that_by_gather() -> None:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (40, 6, 9, 3)).astype(np.float32)
-    pixels = np.arange(-20, 20).astype(np.float32)
-    for move in (pillow_warp.translate_x, pillow_warp.translate_y):
-        expected = move(images, pixels, "nearest", 7.0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pillow_warp, "shift_images", products.shift_images)
-            found = move(images, pixels, "nearest", 7.0)
-        np.testing.assert_array_equal(found, expected)

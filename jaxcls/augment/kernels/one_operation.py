@@ -5,8 +5,8 @@ itself would be launched thousands of times. Here the batch is seen as groups of
 
     images [batch, ...] = [groups, rows, ...]
 
-and row r of all groups is given one operation, as one array. The data is shuffled, so an image's
-row is as good as a draw; which row gets which operation is drawn anew each time. Rows of a
+and one operation is applied to row r of all groups, as one array. The data is shuffled, so an
+image's row is as good as a draw; which row gets which operation is drawn anew each time. Rows of a
 group are neighbours in the batch and lie on one device, so no image travels.
 """
 
@@ -87,7 +87,7 @@ def one_operation_per_image(
     Args:
       rng: a random key.
       images: [batch, height, width, channels], of any dtype.
-      operations: what may be done to a row, which is given to them as float32; one or more.
+      operations: one or more; each takes the images of one row of all groups as float32.
 
     Returns:
       The images, in their order.
@@ -106,7 +106,7 @@ def one_operation_per_image(
 def drawn_by_rows(
     rng: jax.Array, images: jax.Array, operations: Sequence[Operation]
 ) -> jax.Array:
-    """Lets each row of a group draw its operation. See one_operation_per_image."""
+    """Lets each row of a group draw its operation. Takes the arguments of one_operation_per_image."""
     rows = _as_rows(images)
     count = rows.shape[1]
     # Drawn at once: in the loop they would take longer than a cheap operation.
@@ -124,8 +124,9 @@ def drawn_by_rows(
 def assigned_to_rows(
     rng: jax.Array, images: jax.Array, operations: Sequence[Operation]
 ) -> jax.Array:
-    """Gives operation k to row k + shift, for a shift drawn anew each time; the rows that are
-    left over draw theirs. See one_operation_per_image; no more operations than rows."""
+    """Gives operation k to row k + shift, for a shift drawn anew each time. The rows that are
+    left over draw theirs. Takes the arguments of one_operation_per_image, and no more
+    operations than rows."""
     keep_layout = by_platform(lambda rows: rows, tpu=planar)
     rows = _as_rows(images)
     count = rows.shape[1]

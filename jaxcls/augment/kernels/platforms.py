@@ -17,12 +17,14 @@ def by_platform(
     cpu: Callable[..., Any] | None = None,
     tpu: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Returns a function that computes what is quickest where it runs.
+    """Returns a function that uses the formulation of the platform that it is compiled for.
+
+    All formulations return the same for the same arguments.
 
     Args:
-      default: takes arrays and returns arrays.
-      cpu: returns the same as `default` for the same arguments, in programs for CPUs.
-      tpu: the same for TPUs.
+      default: the formulation for all other platforms; takes arrays and returns arrays.
+      cpu: the formulation for CPUs; None takes the default.
+      tpu: the formulation for TPUs; None takes the default.
     """
     special = {"cpu": cpu, "tpu": tpu}
     chosen = {platform: way for platform, way in special.items() if way is not None}

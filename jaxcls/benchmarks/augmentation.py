@@ -34,8 +34,7 @@ from jaxcls.augment import (
     RandomErasing,
     Transform,
 )
-from jaxcls.augment.kernels.one_operation import Row
-from jaxcls.augment.policies import rand_augment_operations
+from jaxcls.augment.kernels.one_operation import Operation
 
 TURNS = 21
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
@@ -88,7 +87,7 @@ def photographs(batch: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def every_branch(
-    rng: jax.Array, images: jax.Array, operations: Sequence[Row], num_ops: int
+    rng: jax.Array, images: jax.Array, operations: Sequence[Operation], num_ops: int
 ) -> jax.Array:
     """The straightforward policy, which vmap turns into every operation on every image."""
 
@@ -116,9 +115,9 @@ def rand_augment(batch: int, side: int) -> None:
     policy = RandAugment(num_ops=2, magnitude=9)
     images = jnp.asarray(photographs(batch, side), jnp.float32)
     targets = jnp.zeros((batch, 10))
-    operations = rand_augment_operations(policy, side, side)
+    operations = policy.operations(side, side)
 
-    def twice(operation: Row, rng: jax.Array, images: jax.Array) -> jax.Array:
+    def twice(operation: Operation, rng: jax.Array, images: jax.Array) -> jax.Array:
         return operation(rng, operation(rng, images))
 
     ours = jax.jit(lambda rng, images: policy(rng, images, targets)[0])
@@ -152,14 +151,17 @@ def flops(batch: int = 256, side: int = 32) -> None:
     """Prints the arithmetic with 14 operations and with 2."""
     images = jnp.zeros((batch, side, side, 3))
     found = {}
-    every = list(rand_augment_operations(RandAugment(), side, side).values())
+    every = list(RandAugment().operations(side, side).values())
     # The dearest two, so that their number alone differs.
     counted = [_flops(lambda rng, x, op=op: op(rng, x), images) for op in every]
     order = np.argsort(counted)[::-1]
     for number in (2, len(every)):
         chosen = [every[i] for i in order[:number]]
         found[number] = _flops(
-            lambda rng, x, chosen=chosen: augment.deal(rng, x, chosen), images
+            lambda rng, x, chosen=chosen: augment.one_operation_per_image(
+                rng, x, chosen
+            ),
+            images,
         )
     print(
         f"\nFLOPs of one round by cost_analysis, {batch} x {side} x {side}: "

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from jaxcls import parallel
-from jaxcls.augment import in_stages
+from jaxcls.augment import stages_of_run
 from jaxcls.config import Config, Evaluation
 from jaxcls.data.loader import start_loader
 from jaxcls.duration import RunLength, steps
@@ -152,7 +152,7 @@ def _at_the_beginning(config: Config, num_steps: int, length: RunLength) -> Conf
         until = steps(thaws_at) if thaws_at < num_steps else None
         return dataclasses.replace(freeze, until=until)
 
-    (_, transforms), *_ = in_stages(config.augment, num_steps)
+    (_, transforms), *_ = stages_of_run(config.augment, num_steps)
     return dataclasses.replace(
         config,
         freeze=tuple(thawing(freeze) for freeze in config.frozen),

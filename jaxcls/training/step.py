@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls import augment
-from jaxcls.augment import Moment, Transform
+from jaxcls.augment import RunPosition, Transform
 from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
 from jaxcls.losses import as_targets, distillation_loss
@@ -63,7 +63,7 @@ class Stage:
 
 def stages(config: Config, treatments: Treatments, total_steps: int) -> list[Stage]:
     """Returns the stages of a run; most runs have one."""
-    of_images = augment.in_stages(config.augment, total_steps)
+    of_images = augment.stages_of_run(config.augment, total_steps)
     of_parameters = treatments.frozen_by_step()
     found = []
     for first in sorted({step for step, _ in (*of_images, *of_parameters)}):
@@ -124,7 +124,7 @@ def train_step(
     # Stream 0 of the seed made the initial weights.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
     assert run.total_steps is not None
-    moment = Moment(state.step, run.steps_per_epoch, run.total_steps)
+    position = RunPosition(state.step, run.steps_per_epoch, run.total_steps)
     mask = batch["mask"]
     given = as_targets(batch["label"], num_classes) * mask[:, None]
     teaching = None if teacher is None else Teacher(teacher, teacher_variables)
@@ -137,7 +137,7 @@ def train_step(
             jax.random.fold_in(rng, AUGMENT),
             batch["image"],
             given,
-            moment,
+            position,
         )
         rows = {"images": images, "targets": targets, "mask": mask}
         compute = Gradients(config, model, teaching, stage)

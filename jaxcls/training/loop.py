@@ -21,7 +21,6 @@ from jaxcls.inference.evaluation import Evaluator
 from jaxcls.parallel import replicated
 from jaxcls.report.progress import Progress, eval_line, say
 from jaxcls.report.writers import MetricWriter
-from jaxcls.training import plateau
 from jaxcls.training.prefetch import DevicePrefetch
 from jaxcls.training.program import Program
 from jaxcls.training.reestimate import Reestimate
@@ -132,10 +131,10 @@ class Loop:
 
     def _is_over(self) -> bool:
         """Whether the run has reached its end, or a plateau."""
-        on_plateau = plateau.reached(
-            self.writer.evaluations, self.config.stop_early, self.plan.patience
+        early, evaluations = self.config.stop_early, self.writer.evaluations
+        return self.step == self.plan.total_steps or (
+            early is not None and early.reached(evaluations, self.plan.patience)
         )
-        return self.step == self.plan.total_steps or on_plateau
 
     def _devices_idle(self) -> bool:
         """Whether the devices have done all that was dispatched."""

@@ -29,7 +29,7 @@ from jaxcls.inference.trained import Trained, check_exists, load_teacher
 from jaxcls.report import tables
 from jaxcls.report.progress import Progress, eval_line, say
 from jaxcls.report.writers import METRICS, MetricWriter, evaluations_in, read_metrics
-from jaxcls.training import placement, plateau
+from jaxcls.training import placement
 from jaxcls.training.loop import Loop
 from jaxcls.training.prefetch import DevicePrefetch, in_calls
 from jaxcls.training.program import Program, trained_alike
@@ -187,7 +187,7 @@ class Run:
         early, plan = self.config.stop_early, self.plan
         if not evaluations or evaluations[-1]["step"] != step:
             return None
-        on_plateau = plateau.reached(evaluations, early, plan.patience)
+        on_plateau = early is not None and early.reached(evaluations, plan.patience)
         if step != plan.total_steps and not on_plateau:
             return None
         say(
@@ -375,7 +375,7 @@ class Run:
     ) -> None:
         early, last = self.config.stop_early, evaluations[-1]
         if early is not None and last["step"] < self.plan.total_steps:
-            best = plateau.best(evaluations, early)
+            best = early.best(evaluations)
             say(
                 f"on a plateau at step {last['step']}: {early.metric} has not risen more "
                 f"than {early.min_delta:g} above the {best[early.metric]:.4f} of step "

@@ -17,7 +17,7 @@ import dataclasses
 
 from configs.resnet50 import classic
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -25,9 +25,9 @@ from jaxcls.optim import AdamW, ClipNorm, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
-    config = classic(here, Model(name="alexnet"), rate=0.01, at_least=64)
-    if not here.is_digits:
+    defaults = dataset_defaults(dataset)
+    config = classic(defaults, Model(name="alexnet"), rate=0.01, at_least=64)
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,

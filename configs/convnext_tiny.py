@@ -20,7 +20,7 @@ import dataclasses
 
 from jaxcls.augment import MixUpOrCutMix, RandomErasing, TimmRandAugment
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -35,19 +35,19 @@ def convnext(name: str, dataset: str, *, drop_path: float) -> Config:
       dataset: its name.
       drop_path: rate of stochastic depth.
     """
-    here = setting(dataset)
+    defaults = dataset_defaults(dataset)
     config = Config(
-        model=Model(name=name, stem=here.stem, drop_path=drop_path),
-        data=here.data(224, crop=0.875, interpolation="bicubic"),
+        model=Model(name=name, stem=defaults.stem, drop_path=drop_path),
+        data=defaults.data(224, crop=0.875, interpolation="bicubic"),
         augment=(
-            *here.framing(),
-            *here.enlarged(16),
+            *defaults.framing(),
+            *defaults.enlarged(16),
             TimmRandAugment(magnitude=9, magnitude_std=0.5, interpolation="bicubic"),
-            here.normalize,
+            defaults.normalize,
             RandomErasing(p=0.25, fill="pixel"),
             MixUpOrCutMix(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5),
         ),
-        eval_transform=(*here.enlarged(16), here.normalize),
+        eval_transform=(*defaults.enlarged(16), defaults.normalize),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         optimizer=AdamW(learning_rate=4e-3, weight_decay=0.05),
         # The warm-up begins at 0 there: this is its second step or so.
@@ -56,11 +56,11 @@ def convnext(name: str, dataset: str, *, drop_path: float) -> Config:
         duration=epochs(300),
         ema=EMA(decay=0.9999),
     )
-    if not here.is_digits:
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,
-        augment=(*here.framing(), *here.enlarged(16), here.normalize),
+        augment=(*defaults.framing(), *defaults.enlarged(16), defaults.normalize),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05),
         schedule=WarmupCosine(warmup=epochs(1)),
         batch_size=64,

@@ -20,7 +20,7 @@ import dataclasses
 
 from jaxcls.augment import AutoAugment
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -43,23 +43,27 @@ def efficientnet(name: str, dataset: str, *, size: int, dropout: float) -> Confi
       size: pixels of photographs, in training and evaluation.
       dropout: of the inputs of the last layer.
     """
-    here = setting(dataset)
+    defaults = dataset_defaults(dataset)
     # TensorFlow's network; digits, which are measured, have torchvision's.
     model = Model(
         name=name,
-        stem=here.stem,
+        stem=defaults.stem,
         dropout=dropout,
         drop_path=0.2,
-        bn_momentum=here.choose(0.99, digits=None),
-        bn_epsilon=here.choose(1e-3, digits=None),
-        padding=here.choose("same", digits=None),
+        bn_momentum=defaults.choose(0.99, digits=None),
+        bn_epsilon=defaults.choose(1e-3, digits=None),
+        padding=defaults.choose("same", digits=None),
     )
     config = Config(
         model=model,
         # The middle is 32 pixels smaller than the image.
-        data=here.data(size, crop=size / (size + 32), interpolation="bicubic"),
-        augment=(*here.framing(), AutoAugment(policy="imagenet"), here.normalize),
-        eval_transform=(here.normalize,),
+        data=defaults.data(size, crop=size / (size + 32), interpolation="bicubic"),
+        augment=(
+            *defaults.framing(),
+            AutoAugment(policy="imagenet"),
+            defaults.normalize,
+        ),
+        eval_transform=(defaults.normalize,),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         optimizer=RMSpropTF(
             learning_rate=0.016,
@@ -76,11 +80,11 @@ def efficientnet(name: str, dataset: str, *, size: int, dropout: float) -> Confi
         duration=epochs(350),
         ema=EMA(decay=0.9999),
     )
-    if not here.is_digits:
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,
-        augment=(*here.framing(), here.normalize),
+        augment=(*defaults.framing(), defaults.normalize),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=0.05),
         schedule=WarmupCosine(warmup=epochs(1)),
         batch_size=64,

@@ -20,7 +20,7 @@ import dataclasses
 
 from jaxcls.augment import Growing, Normalize, RandAugment, Resize, Staged
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -37,16 +37,16 @@ SIZES = (171, 214, 257, 300)
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
+    defaults = dataset_defaults(dataset)
     # (grey level - 128) / 128 there.
     normalize = Normalize(mean=(0.5,), std=(0.5,))
     growing_size = Staged(transform=Resize(size=SIZES[-1]), field="size", values=SIZES)
     config = Config(
-        model=Model(name="efficientnet_v2_s", stem=here.stem, drop_path=0.2),
-        data=here.data(384, crop=384 / (384 + 32)),
+        model=Model(name="efficientnet_v2_s", stem=defaults.stem, drop_path=0.2),
+        data=defaults.data(384, crop=384 / (384 + 32)),
         augment=(
-            *((growing_size,) if here.photographs else ()),
-            *here.framing(),
+            *((growing_size,) if defaults.photographs else ()),
+            *defaults.framing(),
             Growing(
                 transform=RandAugment(num_ops=2, bins=11),
                 field="magnitude",
@@ -72,11 +72,11 @@ def get_config(dataset: str = "digits") -> Config:
         duration=epochs(350),
         ema=EMA(decay=0.9999),
     )
-    if not here.is_digits:
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,
-        augment=(*here.framing(), normalize),
+        augment=(*defaults.framing(), normalize),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=0.05),
         schedule=WarmupCosine(warmup=epochs(1)),
         batch_size=64,

@@ -23,7 +23,7 @@ The training is ours. Network: Tan & Le 2019 (https://arxiv.org/abs/1905.11946).
 
 from jaxcls.augment import Normalize, TrivialAugmentWide
 from jaxcls.config import Config, StopEarly
-from jaxcls.config.dataset_defaults import IMAGENET, setting
+from jaxcls.config.dataset_defaults import IMAGENET, dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -34,35 +34,35 @@ WEIGHTS = "timm/efficientnet_b0.ra_in1k"
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
+    defaults = dataset_defaults(dataset)
     # Published weights are of three channels.
-    weights = WEIGHTS if here.in_colour else None
-    enlarged = here.enlarged(224) if weights else ()
+    weights = WEIGHTS if defaults.in_colour else None
+    enlarged = defaults.enlarged(224) if weights else ()
     normalize = (
-        Normalize(mean=IMAGENET[0], std=IMAGENET[1]) if weights else here.normalize
+        Normalize(mean=IMAGENET[0], std=IMAGENET[1]) if weights else defaults.normalize
     )
     return Config(
         model=Model(
             name="efficientnet_b0",
             weights=weights,
-            stem="imagenet" if weights else here.stem,
+            stem="imagenet" if weights else defaults.stem,
             head_init="zero" if weights else "default",
         ),
-        data=here.data(224, crop=0.875, scale=(0.25, 1.0), interpolation="bicubic"),
+        data=defaults.data(224, crop=0.875, scale=(0.25, 1.0), interpolation="bicubic"),
         augment=(
-            *here.framing(),
+            *defaults.framing(),
             *enlarged,
-            *here.choose((TrivialAugmentWide(),), digits=()),
+            *defaults.choose((TrivialAugmentWide(),), digits=()),
             normalize,
         ),
         eval_transform=(*enlarged, normalize),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1, class_weights="auto"),
         optimizer=AdamW(
-            learning_rate=here.choose(1e-3, digits=2e-3), weight_decay=0.05
+            learning_rate=defaults.choose(1e-3, digits=2e-3), weight_decay=0.05
         ),
         schedule=WarmupCosine(warmup=epochs(1)),
-        batch_size=here.choose(32, digits=64),
-        duration=here.choose(epochs(20), digits=epochs(14)),
+        batch_size=defaults.choose(32, digits=64),
+        duration=defaults.choose(epochs(20), digits=epochs(14)),
         layer_decay=0.75 if weights else None,
         clip=ClipNorm(max_norm=1.0),
         stop_early=StopEarly(metric="eval/balanced_top1", patience=epochs(8)),

@@ -20,7 +20,7 @@ Network: Szegedy et al. 2014 (https://arxiv.org/abs/1409.4842), with batch norm.
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -28,12 +28,12 @@ from jaxcls.optim import EMA, SGD, AdamW, ClipNorm, Polynomial, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
+    defaults = dataset_defaults(dataset)
     config = Config(
         model=Model(name="googlenet", aux_weight=0.3),
-        data=here.data(224, crop=224 / 256),
-        augment=(*here.framing(), *here.enlarged(32), here.normalize),
-        eval_transform=(*here.enlarged(32), here.normalize),
+        data=defaults.data(224, crop=224 / 256),
+        augment=(*defaults.framing(), *defaults.enlarged(32), defaults.normalize),
+        eval_transform=(*defaults.enlarged(32), defaults.normalize),
         optimizer=SGD(
             learning_rate=0.01,
             rate_per=32,
@@ -46,7 +46,7 @@ def get_config(dataset: str = "digits") -> Config:
         batch_size=256,
         duration=epochs(60),
     )
-    if not here.is_digits:
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,

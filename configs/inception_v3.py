@@ -18,7 +18,7 @@ Network: Szegedy et al. 2015 (https://arxiv.org/abs/1512.00567).
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -33,12 +33,12 @@ from jaxcls.optim import (
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
+    defaults = dataset_defaults(dataset)
     config = Config(
         model=Model(name="inception_v3"),
-        data=here.data(299, crop=0.875),
-        augment=(*here.framing(), *here.enlarged(75), here.normalize),
-        eval_transform=(*here.enlarged(75), here.normalize),
+        data=defaults.data(299, crop=0.875),
+        augment=(*defaults.framing(), *defaults.enlarged(75), defaults.normalize),
+        eval_transform=(*defaults.enlarged(75), defaults.normalize),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         optimizer=RMSpropTF(learning_rate=0.045, rho=0.9, momentum=0.9, epsilon=1.0),
         schedule=Exponential(period=epochs(2), decay=0.94, staircase=True),
@@ -47,7 +47,7 @@ def get_config(dataset: str = "digits") -> Config:
         clip=ClipNorm(max_norm=2.0),
         ema=EMA(decay=0.9999),
     )
-    if not here.is_digits:
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,

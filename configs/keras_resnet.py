@@ -17,20 +17,20 @@ import dataclasses
 
 from configs import keras_resnet_cifar10
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.optim import EMA, SGD, ClipNorm, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset, small=32)
+    defaults = dataset_defaults(dataset, small=32)
     config = keras_resnet_cifar10.get_config(dataset)
-    if not here.is_digits:
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,
-        augment=(*here.framing(), here.normalize),
-        eval_transform=(here.normalize,),
+        augment=(*defaults.framing(), defaults.normalize),
+        eval_transform=(defaults.normalize,),
         optimizer=SGD(learning_rate=0.03, weight_decay=5e-3, decay="decoupled"),
         schedule=WarmupCosine(warmup=epochs(1)),
         batch_size=16,

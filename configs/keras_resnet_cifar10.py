@@ -26,7 +26,7 @@ from jaxcls.augment import (
     RandomZoom,
 )
 from jaxcls.config import Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -34,13 +34,13 @@ from jaxcls.optim import AdamW, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset, small=32)
+    defaults = dataset_defaults(dataset, small=32)
     normalize = Normalize(mean=(0.0,), std=(1.0,))  # pixels / 255
     return Config(
         model=Model(name="keras_resnet"),
-        data=here.data(32),
+        data=defaults.data(32),
         augment=(
-            *((HorizontalFlip(),) if here.mirrors else ()),
+            *((HorizontalFlip(),) if defaults.mirrors else ()),
             RandomTranslation(height_factor=0.1, width_factor=0.1),
             RandomZoom(height_factor=0.1),
             RandomContrast(factor=0.2),
@@ -52,12 +52,12 @@ def get_config(dataset: str = "digits") -> Config:
             learning_rate=1e-3, weight_decay=0.05, decays="all", epsilon=1e-7
         ),
         schedule=WarmupCosine(
-            warmup=here.choose(epochs(5), digits=epochs(1)),
+            warmup=defaults.choose(epochs(5), digits=epochs(1)),
             start=1e-6,
             end=1e-6,
             end_at="after_last",
         ),
-        batch_size=here.choose(128, digits=16),
-        duration=here.choose(epochs(100), digits=epochs(6)),
-        evaluation=Evaluation(every=here.choose(epochs(1), digits=epochs(3))),
+        batch_size=defaults.choose(128, digits=16),
+        duration=defaults.choose(epochs(100), digits=epochs(6)),
+        evaluation=Evaluation(every=defaults.choose(epochs(1), digits=epochs(3))),
     )

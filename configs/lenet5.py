@@ -14,7 +14,7 @@ warm-up and cosine, label smoothing, shifts of up to two pixels.
 
 from jaxcls.augment import RandomCrop
 from jaxcls.config import Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -22,12 +22,12 @@ from jaxcls.optim import EMA, AdamW, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset, small=32)
+    defaults = dataset_defaults(dataset, small=32)
     return Config(
         model=Model(name="lenet5"),
-        data=here.data(32),
-        augment=(*here.enlarged(32), RandomCrop(padding=2), here.normalize),
-        eval_transform=(*here.enlarged(32), here.normalize),
+        data=defaults.data(32),
+        augment=(*defaults.enlarged(32), RandomCrop(padding=2), defaults.normalize),
+        eval_transform=(*defaults.enlarged(32), defaults.normalize),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=0.01),
         schedule=WarmupCosine(warmup=epochs(2)),

@@ -17,7 +17,7 @@ import dataclasses
 
 from configs.resnet50 import classic
 from jaxcls.config import Config
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -25,9 +25,9 @@ from jaxcls.optim import EMA, SGD, ClipNorm, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
-    config = classic(here, Model(name="resnet18", stem=here.stem), rate=0.1)
-    if not here.is_digits:
+    defaults = dataset_defaults(dataset)
+    config = classic(defaults, Model(name="resnet18", stem=defaults.stem), rate=0.1)
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,

@@ -18,7 +18,7 @@ Network: He et al. 2015 (https://arxiv.org/abs/1512.03385), 3x3 stem of stride 1
 
 from jaxcls.augment import ColorJitter, RandAugment, RandomErasing
 from jaxcls.config import Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -26,29 +26,29 @@ from jaxcls.optim import AdamW, ClipNorm, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset, small=32)
+    defaults = dataset_defaults(dataset, small=32)
     return Config(
         model=Model(name="resnet18", stem="small"),
-        data=here.data(32),
+        data=defaults.data(32),
         augment=(
-            *here.framing(),
+            *defaults.framing(),
             ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
             RandAugment(num_ops=2, magnitude=9),
-            here.normalize,
+            defaults.normalize,
             RandomErasing(p=0.25),
         ),
-        eval_transform=(here.normalize,),
+        eval_transform=(defaults.normalize,),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, decays="all"),
         schedule=WarmupCosine(
-            warmup=here.choose(epochs(5), digits=epochs(1)),
+            warmup=defaults.choose(epochs(5), digits=epochs(1)),
             start=0.01,
             end=1e-6 / 1e-3,
             every="epoch",
             end_at="after_last",
         ),
         batch_size=128,
-        duration=here.choose(epochs(100), digits=epochs(12)),
+        duration=defaults.choose(epochs(100), digits=epochs(12)),
         clip=ClipNorm(max_norm=1.0),
         evaluation=Evaluation(batch_size=256),
     )

@@ -17,7 +17,7 @@ Network: He et al. 2015, section 4.2 (https://arxiv.org/abs/1512.03385).
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs, steps
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -32,12 +32,12 @@ def cifar_resnet(name: str, dataset: str, schedule: Schedule | None = None) -> C
       dataset: its name; photographs are taken as squares of 32 pixels.
       schedule: None is that of all but ResNet-110.
     """
-    here = setting(dataset, small=32)
+    defaults = dataset_defaults(dataset, small=32)
     config = Config(
         model=Model(name=name),
-        data=here.data(32),
-        augment=(*here.framing(), here.normalize),
-        eval_transform=(here.normalize,),
+        data=defaults.data(32),
+        augment=(*defaults.framing(), defaults.normalize),
+        eval_transform=(defaults.normalize,),
         optimizer=SGD(
             learning_rate=0.1,
             momentum=0.9,
@@ -50,7 +50,7 @@ def cifar_resnet(name: str, dataset: str, schedule: Schedule | None = None) -> C
         batch_size=128,
         duration=steps(64_000),
     )
-    if not here.is_digits:
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,

@@ -16,27 +16,29 @@ Network: He et al. 2015 (https://arxiv.org/abs/1512.03385), strides in the 3x3 c
 import dataclasses
 
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import Setting, setting
+from jaxcls.config.dataset_defaults import DatasetDefaults, dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
 from jaxcls.optim import EMA, SGD, AdamW, ClipNorm, Step, WarmupCosine
 
 
-def classic(here: Setting, model: Model, *, rate: float, at_least: int = 1) -> Config:
+def classic(
+    defaults: DatasetDefaults, model: Model, *, rate: float, at_least: int = 1
+) -> Config:
     """Returns what torchvision's networks of 2017 were trained with, AlexNet to ResNet-152.
 
     Args:
-      here: the dataset; photographs are trained at 224 pixels.
+      defaults: what follows from the dataset; photographs are trained at 224 pixels.
       model: the network.
       rate: 0.1, or 0.01 for networks without batch norm.
       at_least: pixels of a side to which small images are enlarged.
     """
     return Config(
         model=model,
-        data=here.data(224, crop=224 / 256),
-        augment=(*here.framing(), *here.enlarged(at_least), here.normalize),
-        eval_transform=(*here.enlarged(at_least), here.normalize),
+        data=defaults.data(224, crop=224 / 256),
+        augment=(*defaults.framing(), *defaults.enlarged(at_least), defaults.normalize),
+        eval_transform=(*defaults.enlarged(at_least), defaults.normalize),
         optimizer=SGD(
             learning_rate=rate,
             momentum=0.9,
@@ -52,9 +54,9 @@ def classic(here: Setting, model: Model, *, rate: float, at_least: int = 1) -> C
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
-    config = classic(here, Model(name="resnet50", stem=here.stem), rate=0.1)
-    if not here.is_digits:
+    defaults = dataset_defaults(dataset)
+    config = classic(defaults, Model(name="resnet50", stem=defaults.stem), rate=0.1)
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,

@@ -17,7 +17,7 @@ Network: He et al. 2015 (https://arxiv.org/abs/1512.03385), strides in the 3x3 c
 
 from jaxcls.augment import MixUpOrCutMix, RandomErasing, TrivialAugmentWide
 from jaxcls.config import Config
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -28,40 +28,40 @@ EMA_STEPS = 32
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
-    data = here.data(224, crop=224 / 232)
+    defaults = dataset_defaults(dataset)
+    data = defaults.data(224, crop=224 / 232)
     data.sampling.repeats = 4
     return Config(
-        model=Model(name="resnet50", stem=here.stem),
+        model=Model(name="resnet50", stem=defaults.stem),
         data=data,
         augment=(
-            *here.reduced(176),
-            *here.framing(),
+            *defaults.reduced(176),
+            *defaults.framing(),
             TrivialAugmentWide(),
-            here.normalize,
+            defaults.normalize,
             RandomErasing(p=0.1),
             MixUpOrCutMix(mixup_alpha=0.2, cutmix_alpha=1.0, switch_prob=0.5),
         ),
-        eval_transform=(here.normalize,),
+        eval_transform=(defaults.normalize,),
         loss=SoftmaxCrossEntropy(label_smoothing=0.1),
         optimizer=SGD(
-            learning_rate=here.choose(0.5, digits=0.1),
+            learning_rate=defaults.choose(0.5, digits=0.1),
             momentum=0.9,
             nesterov=False,
             weight_decay=2e-5,
             decay="l2",
         ),
         schedule=WarmupCosine(
-            warmup=here.choose(epochs(5), digits=epochs(1)),
+            warmup=defaults.choose(epochs(5), digits=epochs(1)),
             start=0.01,
             every="epoch",
             end_at="after_last",
         ),
-        batch_size=here.choose(BATCH, digits=64),
-        duration=here.choose(epochs(EPOCHS), digits=epochs(6)),
+        batch_size=defaults.choose(BATCH, digits=64),
+        duration=defaults.choose(epochs(EPOCHS), digits=epochs(6)),
         # --model-ema-decay=0.99998, which torchvision adapts to batch, steps and epochs.
         ema=EMA(
-            decay=here.choose(1 - 2e-5 * BATCH * EMA_STEPS / EPOCHS, digits=0.9),
-            every=here.choose(EMA_STEPS, digits=1),
+            decay=defaults.choose(1 - 2e-5 * BATCH * EMA_STEPS / EPOCHS, digits=0.9),
+            every=defaults.choose(EMA_STEPS, digits=1),
         ),
     )

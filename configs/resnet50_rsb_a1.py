@@ -19,7 +19,7 @@ Training: Wightman et al. 2021, table 2 (https://arxiv.org/abs/2110.00476).
 
 from jaxcls.augment import MixUpOrCutMix, TimmRandAugment
 from jaxcls.config import Config
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import BinaryCrossEntropy
 from jaxcls.models import Model
@@ -55,33 +55,33 @@ def strikes_back(
       smoothing: of labels.
       drop_path: rate of stochastic depth.
     """
-    here = setting(dataset)
-    data = here.data(224, crop=0.95, interpolation="bicubic")
+    defaults = dataset_defaults(dataset)
+    data = defaults.data(224, crop=0.95, interpolation="bicubic")
     data.sampling.repeats = repeats
     return Config(
-        model=Model(name="resnet50", stem=here.stem, drop_path=drop_path),
+        model=Model(name="resnet50", stem=defaults.stem, drop_path=drop_path),
         data=data,
         augment=(
-            *(here.reduced(train_size) if train_size != 224 else ()),
-            *here.framing(),
+            *(defaults.reduced(train_size) if train_size != 224 else ()),
+            *defaults.framing(),
             TimmRandAugment(
                 magnitude=magnitude, magnitude_std=0.5, interpolation="bicubic"
             ),
-            here.normalize,
+            defaults.normalize,
             MixUpOrCutMix(mixup_alpha=mixup, cutmix_alpha=1.0, switch_prob=0.5),
         ),
-        eval_transform=(here.normalize,),
+        eval_transform=(defaults.normalize,),
         loss=BinaryCrossEntropy(label_smoothing=smoothing),
         optimizer=LAMB(
-            learning_rate=here.choose(rate, digits=2e-3), weight_decay=weight_decay
+            learning_rate=defaults.choose(rate, digits=2e-3), weight_decay=weight_decay
         ),
         schedule=WarmupCosine(
-            warmup=here.choose(epochs(5), digits=epochs(1)),
+            warmup=defaults.choose(epochs(5), digits=epochs(1)),
             start=1e-4,
             end=1e-6 / rate,
         ),
-        batch_size=here.choose(batch_size, digits=48),
-        duration=here.choose(epochs(num_epochs), digits=epochs(6)),
+        batch_size=defaults.choose(batch_size, digits=48),
+        duration=defaults.choose(epochs(num_epochs), digits=epochs(6)),
         clip=ClipNorm(max_norm=1.0),  # which timm's LAMB does by itself
     )
 

@@ -19,7 +19,7 @@ import dataclasses
 
 from configs.resnet50 import classic
 from jaxcls.config import Checkpoint, Config, Evaluation
-from jaxcls.config.dataset_defaults import setting
+from jaxcls.config.dataset_defaults import dataset_defaults
 from jaxcls.duration import epochs
 from jaxcls.losses import SoftmaxCrossEntropy
 from jaxcls.models import Model
@@ -27,12 +27,12 @@ from jaxcls.optim import AdamW, ClipNorm, WarmupCosine
 
 
 def get_config(dataset: str = "digits") -> Config:
-    here = setting(dataset)
-    if here.photographs:
-        return classic(here, Model(name="vgg16"), rate=0.01)
+    defaults = dataset_defaults(dataset)
+    if defaults.photographs:
+        return classic(defaults, Model(name="vgg16"), rate=0.01)
     model = Model(name="vgg16_bn", stem="small", dropout=0.2)
-    config = classic(here, model, rate=0.1, at_least=32)
-    if not here.is_digits:
+    config = classic(defaults, model, rate=0.1, at_least=32)
+    if not defaults.is_digits:
         return config
     return dataclasses.replace(
         config,

@@ -15,7 +15,7 @@ NUMBER_AND_UNIT = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z]+|
 
 @dataclasses.dataclass(frozen=True)
 class RunLength:
-    """What turns durations into steps.
+    """The lengths that turn durations into steps.
 
     Attributes:
       steps_per_epoch: whole batches in one pass over the training set.
@@ -114,20 +114,20 @@ class Duration:
 
 
 def steps(value: float) -> Duration:
-    """`value` optimizer steps."""
+    """Returns a length of `value` optimizer steps."""
     return Duration(value, "steps")
 
 
 def epochs(value: float) -> Duration:
-    """`value` passes over the training set."""
+    """Returns a length of `value` passes over the training set."""
     return Duration(value, "epochs")
 
 
 def examples(value: float) -> Duration:
-    """`value` training images."""
+    """Returns a length of `value` training images."""
     return Duration(value, "examples")
 
 
 def fraction(value: float) -> Duration:
-    """A part of the whole run: `value` in 0..1."""
+    """Returns a part of the whole run: `value` in 0..1."""
     return Duration(value, "run")

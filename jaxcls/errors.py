@@ -1,6 +1,7 @@
 """What a person did wrong, said so that they can mend it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -9,8 +10,22 @@ class UserError(ValueError):
 
     The commands print the message as one line and exit with code 2, without a traceback:
     the message must say what is wrong with the actual value, what was expected, and the
-    way out.
+    way out. Names of files in it may hold any bytes: see printable().
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Returns text with the bytes of file names that are no UTF-8 written out: "caf\\xe9.jpg".
+
+    Python keeps such bytes as lone surrogates, which could not be printed.
+    """
+    escaped = re.sub(
+        "[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text
+    )
+    return escaped.encode("utf-8", "backslashreplace").decode()
 
 
 class Diverged(ArithmeticError):

@@ -13,15 +13,15 @@ the rules between its options.
 """
 
 import dataclasses
-import functools
+import operator
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typeguard
-from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt, MinLen
+from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt, MinLen, MultipleOf
 
 from jaxcls.errors import UserError
 
@@ -76,10 +76,21 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-@functools.cache
-def hints(kind: Any) -> dict[str, Any]:
-    """Returns the annotations of a dataclass with their constraints, field -> annotation."""
-    return typing.get_type_hints(kind, include_extras=True)
+def hints(kind: type) -> dict[str, Any]:
+    """Returns the options of a dataclass, name -> annotation with its constraints."""
+    known = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: known[field.name] for field in dataclasses.fields(kind)}
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """Returns the types of a union; the annotation alone if it is none."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def bare(hint: Any) -> Any:
+    """Returns an annotation without its constraints."""
+    return hint.__origin__ if typing.get_origin(hint) is Annotated else hint
 
 
 def check(root: Any, path: str | None = None) -> None:
@@ -94,13 +105,9 @@ def check(root: Any, path: str | None = None) -> None:
     """
     path = type(root).__name__ if path is None else path
     fields = [
-        (
-            join(place, field.name),
-            hints(node.__class__)[field.name],
-            getattr(node, field.name),
-        )
+        (join(place, name), hint, getattr(node, name))
         for place, node in nodes(root, path)
-        for field in dataclasses.fields(node)
+        for name, hint in hints(type(node)).items()
     ]
     for name, hint, value in fields:
         if not allows(hint, value):
@@ -144,83 +151,65 @@ def _check_range(name: str, hint: Any, value: Any) -> None:
 
     The value must be of the annotation's type.
     """
-    arguments = typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        _check_range(name, next(m for m in arguments if allows(m, value)), value)
-    elif origin is tuple:
-        members = arguments[:1] * len(value) if arguments[-1] is ... else arguments
-        for index, (member, element) in enumerate(zip(members, value, strict=True)):
-            _check_range(f"{name}[{index}]", member, element)
-    elif origin is Annotated:
-        _check_range(name, arguments[0], value)
-        constraints = list(_constraints(hint))
-        if not all(_satisfies(constraint, value) for constraint in constraints):
-            wanted = range_name(constraints)
+    if len(members(hint)) > 1:
+        hint = next(member for member in members(hint) if allows(member, value))
+    if typing.get_origin(bare(hint)) is tuple:
+        elements = typing.get_args(bare(hint))
+        elements = elements[:1] * len(value) if elements[-1] is ... else elements
+        for index, (element, part) in enumerate(zip(elements, value, strict=True)):
+            _check_range(f"{name}[{index}]", element, part)
+    for constraint in _constraints(hint):
+        test, _ = _CONSTRAINTS[type(constraint)]
+        if not test(value, *dataclasses.astuple(constraint)):
+            wanted = range_name(hint)
             must = "lie in" if ".." in wanted else "be"
             raise UserError(f"{name} must {must} {wanted}, not {value!r}.")
 
 
-def _constraints(hint: Any) -> Iterator[Any]:
-    """Yields the constraints of an annotation, an Interval as its two ends."""
-    for constraint in hint.__metadata__:
-        if isinstance(constraint, Interval):
-            yield from constraint
-        else:
-            yield constraint
+def _constraints(hint: Any) -> list[Any]:
+    """Returns the constraints of an annotation, an Interval as its two ends."""
+    constraints: list[Any] = []
+    for constraint in getattr(hint, "__metadata__", ()):
+        is_interval = isinstance(constraint, Interval)
+        constraints += constraint if is_interval else (constraint,)
+    return constraints
 
 
-def _satisfies(constraint: Any, value: Any) -> bool:
-    match constraint:
-        case Gt(bound):
-            return value > bound
-        case Ge(bound):
-            return value >= bound
-        case Lt(bound):
-            return value < bound
-        case Le(bound):
-            return value <= bound
-        case MinLen(least):
-            return len(value) >= least
-        case Ascending():
-            return list(value) == sorted(value)
-        case Regex():
-            try:
-                re.compile(value)
-            except re.error:
-                return False
-            return value != ""
-    raise TypeError(f"{constraint!r} is no constraint that this file knows")
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return text != ""
 
 
-def range_name(constraints: list[Any]) -> str:
-    """Returns constraints as a person would write them: '0..1, below 1', '1 or more'."""
-    low: Any = None
-    high: Any = None
-    above = below = None
-    words: list[str] = []
-    for constraint in constraints:
-        match constraint:
-            case Gt(bound):
-                low, above = bound, f"above {bound}"
-            case Ge(bound):
-                low = bound
-            case Lt(bound):
-                high, below = bound, f"below {bound}"
-            case Le(bound):
-                high = bound
-            case MinLen(least):
-                words.append("not empty" if least == 1 else f"{least} or more values")
-            case Ascending():
-                words.append("in ascending order")
-            case Regex():
-                words.append("a regular expression that is not empty")
-    if low is not None and high is not None:
-        words = [f"{low}..{high}", *filter(None, (above, below)), *words]
-    elif low is not None:
-        words.insert(0, above or f"{low} or more")
-    elif high is not None:
-        words.insert(0, below or f"at most {high}")
+_CONSTRAINTS: dict[type, tuple[Callable[..., bool], str]] = {
+    Gt: (operator.gt, "above {}"),
+    Ge: (operator.ge, "{} or more"),
+    Lt: (operator.lt, "below {}"),
+    Le: (operator.le, "at most {}"),
+    MinLen: (lambda value, least: len(value) >= least, "{} or more values"),
+    MultipleOf: (lambda value, unit: value % unit == 0, "a multiple of {}"),
+    Ascending: (lambda value: list(value) == sorted(value), "in ascending order"),
+    Regex: (_is_pattern, "a regular expression that is not empty"),
+}
+"""Constraint -> whether a value satisfies it, given its bound if it has one; and its words."""
+
+_SHORT_WORDS = {MinLen(1): "not empty", MultipleOf(1): "whole"}
+
+
+def range_name(hint: Any) -> str:
+    """Returns the range of an annotation as a person would write it: '0..1, below 1'."""
+    constraints = _constraints(hint)
+    words = [
+        _SHORT_WORDS.get(c) or _CONSTRAINTS[type(c)][1].format(*dataclasses.astuple(c))
+        for c in constraints
+    ]
+    match constraints:
+        case [Gt(low) | Ge(low) as lower, Lt(high) | Le(high) as upper, *_]:
+            above = words[:1] if isinstance(lower, Gt) else []
+            below = words[1:2] if isinstance(upper, Lt) else []
+            words = [f"{low}..{high}", *above, *below, *words[2:]]
     return ", ".join(words)
 
 
@@ -229,12 +218,22 @@ def type_name(hint: Any) -> str:
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin is Annotated:
-        wanted = range_name(list(_constraints(hint)))
-        kind = type_name(arguments[0])
-        # A regular expression is a text, and says so itself.
-        return f"{kind} {wanted}" if kind != "str" else wanted
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(part) for part in arguments)
+        wanted, kind = range_name(hint), type_name(arguments[0])
+        if Regex() in hint.__metadata__:  # a text, of course
+            return wanted
+        if ".." in wanted:
+            return f"{kind} in {wanted}"
+        if wanted[0] in "-0123456789":
+            return f"{kind} of {wanted}"
+        # "float above 0", but "str, not empty"
+        is_end = wanted.startswith(("above", "below", "at most"))
+        return f"{kind} {wanted}" if is_end else f"{kind}, {wanted}"
+    if len(members(hint)) > 1:
+        names = [type_name(member) for member in members(hint)]
+        # "float above 0 or None", but "int of 1 or more, or None"
+        outer = [re.sub(r"\(.*\)", "", name) for name in names]
+        needs_comma = any(", " in name or " or more" in name for name in outer)
+        return (", or " if needs_comma else " or ").join(names)
     if origin is typing.Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin is tuple:

@@ -21,9 +21,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxcls import download
 from jaxcls.data.formats.archives import Archive
-from jaxcls.download import Published, cache_folder, cached_path, fetch
+from jaxcls.download import Published, cache, cache_folder, cached_path, fetch, network
 from jaxcls.errors import UserError
 from jaxcls.models.weights import catalogue as weights
 from jaxcls.models.weights.catalogue import WEIGHTS, WeightSet, find
@@ -324,7 +323,7 @@ def test_what_the_network_refuses(server: Server, wanted: WeightSet) -> None:
 
 
 def test_a_silent_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    monkeypatch.setattr(network, "TIMEOUT", 0.2)
     server.midway = lambda: time.sleep(1.0)
     assert "timed out" in failure(HUB_SET)
 
@@ -357,7 +356,7 @@ def test_interrupted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "tqdm", Interrupting)
+        patch.setattr(network, "tqdm", Interrupting)
         with pytest.raises(KeyboardInterrupt):
             fetch(HUB_SET)
     assert leftovers() == []
@@ -508,7 +507,7 @@ def test_a_shared_cache_that_is_read_only(
     def refuse(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(download, "_write_note", refuse)
+    monkeypatch.setattr(cache, "_write_note", refuse)
     assert fetch(HUB_SET) == path
 
 

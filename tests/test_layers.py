@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxcls"
 
 LAYERS = (
     ("errors",),
-    ("duration", "options", "parallel", "download"),
+    ("duration", "options", "parallel", "download", "imagenet_classes"),
     ("augment", "data", "losses", "models", "optim", "report"),
     ("metrics",),
     ("config",),

@@ -34,7 +34,7 @@ from jaxcls.augment import Normalize
 from jaxcls.config import Config, Evaluation, Log
 from jaxcls.data import CenterSquare, Digits, ImageFolder
 from jaxcls.data.loader import TrainBatches
-from jaxcls.data.subset import open_split
+from jaxcls.data.opening import open_split
 from jaxcls.duration import RunLength, epochs, steps
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.metrics import TrainMetrics

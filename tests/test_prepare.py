@@ -21,6 +21,10 @@ from jaxcls.data.formats import shards
 from jaxcls.data.formats.folder import ImageFolder
 from jaxcls.data.formats.records import Records
 from jaxcls.data.host_crop import CenterSquare
+from jaxcls.data.preparation import writer
+from jaxcls.data.preparation.checker import verify
+from jaxcls.data.preparation.images import Conversion
+from jaxcls.data.preparation.writer import write_records
 from jaxcls.errors import UserError
 
 COMMAND = [sys.executable, "-m", "jaxcls.prepare"]
@@ -118,7 +122,7 @@ def test_the_bytes_do_not_depend_on_the_workers(
     made = []
     for workers in (1, 3):
         out = tmp_path / str(workers)
-        prepare.write_records(
+        write_records(
             ImageFolder(path=str(photos)),
             out,
             size=32,
@@ -207,7 +211,7 @@ def test_finished_files_are_kept_and_damaged_ones_made_again(
 ) -> None:
     out = tmp_path / "out"
     dataset = ImageFolder(path=str(photos))
-    prepare.write_records(dataset, out, size=32, shard_mb=0.02)
+    write_records(dataset, out, size=32, shard_mb=0.02)
     expected = content(out)
     # As it is when it was killed just before the index.
     plan = json.loads((out / "index.json").read_text())["made_from"]
@@ -228,47 +232,47 @@ def test_finished_files_are_kept_and_damaged_ones_made_again(
         write(path, items)
 
     monkeypatch.setattr(shards, "write", noted)
-    prepare.write_records(dataset, out, size=32, shard_mb=0.02)
+    write_records(dataset, out, size=32, shard_mb=0.02)
     assert content(out) == expected
     assert written == [one, two, three]
-    prepare.write_records(dataset, out, size=32, shard_mb=0.02)  # all is there
+    write_records(dataset, out, size=32, shard_mb=0.02)  # all is there
     assert len(written) == 3
 
 
 def test_a_folder_with_something_else_is_not_touched(few: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     dataset = ImageFolder(path=str(few))
-    prepare.write_records(dataset, out, size=32)
+    write_records(dataset, out, size=32)
     before = content(out)
     with pytest.raises(
         UserError, match=r"something else \(quality was 90 and is now 80\)"
     ):
-        prepare.write_records(dataset, out, size=32, quality=80)
+        write_records(dataset, out, size=32, quality=80)
     assert content(out) == before
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "plan.json.tmp-7-abc").write_text("{")  # killed very early
-    prepare.write_records(dataset, tmp_path / "begun", size=32)
+    write_records(dataset, tmp_path / "begun", size=32)
     assert content(tmp_path / "begun") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("...")
     with pytest.raises(UserError, match="is not empty"):
-        prepare.write_records(dataset, tmp_path / "mine")
+        write_records(dataset, tmp_path / "mine")
     assert list(content(tmp_path / "mine")) == ["thesis.txt"]
     with pytest.raises(UserError, match=r"cannot write \S+thesis.txt"):
-        prepare.write_records(dataset, tmp_path / "mine" / "thesis.txt")
+        write_records(dataset, tmp_path / "mine" / "thesis.txt")
 
 
 def test_two_at_once_do_not_get_in_each_others_way(few: Path, tmp_path: Path) -> None:
-    with prepare._alone_in(tmp_path / "out"):
+    with writer.alone_in(tmp_path / "out"):
         with pytest.raises(UserError, match="another process writes"):
-            prepare.write_records(ImageFolder(path=str(few)), tmp_path / "out")
+            write_records(ImageFolder(path=str(few)), tmp_path / "out")
 
 
 def stored(few: Path, tmp_path: Path, **options: Any) -> list[bytes]:
     """The training images of records made of a folder."""
     out = tmp_path / "out"
     channels = options.pop("channels", 3)
-    prepare.write_records(ImageFolder(path=str(few), channels=channels), out, **options)
+    write_records(ImageFolder(path=str(few), channels=channels), out, **options)
     encoded = Records(path=str(out)).encoded("train")
     return [encoded.read(index) for index in range(len(encoded))]
 
@@ -345,17 +349,17 @@ def test_a_bad_image_stops_it_or_is_left_out(few: Path, tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match=r"a/1.jpg: it is a damaged .*on_bad_image=skip"
         ):
-            prepare.write_records(node, out, size=16, format=format)
+            write_records(node, out, size=16, format=format)
         assert not (out / "index.json").exists()
         shutil.rmtree(out, ignore_errors=True)
     node = ImageFolder(path=str(few), on_bad_image="skip")
     with pytest.raises(
         UserError, match=r"1 of 6 images of train .* share 0.001"
     ) as caught:
-        prepare.write_records(node, out, size=16)
+        write_records(node, out, size=16)
     assert f": {few}/train/a/1.jpg: it is a damaged" in str(caught.value)
     node.max_bad_share = 0.2
-    index = prepare.write_records(node, out, size=16)
+    index = write_records(node, out, size=16)
     ((name, reason),) = index["splits"]["train"]["left_out"]
     assert name == "train/a/1.jpg" and "damaged" in reason
     assert index["splits"]["train"]["labels"] == [0, 0, 1, 1, 1]
@@ -368,7 +372,7 @@ def test_a_bad_image_stops_it_or_is_left_out(few: Path, tmp_path: Path) -> None:
         "train/b/2.jpg",
     ]
     assert [encoded.item(i).position for i in range(5)] == [0, 2, 3, 4, 5]
-    assert prepare.verify(out) == 7
+    assert verify(out) == 7
 
 
 def test_an_unreadable_file_is_named(few: Path, tmp_path: Path) -> None:
@@ -377,14 +381,16 @@ def test_an_unreadable_file_is_named(few: Path, tmp_path: Path) -> None:
     encoded = node.encoded("train")
     path.unlink()
     with pytest.raises(UserError, match=r"a/1.jpg: cannot be read \(No such file"):
-        job = prepare.Job(
+        job = writer.Job(
             tmp_path,
-            "",
-            {"train": encoded},
-            prepare.Making("raw", 8, None, 90, 3),
-            False,
+            base="",
+            splits={"train": encoded},
+            convert=Conversion("raw", 8, None, 90, 3),
+            skip=False,
+            max_bad_share=0,
         )
-        prepare.make_file(job, prepare.File("train", "x", 0, 6), lambda _: None)
+        file = writer.RecordFile("train", "x", range(6))
+        writer.write_file(job, file, lambda _: None)
     assert not list(tmp_path.glob("x*"))
 
 
@@ -428,7 +434,7 @@ def test_a_disk_that_is_full_from_the_start(few: Path, small_disk: Path) -> None
         except OSError:
             pass
     with pytest.raises(UserError, match="the disk is full"):
-        prepare.write_records(ImageFolder(path=str(few)), small_disk / "out")
+        write_records(ImageFolder(path=str(few)), small_disk / "out")
 
 
 def test_shared_memory_is_not_needed(few: Path, tmp_path: Path) -> None:
@@ -447,7 +453,7 @@ def test_shared_memory_is_not_needed(few: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert prepare.verify(tmp_path / "out") == 8
+    assert verify(tmp_path / "out") == 8
 
 
 def test_check_reports_what_is_wrong(
@@ -478,7 +484,7 @@ def test_verify_says_what_is_damaged(
     few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    prepare.write_records(ImageFolder(path=str(few)), out)
+    write_records(ImageFolder(path=str(few)), out)
     assert prepare.main(["verify", f"--path={out}", "--workers=2"]) == 0
     assert "8 records, all as its index.json says" in capsys.readouterr().out
     index = json.loads((out / "index.json").read_text())
@@ -540,10 +546,8 @@ def test_a_folder_and_its_records_give_the_same_batches(
     few: Path, tmp_path: Path
 ) -> None:
     canvas = CenterSquare(size=24)
-    prepare.write_records(ImageFolder(path=str(few)), tmp_path / "jpeg", size=64)
-    prepare.write_records(
-        ImageFolder(path=str(few)), tmp_path / "raw", size=24, format="raw"
-    )
+    write_records(ImageFolder(path=str(few)), tmp_path / "jpeg", size=64)
+    write_records(ImageFolder(path=str(few)), tmp_path / "raw", size=24, format="raw")
     ids = np.arange(6)
     batches = [
         node.source("train").gather(ids)  # type: ignore[attr-defined]

@@ -15,8 +15,8 @@ from jaxcls.checkpoint import checkpoints as checkpoint
 from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, CenterSquare, HostRandomResizedCrop, ImageFolder
-from jaxcls.data.sources import Split
-from jaxcls.data.subset import Mixture
+from jaxcls.data.mixture import Mixture
+from jaxcls.data.sources import Source, Split
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.inference import features as features_module
@@ -238,16 +238,22 @@ def test_random_features_serve_too_and_the_user_is_told(
     assert top1 > 0.6  # chance is 0.1
 
 
-class Torn:
+class Torn(Source):
     """Digits of which every seventh cannot be read."""
 
     def __init__(self, whole: ArraySource):
         self.whole, self.class_names = whole, whole.class_names
+        self.max_bad_share = 1.0
 
     def __len__(self) -> int:
         return 100
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def __repr__(self) -> str:
+        return "torn(100)"
+
+    def gather(
+        self, indices: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         return {
             "image": self.whole.images[indices],
             "label": self.whole.labels[indices],
@@ -272,7 +278,6 @@ def test_images_that_cannot_be_read_are_left_out(
     monkeypatch.setattr(
         features_module, "_features_step", lambda program, variables: step
     )
-    monkeypatch.setattr(features_module, "max_bad_share", lambda data: 1.0)
 
     class Bound:
         config = narrow()

@@ -27,6 +27,7 @@ from jaxcls import config as config_lib
 from jaxcls.augment import HorizontalFlip, Normalize, Resize
 from jaxcls.config import Config
 from jaxcls.config import command_line as flags
+from jaxcls.config.recipe import load_recipe
 from jaxcls.data import (
     CenterSquare,
     Cifar10,
@@ -84,7 +85,7 @@ each_dataset = pytest.mark.parametrize("dataset", DATASETS)
 def load(name: str, dataset: str = "") -> Config:
     """Returns a recipe as the command line loads it; photographs have a path."""
     path = commands.ROOT / "configs" / f"{name}.py"
-    config = flags.unshared(flags.load_recipe(str(path), dataset))
+    config = load_recipe(str(path), dataset)
     if isinstance(config.data, Images):
         config.data.path = "images"  # type: ignore[attr-defined]
     return config
@@ -206,7 +207,7 @@ def shapes_of(name: str, dataset: str) -> tuple[Program, Any]:
         num_classes=example.classes,
         image_shape=record_shape(config, example),
     )
-    return program, program.state_shapes()
+    return program, program.state_shapes
 
 
 def built() -> Iterator[Any]:
@@ -688,7 +689,7 @@ def test_a_recipe_imports_its_sibling_from_anywhere(
     before = list(sys.path)
     try:
         for path in (str(mine / "second.py"), "../my_recipes/second.py"):
-            config = flags.load_recipe(path, "mnist")
+            config = load_recipe(path, "mnist")
             assert config == load("lenet5", "mnist")
             assert sys.path == before
     finally:
@@ -700,7 +701,7 @@ def test_the_path_stays_as_it_was_where_a_recipe_fails(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text("1 / 0\n")
     before = list(sys.path)
     with pytest.raises(UserError, match="line 1: ZeroDivisionError"):
-        flags.load_recipe(str(tmp_path / "fails.py"), "")
+        load_recipe(str(tmp_path / "fails.py"), "")
     assert sys.path == before
 
 

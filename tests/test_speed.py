@@ -115,10 +115,12 @@ class SlowDigits(Digits):
         source = super().source(split)
         gather = source.gather
 
-        def slowly(ids: np.ndarray) -> dict[str, np.ndarray]:
+        def slowly(
+            ids: np.ndarray, row_seeds: np.ndarray | None = None
+        ) -> dict[str, np.ndarray]:
             if split == "train":
                 time.sleep(self.seconds)
-            return gather(ids)
+            return gather(ids, row_seeds)
 
         source.gather = slowly  # type: ignore[method-assign]
         return source

@@ -275,7 +275,7 @@ class Strokes(Digits):
         return ManyLabels(super().source(split))
 
 
-class ManyLabels:
+class ManyLabels(Source):
     class_names = ("loop", "even")
 
     def __init__(self, digits: ArraySource):

@@ -18,12 +18,12 @@ from jaxcls.data import (
     ImageFolder,
     Records,
 )
+from jaxcls.data.preparation.writer import write_records
 from jaxcls.data.sampling import Sampling
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import evaluate_checkpoint
-from jaxcls.prepare import write_records
 from jaxcls.train import train
 from tests import commands
 
@@ -33,7 +33,9 @@ class TornSource(ArraySource):
 
     bad: tuple[int, ...] = ()
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         batch = super().gather(indices)
         mask = ~np.isin(indices, self.bad)
         images = batch["image"] * mask[:, None, None, None].astype(np.uint8)
@@ -64,7 +66,7 @@ class Torn(Digits):
             names = self.test_names
             labels = np.array([names.index(str(label)) for label in labels])
         source = TornSource(f"torn-{split}", digits.images, labels, names)
-        source.bad = self.bad
+        source.bad, source.max_bad_share = self.bad, self.max_bad_share
         return source
 
 
@@ -173,7 +175,7 @@ def test_the_names_of_classes_are_those_of_training(
     one, other = results.values()
     assert one["eval/loss"] == other["eval/loss"]
     assert "note:" not in capfd.readouterr().err
-    with pytest.raises(UserError, match=r"has class ten, unknown in training"):
+    with pytest.raises(UserError, match=r"has classes unknown in training: ten\."):
         train(tiny(Torn(test_names=(*"0123456789", "ten"))), tmp_path / "ten")
 
 

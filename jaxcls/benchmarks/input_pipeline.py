@@ -1,7 +1,7 @@
 """Measures the input pipeline: `python -m jaxcls.benchmark input [--images DIR]`.
 
-All in one run, in turns; medians. The loaders stay open from turn to turn, and what they had
-ready at the beginning of one is not counted: neither is the start of processes. Prints
+One run measures everything, in turns, and prints medians. The loaders stay open from turn to
+turn: neither what they had ready when a turn began is counted, nor the start of processes. Prints
 
 * photographs, decoded and cropped at random to 224 pixels: bare, through the loader, and by
   torchvision and Pillow through PyTorch's DataLoader, where they are installed: to uint8, as
@@ -16,9 +16,9 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import io
 import itertools
 import multiprocessing
+import operator
 import statistics
 import sys
 import tempfile
@@ -31,40 +31,24 @@ import numpy as np
 from PIL import Image
 
 from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.formats.folder import FileImages
 from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.host_crop import HostRandomResizedCrop
 from jaxcls.data.loader import Loader, TrainBatches, available_cores
+from jaxcls.data.preparation.writer import write_records
 from jaxcls.data.sources import ArraySource, Source
 from jaxcls.errors import UserError
-from jaxcls.prepare import write_records
 
 TURNS = 5
 BATCH = 10
 READY = 10
 """Batches that are not counted: a loader may have so many ready when its turn begins."""
 
-
-class Files:
-    """Image files of one class (an Encoded)."""
-
-    class_names = ("photographs",)
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = tuple(paths)
-        self.labels = np.zeros(len(paths), np.int32)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
-
-    def where(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def __repr__(self) -> str:
-        return f"{len(self)} files"
+PEERS = {"torchvision uint8": False, "torchvision float32": True}
+"""What PyTorch's loader is measured with -> whether its images are normalised floats."""
+PEER_PLACES = {"in process": 0, "2 workers": 2}
+"""Where PyTorch's loader works -> its number of worker processes."""
 
 
 def photographs(folder: Path) -> list[Path]:
@@ -90,52 +74,64 @@ def make_photographs(folder: Path, number: int = 100) -> list[Path]:
 
     pictures = [Image.fromarray(image) for image in load_sample_images().images]
     random = np.random.default_rng(0)
-    paths = []
-    for index in range(number):
-        picture = pictures[index % len(pictures)]
+    paths = [folder / f"{index:03}.jpg" for index in range(number)]
+    for path, picture in zip(paths, itertools.cycle(pictures), strict=False):
         height = int(random.integers(300, picture.height + 1))
         width = height * 4 // 3
         left = int(random.integers(picture.width - width + 1))
         top = int(random.integers(picture.height - height + 1))
         part = picture.crop((left, top, left + width, top + height))
-        content = io.BytesIO()
-        part.resize((500, 375), Image.Resampling.BICUBIC).save(
-            content, "JPEG", quality=92, subsampling=0
-        )
-        paths.append(folder / f"{index:03}.jpg")
-        paths[-1].write_bytes(content.getvalue())
+        part = part.resize((500, 375), Image.Resampling.BICUBIC)
+        part.save(path, quality=92, subsampling=0)
     return paths
 
 
-def speed(batches: Iterator[Any], images_a_batch: int, count: int) -> float:
+def files_of(paths: Sequence[Path]) -> FileImages:
+    """Returns image files, all of one class."""
+    labels = np.zeros(len(paths), np.int32)
+    return FileImages("files", "", map(str, paths), labels, ("photograph",))
+
+
+def speed(batches: Iterator[Any], batch_size: int, count: int) -> float:
     """Returns images a second over `count` batches, after READY that are not counted."""
-    _take(batches, READY)
+    for _ in itertools.islice(batches, READY):
+        pass
     start = time.perf_counter()
-    _take(batches, count)
-    return count * images_a_batch / (time.perf_counter() - start)
-
-
-def _take(batches: Iterator[Any], count: int) -> None:
-    for _ in range(count):
-        next(batches)
+    for _ in itertools.islice(batches, count):
+        pass
+    return count * batch_size / (time.perf_counter() - start)
 
 
 def in_turns(
     measures: dict[str, Callable[[], float]], turns: int = TURNS
 ) -> dict[str, list[float]]:
-    """Returns what each gives, turn by turn; a first turn is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for turn in range(turns + 1):
-        for name, measure in measures.items():
-            value = measure()
-            if turn:
-                found[name].append(value)
-    return found
+    """Returns what each measure gives, turn by turn; a first turn is not counted."""
+    values = [
+        {name: measure() for name, measure in measures.items()}
+        for _ in range(turns + 1)
+    ]
+    return {name: [turn[name] for turn in values[1:]] for name in measures}
+
+
+def compare_speeds(
+    batches: dict[str, Iterator[Any]], batch_size: int, count: int
+) -> dict[str, list[float]]:
+    """Measures iterators over batches in turns, prints the median speed of each, and returns
+    their speeds, turn by turn."""
+    speeds = in_turns(
+        {
+            name: functools.partial(speed, each, batch_size, count)
+            for name, each in batches.items()
+        }
+    )
+    for name, values in speeds.items():
+        print(f"  {name:32} {statistics.median(values):10,.0f} img/s")
+    return speeds
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Returns the median of the ratios of turns that lay side by side."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    """Returns the median of the ratios, turn by turn."""
+    return statistics.median(map(operator.truediv, ours, theirs))
 
 
 def loaded(source: Source, batch: int, workers: int, threads: int) -> Loader:
@@ -145,7 +141,7 @@ def loaded(source: Source, batch: int, workers: int, threads: int) -> Loader:
 
 
 def bare(source: DecodedSource) -> Iterator[list[np.ndarray]]:
-    """Yields batches with what must be done at least: read, decode, crop; nothing between."""
+    """Yields batches with the least that must be done: read, decode, crop."""
     for first in itertools.count(step=BATCH):
         yield [
             source.canvas.place(
@@ -176,20 +172,18 @@ def torch_loaded(paths: Sequence[Path], workers: int, floats: bool) -> Iterator[
     import torch
     from torchvision import transforms
 
-    # As it has it in worker processes: the arrays are so small that more only wait.
+    # PyTorch does the same in its worker processes: the arrays are too small for more threads.
     torch.set_num_threads(1)
-    crop = transforms.RandomResizedCrop(224)
-    transform = transforms.Compose([crop, transforms.PILToTensor()])
+    steps: list[Any] = [transforms.RandomResizedCrop(224)]
     if floats:
-        transform = transforms.Compose(
-            [
-                crop,
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
-    dataset: Any = TorchImages(paths, transform)
+        steps += [
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    else:
+        steps += [transforms.PILToTensor()]
+    dataset: Any = TorchImages(paths, transforms.Compose(steps))
     sampler = torch.utils.data.RandomSampler(
         dataset, replacement=True, num_samples=10**9
     )
@@ -202,58 +196,44 @@ def torch_loaded(paths: Sequence[Path], workers: int, floats: bool) -> Iterator[
 
 def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
     """Prints how fast photographs are decoded and cropped."""
-    source = DecodedSource(Files(paths), HostRandomResizedCrop(size=224), 3)
+    source = DecodedSource(files_of(paths), HostRandomResizedCrop(size=224), 3)
     peers = importlib.util.find_spec("torchvision") is not None
     with contextlib.ExitStack() as stack:
         batches: dict[str, Iterator[Any]] = {"bare, 1 thread": bare(source)}
-        for place, workers, threads in (
-            ("1 thread", 0, 1),
-            ("2 threads", 0, 2),
-            ("2 workers", 2, 1),
+        for name, workers, threads in (
+            ("loader, 1 thread", 0, 1),
+            ("loader, 2 threads", 0, 2),
+            ("loader, 2 workers", 2, 1),
         ):
             loader = loaded(source, BATCH, workers, threads)
-            batches[f"loader, {place}"] = stack.enter_context(loader)
-        if peers:
-            for kind, floats in (("uint8", False), ("float32", True)):
-                for place, workers in (("in process", 0), ("2 workers", 2)):
-                    batches[f"torchvision {kind}, {place}"] = torch_loaded(
-                        paths, workers, floats
-                    )
+            batches[name] = stack.enter_context(loader)
+        for kind, place in itertools.product(PEERS, PEER_PLACES) if peers else ():
+            batches[f"{kind}, {place}"] = torch_loaded(
+                paths, PEER_PLACES[place], floats=PEERS[kind]
+            )
         print(
             f"\n{len(paths)} photographs, RandomResizedCrop(224), batches of {BATCH}",
             flush=True,
         )
-        found = in_turns(
-            {
-                name: functools.partial(speed, each, BATCH, count)
-                for name, each in batches.items()
-            }
-        )
-    _print_medians(found)
+        found = compare_speeds(batches, BATCH, count)
     overhead = ratio(found["bare, 1 thread"], found["loader, 1 thread"]) - 1
     print(f"  -> the loader takes {overhead:.1%} more time than decoding alone")
     if not peers:
         print("  (torchvision is not installed: nothing to compare with)")
         return
-    for ours, theirs in (
+    for ours, place in (
         ("loader, 1 thread", "in process"),
         ("loader, 2 threads", "in process"),
         ("loader, 2 threads", "2 workers"),
         ("loader, 2 workers", "2 workers"),
     ):
-        times = [
-            ratio(found[ours], found[f"torchvision {kind}, {theirs}"])
-            for kind in ("float32", "uint8")
-        ]
-        print(
-            f"  -> {ours}: {times[0]:.2f} times as fast as torchvision float32, {theirs}; "
-            f"{times[1]:.2f} times as uint8"
+        uint8, float32 = (
+            ratio(found[ours], found[f"{kind}, {place}"]) for kind in PEERS
         )
-
-
-def _print_medians(found: dict[str, list[float]]) -> None:
-    for name, values in found.items():
-        print(f"  {name:32} {statistics.median(values):10,.0f} img/s")
+        print(
+            f"  -> {ours}: {float32:.2f} times as fast as torchvision float32, {place}; "
+            f"{uint8:.2f} times as uint8"
+        )
 
 
 def compare_records(folder: Path, size: int, images: int, batch: int) -> None:
@@ -261,34 +241,28 @@ def compare_records(folder: Path, size: int, images: int, batch: int) -> None:
     made = Synthetic(images=images, size=size, classes=2)
     write_records(made, folder, size=size, format="raw")
     source = Records(path=str(folder)).source("train")
-    print(f"\nraw records of {size} x {size} x 3, batches of {batch}", flush=True)
-    _print_medians(_by_threads(source, batch))
+    _compare_threads(f"raw records of {size} x {size} x 3", source, batch)
 
 
 def compare_arrays(number: int = 50_000, batch: int = 512) -> None:
     """Prints how fast small images come out of memory."""
     images = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), np.uint8)
     source = ArraySource("random", images, np.zeros(number, np.int32), ("one",))
-    print(
-        f"\n{number:,} images of 32 x 32 x 3 in memory, batches of {batch}", flush=True
-    )
-    _print_medians(_by_threads(source, batch))
+    _compare_threads(f"{number:,} images of 32 x 32 x 3 in memory", source, batch)
 
 
-def _by_threads(source: Source, batch: int, count: int = 50) -> dict[str, list[float]]:
-    """Returns the speeds of loaders with one thread and with two."""
+def _compare_threads(title: str, source: Source, batch: int, count: int = 50) -> None:
+    """Prints the speeds of loaders with one thread and with two."""
+    print(f"\n{title}, batches of {batch}", flush=True)
     with loaded(source, batch, 0, 1) as one, loaded(source, batch, 0, 2) as two:
-        return in_turns(
-            {
-                "loader, 1 thread": lambda: speed(one, batch, count),
-                "loader, 2 threads": lambda: speed(two, batch, count),
-            }
+        compare_speeds(
+            {"loader, 1 thread": one, "loader, 2 threads": two}, batch, count
         )
 
 
 def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:
     """Prints what worker processes keep in memory, after one epoch and after many."""
-    source = DecodedSource(Files(paths[:20]), HostRandomResizedCrop(size=224), 3)
+    source = DecodedSource(files_of(paths[:20]), HostRandomResizedCrop(size=224), 3)
     epoch = len(source) // BATCH
     batches = TrainBatches(
         source, seed=0, batch_size=BATCH, num_steps=epoch * (epochs + 1)

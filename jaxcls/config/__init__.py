@@ -13,21 +13,3 @@ from jaxcls.config.tree import (
 )
 from jaxcls.config.validation import validate
 from jaxcls.options import nodes, options
-
-__all__ = [
-    "SAM",
-    "Checkpoint",
-    "Config",
-    "Distillation",
-    "Evaluation",
-    "Log",
-    "Plan",
-    "StopEarly",
-    "differences",
-    "from_dict",
-    "nodes",
-    "options",
-    "plan",
-    "to_dict",
-    "validate",
-]

@@ -1,14 +1,14 @@
-"""What of a recipe follows from its dataset: all of it stands here.
+"""What a recipe takes from its dataset: the size of its images, their statistics, the stem.
 
-    here = setting("cifar10")
-    Model(name="resnet50", stem=here.stem)                           # "small"
-    data = here.data(224, crop=0.875)                                # Cifar10()
-    augment = (*here.framing(), TrivialAugmentWide(), here.normalize)  # RandomCrop(padding=4) ...
-    duration = here.choose(epochs(600), digits=epochs(10))
+    defaults = dataset_defaults("cifar10")
+    Model(name="resnet50", stem=defaults.stem)                   # "small"
+    data = defaults.data(224, crop=0.875)                        # Cifar10()
+    augment = (*defaults.framing(), TrivialAugmentWide(), defaults.normalize)
+    duration = defaults.choose(epochs(600), digits=epochs(10))
 
-There are two kinds. Photographs have all sizes: the host crops them, and the recipe says to what
-size. Small images all have one size, which they keep, or which is enlarged where a network takes
-no smaller ones; networks see them through the stem "small".
+There are two kinds of images. Photographs have all sizes: the host crops them to the size that
+the recipe asks for. Small images all have one size. They keep it, or are enlarged where a
+network takes no smaller ones; networks see them through the stem "small".
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ Value = TypeVar("Value")
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-"""Mean and standard deviation of red, green and blue in 0..1. Nearly all published networks take
-photographs by ImageNet's; other photographs are close to them."""
+"""Mean and standard deviation of red, green and blue, in 0..1. Nearly all published networks
+normalise photographs by ImageNet's; other photographs are close to them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """A dataset as a recipe sees it.
+class DatasetDefaults:
+    """What follows from a dataset, whatever the recipe.
 
     Attributes:
       dataset: its name, a key of jaxcls.data.DATASETS.
       pixels: height and width of all its images; None for photographs, which have all sizes.
-      mean: of the grey levels, in 0..1, a value for each channel.
-      std: their standard deviation, likewise.
-      mirrors: whether a mirrored image is one of the same class, which a digit is not.
+      mean: mean of the grey levels, in 0..1, a value for each channel.
+      std: standard deviation of the grey levels, likewise.
+      mirrors: whether a mirrored image is still one of its class; a mirrored digit is not.
     """
 
     dataset: str
@@ -53,8 +53,8 @@ class Setting:
 
     @property
     def is_digits(self) -> bool:
-        """Whether it is the embedded 1,437 digits of 8 x 8 pixels, on which recipes run without
-        any data: small, with a training of their own."""
+        """Whether it is the embedded dataset of 1,437 digits, on which every recipe runs as it
+        is. They are so few and small that recipes train them in a way of their own."""
         return self.dataset == "digits"
 
     @property
@@ -69,16 +69,16 @@ class Setting:
 
     @property
     def stem(self) -> Literal["imagenet", "small"]:
-        """The stem of a network: photographs bear large strides."""
+        """The stem that suits the images: only photographs bear large strides."""
         return "imagenet" if self.photographs else "small"
 
     @property
     def normalize(self) -> Normalize:
-        """From grey levels to what networks take."""
+        """The transform from grey levels to what networks take."""
         return Normalize(mean=self.mean, std=self.std)
 
     def choose(self, published: Value, *, digits: Value) -> Value:
-        """Returns what the recipe has published, or what suits the embedded digits."""
+        """Returns the published value, or the one for the embedded digits."""
         return digits if self.is_digits else published
 
     def data(
@@ -89,19 +89,19 @@ class Setting:
         scale: tuple[float, float] = (0.08, 1.0),
         interpolation: Interpolation = "bilinear",
     ) -> Dataset:
-        """Returns the dataset's node; the arguments concern photographs alone.
+        """Returns the dataset's node. All arguments concern photographs alone.
 
-        For training a random box is cut out of a photograph as it was taken, and then resized:
-        a crop on the devices would come from a square that is small already. For evaluation the
-        middle is cut out. The batches of both have `size`; a recipe that trains with smaller
-        images resizes them on the devices (`reduced`).
+        Training cuts a random box out of the photograph as it was taken, and resizes it: a crop
+        on the devices would come from a square that is small already. Evaluation cuts out the
+        middle. The images of both reach the devices with `size` pixels a side; a recipe that
+        trains with smaller ones resizes them there (`reduced`).
 
         Args:
           size: pixels of a side of the images in evaluation, and of what the devices get.
-          crop: of evaluation: `size` by the pixels that the short side is resized to. 0.875
+          crop: for evaluation, `size` by the pixels that the short side is resized to: 0.875
             cuts 224 pixels out of 256.
-          scale: of training: least and greatest part of the image's area that a box has.
-          interpolation: of both.
+          scale: for training, least and greatest share of the image's area that a box has.
+          interpolation: for both.
         """
         data = create_dataset(self.dataset)
         if isinstance(data, Synthetic):
@@ -116,11 +116,11 @@ class Setting:
         return data
 
     def framing(self) -> tuple[Transform, ...]:
-        """Returns the transforms that choose what is seen of a scene, and from which side.
+        """Returns the transforms that move and mirror an image.
 
-        Photographs are cropped by then. Small images are moved by up to an eighth of their
-        size: CIFAR's 32 pixels by 4, as in He et al. 2015, section 4.2
-        (https://arxiv.org/abs/1512.03385).
+        Small images move by up to an eighth of their size: CIFAR's 32 pixels by 4, as in He et
+        al. 2015, section 4.2 (https://arxiv.org/abs/1512.03385). Photographs only mirror: the
+        host has cropped them at random.
         """
         mirrored = (HorizontalFlip(),) if self.mirrors else ()
         if self.pixels is None:
@@ -128,43 +128,43 @@ class Setting:
         return (RandomCrop(padding=self.pixels // 8), *mirrored)
 
     def enlarged(self, at_least: int) -> tuple[Transform, ...]:
-        """Returns what enlarges small images to the least size that a network takes."""
+        """Returns the transform that enlarges small images to the least size that a network
+        takes, if they need it."""
         if self.pixels is None or self.pixels >= at_least:
             return ()
         return (Resize(size=at_least),)
 
     def reduced(self, size: int) -> tuple[Transform, ...]:
-        """Returns what makes photographs as small as a recipe trains with, where it evaluates
-        with larger ones; small images stay."""
+        """Returns the transform that reduces photographs, for a recipe that trains with smaller
+        images than it evaluates with. Small images stay."""
         return (Resize(size=size),) if self.photographs else ()
 
 
 # Mean and deviation over the training images.
-_SMALL = (
-    Setting("digits", 8, (0.5,), (0.5,), mirrors=False),
-    Setting("mnist", 28, (0.1307,), (0.3081,), mirrors=False),
-    Setting("fashion_mnist", 28, (0.2860,), (0.3530,)),
-    Setting("cifar10", 32, *CIFAR10),
-    Setting("cifar100", 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-)
+_SMALL = {
+    "digits": DatasetDefaults("digits", 8, (0.5,), (0.5,), mirrors=False),
+    "mnist": DatasetDefaults("mnist", 28, (0.1307,), (0.3081,), mirrors=False),
+    "fashion_mnist": DatasetDefaults("fashion_mnist", 28, (0.2860,), (0.3530,)),
+    "cifar10": DatasetDefaults("cifar10", 32, *CIFAR10),
+    "cifar100": DatasetDefaults(
+        "cifar100", 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    ),
+}
 
 
-def setting(dataset: str, *, small: int | None = None) -> Setting:
+def dataset_defaults(dataset: str, *, small: int | None = None) -> DatasetDefaults:
     """Returns what follows from a dataset.
 
     Args:
       dataset: the argument of a recipe, a key of jaxcls.data.DATASETS.
-      small: for recipes of small images: photographs are taken as small images of so many
-        pixels, like CIFAR-10's (which are files in a folder for some); None takes them as
+      small: for recipes of small images: reduces photographs to so many pixels a side and
+        treats them like CIFAR-10's images, which some keep in a folder. None takes them as
         photographs.
 
     Raises:
-      UserError: for a name that is not known.
+      UserError: for an unknown name.
     """
     create_dataset(dataset)
-    for known in _SMALL:
-        if known.dataset == dataset:
-            return known
-    if small is None:
-        return Setting(dataset, None, *IMAGENET)
-    return Setting(dataset, small, *CIFAR10)
+    if dataset in _SMALL:
+        return _SMALL[dataset]
+    return DatasetDefaults(dataset, small, *(CIFAR10 if small else IMAGENET))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from jaxcls.config.tree import Config
 from jaxcls.data.order import steps_per_epoch
-from jaxcls.duration import RunLength
+from jaxcls.duration import Duration, RunLength
 from jaxcls.errors import UserError
 
 
@@ -19,7 +19,7 @@ class Plan:
       save_every: steps between checkpoints, 1 or more.
       log_every: steps between lines of training metrics, 1 or more.
       steps_per_call: steps that fill a call, 1 or more.
-      patience: steps without a better evaluation that end the run; None for no end but its own.
+      patience: steps without a better evaluation that end the run early; None never does.
     """
 
     run: RunLength
@@ -31,8 +31,13 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
+        """Steps of the whole run."""
         assert self.run.total_steps is not None
         return self.run.total_steps
+
+    @property
+    def _intervals(self) -> tuple[int, int, int]:
+        return self.evaluate_every, self.save_every, self.log_every
 
     def is_due(self, every: int, step: int) -> bool:
         """Whether something that happens every `every` steps and at the end is due."""
@@ -40,22 +45,22 @@ class Plan:
 
     def call_lengths(self, step: int) -> list[int]:
         """Returns the lengths that calls() may give, longest first."""
-        every = (self.evaluate_every, self.save_every, self.log_every)
-        ends = [step, self.total_steps, *(n for n in every if n < self.total_steps)]
+        within = [every for every in self._intervals if every < self.total_steps]
+        ends = [step, self.total_steps, *within]
         divides = all(end % self.steps_per_call == 0 for end in ends)
         return [self.steps_per_call] if divides else [self.steps_per_call, 1]
 
     def calls(self, step: int) -> Iterator[int]:
         """Yields the lengths of the calls from `step` to the end of the run: steps_per_call,
-        or 1 where something is due before so many steps are made.
+        or 1 where something is due before that many steps are made.
 
-        What comes after a step does not depend on how it was reached, so that a run which is
-        continued makes the same calls.
+        The calls after a step do not depend on how the run got there, so that a continued run
+        makes the same ones.
         """
         while step < self.total_steps:
-            every = (self.evaluate_every, self.save_every, self.log_every)
-            due = min(self.total_steps, *(step - step % n + n for n in every))
-            length = self.steps_per_call if due - step >= self.steps_per_call else 1
+            next_due = [step - step % every + every for every in self._intervals]
+            room = min(self.total_steps, *next_due) - step
+            length = self.steps_per_call if room >= self.steps_per_call else 1
             yield length
             step += length
 
@@ -71,12 +76,12 @@ def plan(config: Config, num_train: int) -> Plan:
       UserError: if the batch is larger than the training set, a duration comes to nothing or
         the warm-up does not fit into the run.
     """
-    if config.batch_size > num_train:
-        raise UserError(
-            f"batch_size {config.batch_size} is larger than the training set of {num_train} "
-            f"images: use at most {num_train}."
-        )
     batch_size = config.batch_size
+    if batch_size > num_train:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the training set of {num_train} images: "
+            f"use at most {num_train}."
+        )
     run = RunLength(steps_per_epoch(num_train, batch_size), batch_size)
     total = config.duration.to_steps(run)
     if not 1 <= total < 2**31:
@@ -90,30 +95,27 @@ def plan(config: Config, num_train: int) -> Plan:
             schedule.factor(run)  # raises where the warm-up does not fit
     if config.ema is not None:
         config.ema.share(run)  # raises where the run has no update of the average
-    durations = {
-        "evaluation.every": config.evaluation.every,
-        "checkpoint.every": config.checkpoint.every,
-        "log.every": config.log.every,
-    }
+    every = (
+        _one_or_more("evaluation.every", config.evaluation.every, run),
+        _one_or_more("checkpoint.every", config.checkpoint.every, run),
+        _one_or_more("log.every", config.log.every, run),
+    )
+    patience = None
     if config.stop_early is not None:
-        durations["stop_early.patience"] = config.stop_early.patience
-    every = {}
-    for name, duration in durations.items():
-        every[name] = duration.to_steps(run)
-        if every[name] < 1:
-            raise UserError(
-                f"{name} of {duration} is less than one step ({run.steps_per_epoch} steps "
-                "are an epoch)."
-            )
-    due = (
-        every[name] for name in ("evaluation.every", "checkpoint.every", "log.every")
-    )
-    per_call = min(config.steps_per_call, total, *due)
-    return Plan(
-        run,
-        every["evaluation.every"],
-        every["checkpoint.every"],
-        every["log.every"],
-        per_call,
-        every.get("stop_early.patience"),
-    )
+        patience = _one_or_more("stop_early.patience", config.stop_early.patience, run)
+    return Plan(run, *every, min(config.steps_per_call, total, *every), patience)
+
+
+def _one_or_more(name: str, duration: Duration, run: RunLength) -> int:
+    """Returns a duration in steps.
+
+    Raises:
+      UserError: if it is less than one.
+    """
+    steps = duration.to_steps(run)
+    if steps < 1:
+        raise UserError(
+            f"{name} of {duration} is less than one step ({run.steps_per_epoch} steps are an "
+            "epoch)."
+        )
+    return steps

@@ -1,31 +1,28 @@
-"""A watch over the images of a run that cannot be read and are left out.
+"""Watches for images that a run cannot read and leaves out.
 
-The processes that load have only masked the rows (jaxcls/data/loader.py): here, in the trainer,
-each such image is said once, counted, and too many of them end the run.
+The processes that load only mask the rows (jaxcls/data/loader.py). The trainer names each such
+image once and counts them; too many end the run.
 """
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxcls.data.loader import Batch
-from jaxcls.data.sources import Source, Split
-from jaxcls.data.subset import explain
+from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.errors import UserError
 
 NAMED = 5
-"""Images that the message names when there are too many."""
+"""How many images the message names when there are too many."""
 
 
 class BadImages:
-    """The bad images of one split that have been met since the process began."""
+    """The bad images of one split that this process has met."""
 
     def __init__(
         self,
         source: Source,
         split: Split,
         *,
-        max_share: float,
         say: Callable[[str], None] = print,
     ):
         """Begins with none.
@@ -33,12 +30,10 @@ class BadImages:
         Args:
           source: the split.
           split: its name, for messages.
-          max_share: of the split that may be bad, 0..1.
-          say: takes a line for each.
+          say: takes a line for each image.
         """
         self._source = source
         self._split = split
-        self._max_share = max_share
         self._say = say
         self._reasons: dict[int, str] = {}
 
@@ -56,7 +51,7 @@ class BadImages:
             yield batch
 
     def look_at(self, batch: Batch) -> None:
-        """Counts and says the images of a batch that have not been met before.
+        """Counts and names the bad images of a batch that are new.
 
         Args:
           batch: "id" and "mask", as a Loader gives them.
@@ -68,8 +63,8 @@ class BadImages:
         for index in map(int, np.unique(bad)):
             if index in self._reasons:
                 continue
-            # It may have become readable since: the row was left out all the same.
-            reason = explain(self._source, index) or (
+            # It may have become readable since; the row was left out all the same.
+            reason = self._source.explain(index) or (
                 f"record {index} of {self._source!r}: it could not be read at first."
             )
             self._reasons[index] = reason
@@ -78,14 +73,14 @@ class BadImages:
 
     def _check(self) -> None:
         count, size = len(self._reasons), len(self._source)
-        if count <= self._max_share * size:
+        if count <= self._source.max_bad_share * size:
             return
         reasons = list(self._reasons.values())
         more = [f"and {count - NAMED} more"] if count > NAMED else []
         raise UserError(
             f"{count} of the {size} images of the {self._split} split are bad so far "
             f"({count / size:.2%}), more than data.max_bad_share allows "
-            f"({self._max_share:.2%}):\n    "
+            f"({self._source.max_bad_share:.2%}):\n    "
             + "\n    ".join([*reasons[:NAMED], *more])
             + "\n  Mend or remove them (python -m jaxcls.prepare check finds all), or raise "
             "data.max_bad_share."

@@ -1,27 +1,26 @@
 """From the bytes of an image file to its pixels: `decode(data)`, uint8 [height, width, channels].
 
-Which format it is, is read from the first bytes: the name of a file often lies. JPEG goes through
-libjpeg-turbo (simplejpeg), 1.1 to 1.4 times as fast as Pillow and to the same pixels;
-everything else, and CMYK, goes through Pillow. Both release Python's lock while they work. What
-comes out is what Pillow's `convert("RGB")` gives, and so what torchvision's and timm's folders
-give:
+The first bytes tell the format: the name of a file often lies. libjpeg-turbo (simplejpeg) decodes
+JPEG, 1.1 to 1.4 times as fast as Pillow and to the same pixels; Pillow decodes everything else,
+and CMYK. Both release Python's lock while they work. The result is that of Pillow's
+`convert("RGB")`, and so that of torchvision's and timm's folders:
 
 * Transparency is dropped: a pixel keeps its colour, however transparent. Nothing is laid over
   black or white.
 * CMYK and YCCK become RGB without colour profiles.
-* Of an animation, or of a file with several pages, the first image is taken.
+* An animation, or a file with several pages, gives its first image.
 
-In three points it is not Pillow's `convert`:
+It differs from Pillow's `convert` in three points:
 
 * 16 bits of grey are divided by 257 and rounded (Pillow cuts everything above 255 off). In
   three channels Pillow keeps the upper 8 bits itself, which is at most one level off.
 * Images are turned upright as Exif says (`ImageOps.exif_transpose`).
-* Damage that shows is an error, not a picture that is partly grey: JPEG files must decode
-  without a warning, the checksums of PNG files must be right. The other formats, JPEG too,
-  have no checksums: what is damaged but well-formed cannot be told from an image.
+* Visible damage is an error, not a picture that is partly grey: JPEG files must decode without
+  a warning, and the checksums of PNG files must be right. The other formats, JPEG included,
+  have no checksums: damaged but well-formed data cannot be told from an image.
 
 No wheel decodes a box alone, but a JPEG file can be decoded from its top down to the box's last
-row: its header is changed to say that it has so many rows. Half an image takes half the time.
+row: a changed header says that the file has only so many rows. Half an image takes half the time.
 """
 
 import io
@@ -37,17 +36,17 @@ MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before they are decoded (Pillow's limit for an error)."""
 
 _MAX_SCANS = 500
-"""A progressive JPEG file with more scans only keeps the decoder busy (libjpeg-turbo's limit)."""
+"""A progressive JPEG file with more scans only wastes the decoder's time (libjpeg-turbo's limit)."""
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What Pillow may read: no format that runs a program or has no place among photographs."""
+"""The formats that Pillow may read: none runs a program, and all occur among photographs."""
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # the number of Exif's field
 
 
 class BadImage(ValueError):
-    """These bytes are no image that can be decoded. The message is a sentence, without a path."""
+    """Bytes that cannot be decoded as an image. The message is a sentence without a path."""
 
 
 def decode(
@@ -66,15 +65,15 @@ def decode(
         as its short side keeps this many pixels. That takes less time than the whole; in
         photographs a pixel then differs by 1 to 2 levels on average from the mean of the
         pixels that it stands for. (Scales above 4/8 take longer than the whole.)
-      rows: if given, only so many rows are needed, counted in the image as `size` has it: the
-        others of a JPEG file may be left black. Damage is then found in those rows only; that
-        the file is cut off is found anyway.
+      rows: if given, only the first so many rows of the image (as `size` counts them) are
+        needed: a JPEG file may leave the others black. Damage is then found in those rows only,
+        except that a file cut off is always found.
 
     Returns:
       uint8 [height, width, channels]; it may be read-only.
 
     Raises:
-      BadImage: if it is no image in a known format, damaged, cut off or too large.
+      BadImage: if the format is unknown, or the image is damaged, cut off or too large.
     """
     jpeg = _jpeg_header(data)
     if jpeg is None:
@@ -94,7 +93,7 @@ def decode(
     if pixels is None:
         pixels = _decode_jpeg(data, wanted, **scale)
     if pixels.shape[2] > channels:
-        pixels = _pixels(Image.fromarray(pixels).convert("L"))
+        pixels = pixels_of(Image.fromarray(pixels).convert("L"))
     return _upright(pixels, orientation)
 
 
@@ -118,8 +117,7 @@ def size(data: bytes) -> tuple[int, int]:
 def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
     """Returns (height, width, colour space) of a JPEG file, None of anything else.
 
-    Also None for a JPEG file that simplejpeg does not know how to handle: Pillow has its say
-    then, be it only to refuse it.
+    Also None for a JPEG file that simplejpeg cannot handle: Pillow decodes or refuses it.
     """
     if not data.startswith(_JPEG):
         return None
@@ -147,14 +145,13 @@ def _decode_jpeg_top(
 ) -> np.ndarray | None:
     """Returns the pixels with no more than the first `rows` decoded, the others black.
 
-    None where the whole must be decoded: because it saves little, because the file is not
-    sequential, or because anything at all is odd about it.
+    None where the whole must be decoded: because it saves little, the file is not sequential,
+    or anything at all is odd about it.
     """
     starts = {marker: start for marker, start, _ in _segments(data)}
     frame = starts.get(0xC0)  # of a baseline file
-    if (
-        frame is None or 0xDD in starts
-    ):  # what follows restart markers would be complained of
+    # The decoder would complain of what follows restart markers (0xDD).
+    if frame is None or 0xDD in starts:
         return None
     # Whole blocks of 16 rows, and one more, whose colours are blended into the last row's.
     kept = -(-rows // 16) * 16 + 16
@@ -170,8 +167,8 @@ def _decode_jpeg_top(
     try:
         simplejpeg.decode_jpeg(shorter, colours, buffer=pixels, **scale)
     except ValueError as error:
-        # libjpeg reports the first thing that it stumbles on. It should be the rows that are
-        # left, and they should be all that is left.
+        # libjpeg reports the first problem that it meets. That must be the rows left over, and
+        # nothing else.
         if not _LEFT_OVER.fullmatch(str(error)):
             return None
     return pixels
@@ -181,8 +178,8 @@ _LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields each segment of a JPEG file before the pixels: its marker and where its content
-    starts and ends."""
+    """Yields (marker, start, end of the content) of each segment of a JPEG file before the
+    pixels."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         if data[at + 1] == 0xFF:  # filling
@@ -194,7 +191,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    """Returns what Exif says in a JPEG file: 1..8, 1 being upright, also if it says nothing."""
+    """Returns Exif's orientation in a JPEG file: 1..8; 1, upright, also if there is none."""
     for marker, start, end in _segments(data):
         if marker == 0xE1 and data.startswith(b"Exif\0\0", start):
             return _exif_orientation(data[start + 6 : end])
@@ -227,23 +224,15 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns the pixels [height, width, channels] as Exif's orientation 1..8 wants them."""
+    """Turns pixels [height, width, channels] upright, given Exif's orientation 1..8."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
-    mirrored = {
-        2: (1, -1),
-        3: (-1, -1),
-        4: (-1, 1),
-        6: (1, -1),
-        7: (-1, -1),
-        8: (-1, 1),
-    }
-    down, across = mirrored.get(orientation, (1, 1))
+    down, across = ((1, 1), (1, -1), (-1, -1), (-1, 1))[(orientation - 1) % 4]
     return np.ascontiguousarray(pixels[::down, ::across])
 
 
 def _open(data: bytes) -> Image.Image:
-    """Returns the image as Pillow opens it: the header is read and the pixels are not."""
+    """Opens an image with Pillow, which reads its header and not its pixels."""
     if not data:
         raise BadImage("it is empty (0 bytes).")
     try:
@@ -277,7 +266,7 @@ def _what_it_is(data: bytes) -> str:
 
 
 def _by_pillow(data: bytes, channels: int) -> np.ndarray:
-    """Returns the pixels of an image in any format, as `decode` does."""
+    """Decodes an image in any format, as `decode` does."""
     image = _open(data)
     kind = image.format
     try:
@@ -285,7 +274,8 @@ def _by_pillow(data: bytes, channels: int) -> np.ndarray:
             image.verify()  # its checksums; then it must be opened again
             image = _open(data)
         orientation = _orientation(image, data)
-        pixels = _pixels(_eight_bits(image).convert("L" if channels == 1 else "RGB"))
+        mode = "L" if channels == 1 else "RGB"
+        pixels = pixels_of(_eight_bits(image).convert(mode))
     except BadImage:
         raise
     except Exception as error:  # as in _open
@@ -294,7 +284,7 @@ def _by_pillow(data: bytes, channels: int) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Returns the image, loaded, in a mode that converts to RGB without loss of its levels."""
+    """Loads an image in a mode that converts to RGB without losing grey levels."""
     image.load()
     image.info.pop("transparency", None)  # or Pillow warns that it is dropped
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF"):
@@ -308,10 +298,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    """Returns uint8 [height, width, channels] of an image in mode "L" or "RGB"."""
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Returns uint8 [height, width, channels] of an image in mode "L" or "RGB"; read-only."""
+    return np.atleast_3d(np.asarray(image))
 
 
 def _check_pixels(height: int, width: int) -> None:

@@ -1,22 +1,58 @@
-"""Encoded images as a source of squares: decoded, when a batch asks for them.
+"""Images as they lie in files (Encoded), and as a source of squares (DecodedSource).
 
-`Images` is what the config nodes of such datasets have in common; `DecodedSource` does it.
+`Images` is what the datasets of a config whose images lie in files have in common.
 """
 
 import abc
 import dataclasses
 import threading
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 
+from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage
-from jaxcls.data.encoded import Encoded
 from jaxcls.data.host_crop import Canvas, CenterSquare
-from jaxcls.data.sources import Dataset, Record, Source, Split
-from jaxcls.errors import UserError
+from jaxcls.data.sources import MAX_BAD_SHARE, Batch, Source, Split
+from jaxcls.options import Share
 
 OnBadImage = Literal["raise", "skip"]
+
+
+class Encoded(abc.ABC):
+    """A random-access sequence of encoded images (JPEG, PNG, ...) with their labels.
+
+    `repr()` names the data and nothing else (no memory address, no path of the machine): a run
+    stores it, and compares it when it continues. Worker processes get it by pickling; there it
+    opens its files again, on first use.
+
+    Attributes:
+      class_names: the name of each class; a label is an index into them.
+      labels: the label of each image, int32 [n], or uint8 [n, classes] of ones and zeros where
+        an image may have any number of classes.
+    """
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def read(self, index: int) -> bytes:
+        """Returns the bytes of one image.
+
+        Raises:
+          OSError: if they cannot be read.
+        """
+
+    @abc.abstractmethod
+    def where(self, index: int) -> str:
+        """Returns where an image lies, for messages: the path of its file, or a name."""
+
+    @abc.abstractmethod
+    def __repr__(self) -> str: ...
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -24,54 +60,41 @@ class Images(Dataset):
     """A dataset of encoded images (JPEG, PNG, ...) of any size.
 
     Attributes:
-      canvas: how they become squares of one size: CenterSquare, HostRandomResizedCrop or
-        Letterbox.
+      canvas: the host crop, which makes squares of one size: CenterSquare,
+        HostRandomResizedCrop or Letterbox.
       channels: 3 for RGB, 1 for grey; images of the other kind are converted.
       on_bad_image: what to do about a file that is damaged or no image: "raise" ends the run
         with its name; "skip" goes on with that row left out, and says so.
       max_bad_share: with "skip", the share of bad images above which the run ends, 0..1.
-      cache_mb: megabytes of encoded images that each process keeps in memory once they are
-        read, 0 or more. For slow disks.
+      cache_mb: megabytes of encoded images that each process keeps in memory after reading
+        them, 0 or more. For slow disks.
     """
 
     canvas: Canvas = dataclasses.field(default_factory=CenterSquare)
     channels: Literal[1, 3] = 3
     on_bad_image: OnBadImage = "raise"
-    max_bad_share: float = 0.001
-    cache_mb: int = 0
+    max_bad_share: Share = MAX_BAD_SHARE
+    cache_mb: Annotated[int, Ge(0)] = 0
 
     @abc.abstractmethod
     def encoded(self, split: Split) -> Encoded:
-        """Returns the images of one split as they lie in their files."""
+        """Opens the images of one split as they lie in their files."""
 
     def source(self, split: Split) -> Source:
-        return DecodedSource(
+        """Opens one split, whose images are decoded when a batch asks for them."""
+        source = DecodedSource(
             self.encoded(split),
             self.canvas if split == "train" else self.canvas.evaluation(),
             self.channels,
             self.on_bad_image,
             self.cache_mb,
         )
-
-    def validate(self) -> None:
-        super().validate()
-        self.canvas.validate()
-        if self.channels not in (1, 3):
-            raise UserError(f"data.channels must be 1 or 3, not {self.channels}.")
-        if self.on_bad_image not in ("raise", "skip"):
-            raise UserError(
-                f"data.on_bad_image must be 'raise' or 'skip', not {self.on_bad_image!r}."
-            )
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(
-                f"data.max_bad_share must lie in 0..1, not {self.max_bad_share}."
-            )
-        if self.cache_mb < 0:
-            raise UserError(f"data.cache_mb must be 0 or more, not {self.cache_mb}.")
+        source.max_bad_share = self.max_bad_share
+        return source
 
 
-class DecodedSource:
-    """Encoded images, decoded onto a canvas whenever they are asked for (a Source)."""
+class DecodedSource(Source):
+    """Encoded images, decoded and cropped to squares when they are asked for."""
 
     def __init__(
         self,
@@ -83,19 +106,14 @@ class DecodedSource:
     ):
         """Wraps `encoded`; nothing is read yet. The other arguments are those of Images."""
         self.encoded = encoded
+        self.class_names = encoded.class_names
         self.canvas = canvas
         self.channels = channels
         self.on_bad_image = on_bad_image
-        self.cache_mb = cache_mb
         self._cache = _Cache(cache_mb * 2**20)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.encoded.class_names
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each record, int32 [n] (or one column a class, uint8 [n, classes])."""
+    @property  # a copy would be pickled once more where `encoded` is pickled as its path
+    def labels(self) -> np.ndarray:  # type: ignore[override]
         return self.encoded.labels
 
     def __len__(self) -> int:
@@ -104,22 +122,12 @@ class DecodedSource:
     def __repr__(self) -> str:
         return f"{self.encoded!r} on {self.canvas!r}"
 
-    def __getitem__(self, index: int) -> Record:
-        batch = self.gather(np.array([index]))
-        label = batch["label"][0]
-        return {
-            "image": batch["image"][0],
-            "label": label if label.ndim else int(label),
-        }
-
-    def gather(
-        self, indices: np.ndarray, words: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """Returns the records `indices` (int [n]) as one batch.
+    def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
+        """Decodes the images of a batch.
 
         Args:
-          indices: the records.
-          words: uint64 [n], on which depends what is random in each row; None takes the
+          indices: the records, int [n].
+          row_seeds: uint64 [n], which decide what is random in each row; None takes the
             record's index, so that a record always looks the same.
 
         Returns:
@@ -130,36 +138,31 @@ class DecodedSource:
           RuntimeError: naming the file and what is wrong with it, if an image is bad and
             `on_bad_image` is "raise".
         """
-        words = indices if words is None else words
-        images = np.empty((len(indices), *self.canvas.shape(self.channels)), np.uint8)
+        row_seeds = indices if row_seeds is None else row_seeds
+        images = np.zeros((len(indices), *self.canvas.shape(self.channels)), np.uint8)
         mask = np.ones(len(indices), bool)
-        for row, (index, word) in enumerate(
-            zip(indices.tolist(), words.tolist(), strict=True)
+        for row, (index, seed) in enumerate(
+            zip(indices.tolist(), row_seeds.tolist(), strict=True)
         ):
             try:
-                images[row] = self._place(index, word)
+                images[row] = self.canvas.place(self._read(index), self.channels, seed)
             except (BadImage, OSError) as error:
                 if self.on_bad_image == "raise":
                     raise RuntimeError(
                         f"{self._complaint(index, error)} Mend or remove it, or leave such "
                         "images out with --config.data.on_bad_image=skip."
                     ) from None
-                images[row] = 0
                 mask[row] = False
         return {"image": images, "label": self.labels[indices], "mask": mask}
 
     def explain(self, index: int) -> str | None:
-        """Returns a sentence with the path of a bad record and why it is bad; None if it is
-        good."""
+        """Returns a sentence with the path of a bad record and the reason; None if it is good."""
         try:
-            # All of the image: a random crop need not have met what is wrong with it.
+            # Decodes the whole image: a random crop may miss the damage.
             self.canvas.evaluation().place(self._read(index), self.channels, 0)
         except (BadImage, OSError) as error:
             return self._complaint(index, error)
         return None
-
-    def _place(self, index: int, word: int) -> np.ndarray:
-        return self.canvas.place(self._read(index), self.channels, word)
 
     def _read(self, index: int) -> bytes:
         """Returns the bytes of one image, from the cache if it has them."""
@@ -181,11 +184,11 @@ class DecodedSource:
 
 
 class _Cache:
-    """Files in memory, up to a number of bytes: the first ones that come stay.
+    """Keeps the first files that come in memory, up to a number of bytes.
 
-    Every record is read once an epoch, in another order each time, so which ones stay does not
-    matter, and dropping one for another would only cost time. Several threads may use it. A
-    worker process begins with an empty one.
+    An epoch reads every record once, in another order each time: which files stay does not
+    matter, and replacing one would only cost time. Several threads may use the cache. A worker
+    process begins with an empty one.
     """
 
     def __init__(self, max_bytes: int):
@@ -198,13 +201,11 @@ class _Cache:
         return self._files.get(index)
 
     def put(self, index: int, data: bytes) -> None:
-        if self.num_bytes + len(data) > self.max_bytes:
-            return
         with self._lock:
-            if index in self._files or self.num_bytes + len(data) > self.max_bytes:
-                return
-            self._files[index] = data
-            self.num_bytes += len(data)
+            fits = self.num_bytes + len(data) <= self.max_bytes
+            if fits and index not in self._files:
+                self._files[index] = data
+                self.num_bytes += len(data)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Cache, (self.max_bytes,)

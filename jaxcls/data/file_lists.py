@@ -1,64 +1,50 @@
-"""What sources that list files or records have in common: names, classes and splits.
+"""What formats that list files or records have in common: names, classes and splits."""
 
-A list of a million names is one block of bytes here, not a million Python strings: it is sent to
-every worker process.
-"""
-
+import contextlib
 import difflib
 import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, did_you_mean, printable
 
 IMAGE_EXTENSIONS = frozenset(
-    b".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff".split()
 )
 """What the names of image files end with, in any case of the letters."""
 
 HELD_OUT = ("val", "validation", "test")
 """Names of what is evaluated on; where several exist, the first of these is used."""
 
-ClassOrder = Literal["lexical", "natural"]
-
-
-class Names:
-    """Many short byte strings in one block, indexed 0..n-1."""
-
-    def __init__(self, names: Iterable[bytes]):
-        names = list(names)
-        self._block = b"".join(names)
-        self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        return self._block[self._ends[index] : self._ends[index + 1]]
+HeldOutShare = Annotated[float, Interval(gt=0, lt=1)]
+"""The part of the images that is held out for testing."""
 
 
 @functools.cache
-def say(message: str) -> None:
+def note(message: str) -> None:
     """Tells the user what was found in the data, once a process: both splits come by here, and
     often find the same. Training goes on."""
-    print(f"note: {message}", file=sys.stderr, flush=True)
+    print(f"note: {printable(message)}", file=sys.stderr, flush=True)
 
 
-def shown(name: bytes | str) -> str:
-    """Returns a file's name as text that can be printed, whatever bytes it is made of."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def count(number: int, one: str, several: str = "") -> str:
+def counted(number: int, one: str, several: str = "") -> str:
     """Returns "1 file", "2,000 files"; the plural is that with an "s" where none is given."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def enumerated(names: Sequence[str], limit: int = 5) -> str:
+    """Returns "a, b, c" or "a, b, ... (12 in all)"."""
+    some = ", ".join(itertools.islice(names, limit))
+    return some if len(names) <= limit else f"{some}, ... ({len(names)} in all)"
 
 
 def similar_file(name: str, known: Iterable[str]) -> str:
@@ -71,18 +57,18 @@ def similar_file(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def is_image(name: bytes) -> bool:
+def is_image(name: str) -> bool:
     """Whether a file's name ends as those of images do."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
-def is_hidden(name: bytes) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder is the system's own and no part of the data: ".DS_Store",
     "._photo.jpg", "__MACOSX"."""
-    return name.startswith(b".") or name == b"__MACOSX"
+    return name.startswith(".") or name == "__MACOSX"
 
 
-def in_test_share(name: bytes, share: float) -> bool:
+def in_test_share(name: str, share: float) -> bool:
     """Decides whether a record is held out for testing, by its name alone.
 
     The first 64 bits of the name's SHA-256, read as a fraction of 2**64, lie below `share`:
@@ -92,86 +78,106 @@ def in_test_share(name: bytes, share: float) -> bool:
       name: of the record, unique in its dataset and the same on every machine.
       share: 0..1.
     """
-    word = int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
+    word = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
     return word < share * 2**64
 
 
-def check_test_share(share: float) -> None:
-    """Raises UserError unless 0 < share < 1."""
-    if not 0 < share < 1:
-        raise UserError(
-            f"data.test_share must lie between 0 and 1, not {share}: it is the part of the "
-            "images that is held out for testing."
-        )
+def evaluated(held_out: Sequence[str], where: str) -> str:
+    """Returns the first of the parts that could be evaluated, and says so if there are more.
 
-
-def fingerprint(*parts: bytes | np.ndarray | Iterable[bytes]) -> str:
-    """Returns 12 hexadecimal digits that depend on every byte of the parts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            part = np.ascontiguousarray(part).tobytes()
-        pieces = [part] if isinstance(part, bytes) else part
-        for piece in pieces:
-            digest.update(len(piece).to_bytes(8, "little") + piece)
-    return digest.hexdigest()[:12]
-
-
-def sort_key(order: ClassOrder, name: str) -> tuple[object, ...]:
-    """Returns the key that sorts names: "lexical" as text ("1", "10", "2"), "natural" with
-    the numbers in them by their value ("1", "2", "10")."""
-    if order == "lexical":
-        return (name,)
-    # Text and numbers take turns, so that like is compared with like.
-    pieces = re.split("([0-9]+)", name)
-    return (*[int(p) if p.isdecimal() and p.isascii() else p for p in pieces], name)
-
-
-def class_list(values: Iterable[str]) -> tuple[str, ...]:
-    """Returns the class names that occur, sorted: whole numbers by value, other names as
-    text."""
-    different = set(values)
-    numbers = all(re.fullmatch("-?[0-9]+", value) for value in different)
-    if numbers:
-        return tuple(sorted(different, key=lambda value: (int(value), value)))
-    return tuple(sorted(different))
-
-
-class ClassIndex:
-    """Turns the class of a record, as it is written, into an index.
-
-    Given names may be written as they are, or by their number from 0.
+    Args:
+      held_out: their names, in the order of HELD_OUT, at least one.
+      where: they are.
     """
+    if len(held_out) > 1:
+        note(f"{where} has {enumerated(held_out)}: {held_out[0]} is what is evaluated.")
+    return held_out[0]
 
-    def __init__(self, class_names: Sequence[str], *, numbers: bool):
-        """Makes the table.
 
-        Args:
-          class_names: the classes in order.
-          numbers: whether a class may also be written as its index.
-        """
-        self.class_names = tuple(class_names)
-        self._index = {name: i for i, name in enumerate(self.class_names)}
-        if numbers:
-            for i in range(len(self.class_names)):
-                self._index.setdefault(str(i), i)
+def class_list(values: Iterable[str], of: str) -> tuple[str, ...]:
+    """Returns the class names that occur, sorted: whole numbers by value, other names as
+    text. Says so if there are some of both.
 
-    def __call__(self, value: str, where: str) -> int:
-        """Returns the index of a class.
+    Args:
+      values: the classes of records.
+      of: what they are the classes of, "pets.csv".
+    """
+    names = sorted(set(values))
+    numbers = [name for name in names if re.fullmatch("-?[0-9]+", name)]
+    if len(numbers) == len(names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    if numbers:
+        others = [name for name in names if name not in set(numbers)]
+        note(
+            f"some classes of {of} are numbers ({enumerated(numbers)}) and others are not "
+            f"({enumerated(others)}): each is a class by itself."
+        )
+    return tuple(names)
 
-        Raises:
-          UserError: if there is no such class; `where` says who wanted it.
-        """
-        if value not in self._index:
+
+def class_indices(
+    values: Iterable[str],
+    class_names: Sequence[str],
+    where: Callable[[int], str],
+    *,
+    numbers: bool,
+) -> np.ndarray:
+    """Turns the classes of records, as they are written, into indices, int32 [n].
+
+    Args:
+      values: the class of each record, [n].
+      class_names: the classes in order.
+      where: says which record it is that has value 0..n-1.
+      numbers: whether a class may also be written as its index.
+
+    Raises:
+      UserError: if there is no such class.
+    """
+    index = {name: i for i, name in enumerate(class_names)}
+    if numbers:
+        index = {str(i): i for i in range(len(class_names))} | index
+    indices = []
+    for row, value in enumerate(values):
+        if value not in index:
             raise UserError(
-                f"{where} is of class '{value}', which is not among the "
-                f"{count(len(self.class_names), 'class', 'classes')} of training."
-                f"{did_you_mean(value, self.class_names)}"
+                f"{where(row)} is of class '{value}', which is not among the "
+                f"{counted(len(class_names), 'class', 'classes')} of training."
+                f"{did_you_mean(value, class_names)}"
             )
-        return self._index[value]
+        indices.append(index[value])
+    return np.array(indices, np.int32)
 
 
-def say_missing_classes(
+@contextlib.contextmanager
+def explaining(
+    what: str, kinds: tuple[type[Exception], ...] = (Exception,), advice: str = ""
+) -> Iterator[None]:
+    """Turns errors of some kinds into a UserError: "WHAT (the reason)ADVICE."
+
+    Raises:
+      UserError: in the place of such an error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = getattr(error, "strerror", None) or told
+        raise UserError(f"{what} ({reason}){advice}.") from error
+
+
+def parsed_json(text: str | bytes, where: str) -> Any:
+    """Returns what JSON says.
+
+    Raises:
+      UserError: if it is none.
+    """
+    with explaining(f"{where} is not JSON", (ValueError, RecursionError)):
+        return json.loads(text)
+
+
+def note_missing_classes(
     class_names: Sequence[str], labels: np.ndarray, of: str
 ) -> None:
     """Says which classes have no record.
@@ -181,31 +187,24 @@ def say_missing_classes(
       labels: indices [n], or uint8 [n, classes] with ones.
       of: what they are the labels of, "the test part of pets".
     """
-    if labels.ndim == 2:
-        counts = labels.sum(axis=0)
-    else:
-        counts = np.bincount(labels, minlength=len(class_names))
-    missing = [
-        name
-        for name, count in zip(class_names, counts.tolist(), strict=True)
-        if not count
-    ]
+    present = np.unique(labels if labels.ndim == 1 else labels.nonzero()[1])
+    missing = np.delete(np.array(class_names, object), present).tolist()
     if missing:
-        say(f"{of} has no image of {enumerated(missing)}.")
-
-
-def enumerated(names: Sequence[str], limit: int = 5) -> str:
-    """Returns "a, b, c" or "a, b, ... (12 in all)"."""
-    some = ", ".join(itertools.islice(names, limit))
-    return some if len(names) <= limit else f"{some}, ... ({len(names)} in all)"
+        note(f"{of} has no image of {enumerated(missing)}.")
 
 
 def require(option: str, value: str, what: str) -> None:
-    """Raises UserError if a path that has no default is not set."""
+    """Raises UserError if a path or name that has no default is not set."""
     if not value:
         raise UserError(
             f"data.{option} is not set: give {what} with --config.data.{option}=..."
         )
+
+
+def check_different(class_names: Sequence[str]) -> None:
+    """Raises UserError if two of the classes that the user names are one."""
+    if len(set(class_names)) < len(class_names):
+        raise UserError(f"data.class_names must be different, not {class_names}.")
 
 
 def expanded(path: str) -> str:

@@ -1,82 +1,75 @@
-"""How images of all sizes become squares of one size, on the host.
+"""Host crops: how images of all sizes become squares of one size, before they travel.
 
-    canvas = HostRandomResizedCrop(size=224)
-    canvas.place(data, channels=3, word=word)               # uint8 [224, 224, 3], for training
-    canvas.evaluation().place(data, channels=3, word=0)     # the middle, for validation
+    crop = HostRandomResizedCrop(size=224)
+    crop.place(data, channels=3, seed=seed)               # uint8 [224, 224, 3], for training
+    crop.evaluation().place(data, channels=3, seed=0)     # the middle, for validation
 
-What is random is a pure function of `word`, of which there is one for each (seed, step, row).
+The seed alone decides what is random; each row of each step has a seed of its own.
 """
 
 import abc
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 from PIL import Image
 
 from jaxcls.data import decode
-from jaxcls.errors import UserError
+from jaxcls.options import AboveZero, Ascending, ShareAboveZero
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-"""Pillow's filters of these names, which are wide enough for all old pixels to count
-(antialiased), except for "nearest"."""
+"""Pillow's filters of these names. All but "nearest" are antialiased: every old pixel counts."""
+
+Side = Annotated[int, Interval(ge=1, le=8192)]
 
 _TRIES = 10
 """How often torchvision draws a box before it takes the middle of the image."""
 
 _LARGEST_DETOUR = 16
-"""An image so long that resizing all of it would make more pixels than so many squares is not
-resized beyond the square: a file of 1 x 20,000 pixels would become one of 256 x 5 million."""
+"""An image longer than so many of its widths is cut before it is resized: otherwise a file of
+1 x 20,000 pixels would become one of 256 x 5 million."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Canvas(abc.ABC):
-    """How an image is laid onto a square."""
+    """A host crop: how an image of any size becomes a square."""
 
-    size: int
+    size: Side
 
     @abc.abstractmethod
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         """Decodes an image and lays it onto the square.
 
         Args:
           data: the bytes of its file.
           channels: 3 (RGB) or 1 (grey).
-          word: 0 <= word < 2**64, on which alone depends what is random.
+          seed: 0 <= seed < 2**64; it alone decides what is random.
 
         Returns:
           uint8 [size, size, channels]; it may be read-only.
 
         Raises:
-          BadImage: if the bytes are no image that can be decoded.
+          BadImage: if the bytes cannot be decoded.
         """
 
-    @abc.abstractmethod
     def evaluation(self) -> "Canvas":
-        """Returns the canvas for validation images: of the same shape, and nothing random."""
+        """Returns the crop of validation images: of the same shape, with nothing random."""
+        return self
 
     def shape(self, channels: int) -> tuple[int, int, int]:
         """Returns the shape of what `place` gives: (height, width, channels)."""
         return self.size, self.size, channels
-
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-        _check(self, "size", 1 <= self.size <= 8192, "lie in 1..8192")
-        for field in dataclasses.fields(self):
-            if field.name == "interpolation":
-                known = get_args(Interpolation)
-                chosen = getattr(self, field.name)
-                _check(self, field.name, chosen in known, f"be one of {known}")
 
 
 @dataclasses.dataclass(kw_only=True)
 class CenterSquare(Canvas):
     """The middle of the image: its short side is resized, then a square is cut out.
 
-    Equal to torchvision's Resize and CenterCrop of a Pillow image, pixel for pixel, and so the
-    same for training and validation. (Only images whose sides are to each other as 16 to 1 or
-    more are cut before they are resized.)
+    Equal to torchvision's Resize and CenterCrop of a Pillow image, pixel for pixel, and the
+    same for training and validation. (Only images more than 16 times as long as wide are cut
+    before they are resized.)
 
     Attributes:
       size: pixels of a side of the square, 1..8192.
@@ -85,12 +78,11 @@ class CenterSquare(Canvas):
       interpolation: "nearest", "bilinear" or "bicubic", antialiased as Pillow's.
     """
 
-    size: int = 256
-    crop: float = 1.0
+    size: Side = 256
+    crop: ShareAboveZero = 1.0
     interpolation: Interpolation = "bilinear"
 
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
-        del word
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         image = _image(decode.decode(data, channels=channels))
         short, long = sorted(image.size)
         new_short = round(self.size / self.crop)
@@ -100,7 +92,7 @@ class CenterSquare(Canvas):
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         square = (left, top, left + self.size, top + self.size)
         resample = _filter(self.interpolation)
-        if new_short * new_long <= _LARGEST_DETOUR * new_short**2:
+        if new_long <= _LARGEST_DETOUR * new_short:
             placed = image.resize((width, height), resample).crop(square)
         else:
             # The part of the image that the square shows, in its own pixels.
@@ -112,14 +104,7 @@ class CenterSquare(Canvas):
                 min(square[3] * down, image.height),
             )
             placed = image.resize((self.size, self.size), resample, box=part)
-        return _pixels(placed)
-
-    def evaluation(self) -> "CenterSquare":
-        return self
-
-    def validate(self) -> None:
-        super().validate()
-        _check_crop(self, self.crop)
+        return decode.pixels_of(placed)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -128,9 +113,9 @@ class HostRandomResizedCrop(Canvas):
     (torchvision's RandomResizedCrop; Szegedy et al., "Going Deeper with Convolutions", 2014).
 
     For large photographs: the crop comes from the image as it was taken, not from a square that
-    is already small. A JPEG file is decoded at 1/2 of its size or less where the box then still
-    has as many pixels as the square, and only down to the box's last row. At its full size, the
-    crop is equal to torchvision's of a Pillow image in the same box.
+    is already small. A JPEG file is decoded only down to the box's last row, and at 1/2 of its
+    size or less where the box then still has as many pixels as the square. A crop of a file
+    decoded at full size equals torchvision's of a Pillow image in the same box.
 
     Attributes:
       size: pixels of a side of the square, 1..8192.
@@ -141,17 +126,17 @@ class HostRandomResizedCrop(Canvas):
       crop: for validation images: the middle, as CenterSquare's.
     """
 
-    size: int = 224
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: Side = 224
+    scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()] = (0.08, 1.0)
+    ratio: Annotated[tuple[AboveZero, AboveZero], Ascending()] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
-    crop: float = 0.875
+    crop: ShareAboveZero = 0.875
 
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         height, width = decode.size(data)
-        box = random_box(word, height, width, self.scale, self.ratio)
-        # The least short side at which the box has `size` pixels in both ways, also after the
-        # sides of the decoded image are rounded up.
+        box = random_box(seed, height, width, self.scale, self.ratio)
+        # The least short side at which the box is `size` pixels high and wide, even after the
+        # decoder has rounded up the sides of the image.
         enough = -(-min(height, width) * self.size // min(box.height, box.width)) + 1
         pixels = decode.decode(
             data, channels=channels, min_side=enough, rows=box.top + box.height
@@ -169,33 +154,20 @@ class HostRandomResizedCrop(Canvas):
             min(bottom - first_row, cut.shape[0]),
         )
         side = (self.size, self.size)
-        return _pixels(_image(cut).resize(side, _filter(self.interpolation), box=part))
+        resample = _filter(self.interpolation)
+        return decode.pixels_of(_image(cut).resize(side, resample, box=part))
 
     def evaluation(self) -> CenterSquare:
         return CenterSquare(
             size=self.size, crop=self.crop, interpolation=self.interpolation
         )
 
-    def validate(self) -> None:
-        super().validate()
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            _check(
-                self,
-                name,
-                0 < low <= high < math.inf,
-                "go from a number above 0 to one that is not smaller",
-            )
-        _check(self, "scale", self.scale[1] <= 1, "not be above 1, the whole image")
-        _check_crop(self, self.crop)
-
 
 @dataclasses.dataclass(kw_only=True)
 class Letterbox(Canvas):
-    """The whole image in its own shape: its long side is resized, and the rest of the square,
-    one half on each side of the image, is filled.
+    """The whole image in its own shape, resized to fit the square and centred on a grey fill.
 
-    Nothing is cut off: a crop, if there is to be one, is made on the device.
+    Nothing is cut off; transforms on the device may still crop.
 
     Attributes:
       size: pixels of a side of the square, 1..8192.
@@ -203,28 +175,21 @@ class Letterbox(Canvas):
       interpolation: "nearest", "bilinear" or "bicubic", antialiased as Pillow's.
     """
 
-    size: int = 256
-    fill: int = 0
+    size: Side = 256
+    fill: Annotated[int, Interval(ge=0, le=255)] = 0
     interpolation: Interpolation = "bilinear"
 
-    def place(self, data: bytes, channels: int, word: int) -> np.ndarray:
-        del word
+    def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
         image = _image(decode.decode(data, channels=channels))
         long = max(image.size)
         width = max(round(image.width * self.size / long), 1)
         height = max(round(image.height * self.size / long), 1)
-        resized = _pixels(image.resize((width, height), _filter(self.interpolation)))
+        resized = image.resize((width, height), _filter(self.interpolation))
+        pixels = decode.pixels_of(resized)
         placed = np.full(self.shape(channels), self.fill, np.uint8)
         top, left = (self.size - height) // 2, (self.size - width) // 2
-        placed[top : top + height, left : left + width] = resized
+        placed[top : top + height, left : left + width] = pixels
         return placed
-
-    def evaluation(self) -> "Letterbox":
-        return self
-
-    def validate(self) -> None:
-        super().validate()
-        _check(self, "fill", 0 <= self.fill <= 255, "lie in 0..255")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,25 +203,24 @@ class Box:
 
 
 def random_box(
-    word: int,
+    seed: int,
     height: int,
     width: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """Draws a box as torchvision's RandomResizedCrop does: ten tries, of which the first that
-    fits is taken. If none fits, the box is the middle of the image, cut to the nearest ratio
-    that is allowed.
+    """Draws a box as torchvision's RandomResizedCrop does: the first of ten tries that fits. If
+    none fits, the box is the middle of the image, cut to the nearest ratio allowed.
 
     Args:
-      word: 0 <= word < 2**64, the key of the counter-based generator Philox, whose raw words
+      seed: 0 <= seed < 2**64, the key of the counter-based generator Philox, whose raw words
         NumPy promises for ever.
       height: of the image.
       width: of the image.
       scale: the least and greatest area, as a fraction of the image's.
       ratio: the least and greatest width by height.
     """
-    key = np.array([word, 0], np.uint64)
+    key = np.array([seed, 0], np.uint64)
     raw = np.random.Philox(key=key).random_raw(2 * _TRIES + 2)
     uniform = ((raw >> np.uint64(11)) * 2.0**-53).tolist()  # in 0 <= u < 1
     down, across = uniform[-2:]
@@ -268,23 +232,13 @@ def random_box(
         box_width = round(math.sqrt(area * aspect))
         box_height = round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            return Box(
-                top=int(down * (height - box_height + 1)),
-                left=int(across * (width - box_width + 1)),
-                height=box_height,
-                width=box_width,
-            )
-    box_height, box_width = height, width
-    if width / height < ratio[0]:
-        box_height = max(round(width / ratio[0]), 1)
-    elif width / height > ratio[1]:
-        box_width = max(round(height * ratio[1]), 1)
-    return Box(
-        top=(height - box_height) // 2,
-        left=(width - box_width) // 2,
-        height=box_height,
-        width=box_width,
-    )
+            top = int(down * (height - box_height + 1))
+            left = int(across * (width - box_width + 1))
+            return Box(top, left, box_height, box_width)
+    box_height = min(height, max(round(width / ratio[0]), 1))
+    box_width = min(width, max(round(height * ratio[1]), 1))
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    return Box(top, left, box_height, box_width)
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
@@ -292,24 +246,5 @@ def _image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    """Returns uint8 [height, width, channels] of an image in mode "L" or "RGB"; read-only."""
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
 def _filter(interpolation: Interpolation) -> Image.Resampling:
     return Image.Resampling[interpolation.upper()]
-
-
-def _check_crop(canvas: Canvas, crop: float) -> None:
-    """Raises UserError unless the square fits into what it is cut out of."""
-    _check(canvas, "crop", 0 < crop <= 1, "be above 0 and at most 1")
-
-
-def _check(canvas: Canvas, name: str, holds: bool, must: str) -> None:
-    """Raises UserError, naming the option and its value, unless `holds`."""
-    if not holds:
-        raise UserError(
-            f"{type(canvas).__name__}.{name} must {must}, not {getattr(canvas, name)!r}."
-        )

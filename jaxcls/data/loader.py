@@ -12,51 +12,42 @@ A batch has four arrays, one row each for what this host loads:
     "mask"   bool [rows], False where there is no image: padding, or one that cannot be read
     "id"     int64 [rows], the record; -1 for padding. It stays on the host.
 
-Only NumPy is used here: a worker process never initialises a JAX backend.
+This file uses NumPy alone: a worker process never initialises a JAX backend.
 """
 
-import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from jaxcls.data import order
-from jaxcls.data.sampling import Draws, Sampling
-from jaxcls.data.sources import Dataset, Source, stacked, takes_words
-from jaxcls.data.workers import Batch, Workers
+from jaxcls.data.dataset import Dataset
+from jaxcls.data.sampling import Sampling, strata_of
+from jaxcls.data.sources import Batch, Source, naming_failures
+from jaxcls.data.workers import Batches, Workers
 from jaxcls.errors import UserError
 
 
 def load_rows(
-    source: Source, ids: np.ndarray, words: np.ndarray | None = None
+    source: Source, ids: np.ndarray, row_seeds: np.ndarray | None = None
 ) -> Batch:
-    """Returns the records `ids` [n] as one batch, after checking them.
+    """Loads records as one batch and checks it.
 
     Args:
       source: the records.
       ids: which ones, int [n], n >= 1.
-      words: a random word for each, uint64 [n], for sources that draw something.
+      row_seeds: uint64 [n], for sources that draw something; None for evaluation.
 
     Returns:
       "image", "label", "mask" and "id", see above.
 
     Raises:
-      RuntimeError: naming the source and what is wrong with which record. One that the source
-        raises itself passes as it is: a sentence that names the file.
+      RuntimeError: naming the source, the record and what is wrong with it. One that the
+        source raises passes unchanged: it is a sentence that names the file.
     """
-    gather = getattr(source, "gather", None)
-    some = f"records {', '.join(map(str, ids[:3]))}, ..."
-    if gather is not None:
-        drawn = {"words": words} if takes_words(source) else {}
-        batch = _call(source, some, functools.partial(gather, ids, **drawn))
-    else:
-        records = [
-            _call(source, f"record {i}", functools.partial(source.__getitem__, int(i)))
-            for i in ids
-        ]
-        batch = _call(source, some, functools.partial(stacked, records))
+    some = ", ".join(map(str, ids[:3]))
+    with naming_failures(f"records {some}, ... of {source!r}"):
+        batch = source.gather(ids, row_seeds)
     try:
         images, labels = np.asarray(batch["image"]), np.asarray(batch["label"])
     except (TypeError, KeyError, IndexError):
@@ -84,10 +75,10 @@ def load_rows(
 
 
 def _checked_labels(source: Source, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the labels of the records `ids` as a batch has them.
+    """Returns the labels of the records `ids` in the type that a batch has.
 
     Raises:
-      RuntimeError: naming the source, if they are no labels of its classes.
+      RuntimeError: naming the source, if they do not fit its classes.
     """
     n, num_classes = len(ids), len(source.class_names)
     if np.issubdtype(labels.dtype, np.integer) and labels.shape == (n,):
@@ -112,18 +103,6 @@ def _checked_labels(source: Source, ids: np.ndarray, labels: np.ndarray) -> np.n
     return labels
 
 
-def _call(source: Source, what: str, read: Callable[[], Any]) -> Any:
-    """Calls the code of a source, naming what it was asked for if it fails."""
-    try:
-        return read()
-    except Exception as error:
-        if type(error) is RuntimeError:  # no subclass, such as RecursionError
-            raise
-        raise RuntimeError(
-            f"{what} of {source!r} cannot be read: {type(error).__name__}: {error}"
-        ) from None
-
-
 def padded_rows(batch_size: int, multiple: int) -> int:
     """Returns the rows of a batch: its size rounded up to a multiple (of the devices)."""
     return -(-batch_size // multiple) * multiple
@@ -132,8 +111,7 @@ def padded_rows(batch_size: int, multiple: int) -> int:
 class TrainBatches:
     """The training set as a sequence of batches: element k holds this host's rows of step k.
 
-    Row r of a step is the same record, and has the same random word, whatever the number of
-    hosts.
+    Row r of a step is the same record, and has the same seed, whatever the number of hosts.
     """
 
     def __init__(
@@ -150,7 +128,7 @@ class TrainBatches:
         """Makes the sequence for host `host` of `num_hosts`.
 
         Args:
-          source: the training set; sampling.limit has been applied to it.
+          source: the training set, after sampling.limit.
           seed: the run's seed.
           batch_size: images in a step over all hosts.
           num_steps: length of the sequence.
@@ -171,13 +149,18 @@ class TrainBatches:
             raise ValueError(
                 f"batch_size {batch_size} does not divide among {num_hosts} hosts."
             )
+        sampling = sampling or Sampling()
+        if batch_size % sampling.repeats:
+            raise ValueError(
+                f"batch_size {batch_size} is no multiple of data.sampling.repeats "
+                f"{sampling.repeats}."
+            )
         self.source = source
         self.seed = seed
         self.batch_size = batch_size
         self.num_steps = num_steps
-        self._draws = Draws(
-            source, sampling or Sampling(), seed=seed, batch_size=batch_size
-        )
+        self._repeats = sampling.repeats
+        self._strata = strata_of(source, sampling)
         rows = batch_size // num_hosts
         self.host_rows = slice(host * rows, (host + 1) * rows)
 
@@ -186,18 +169,22 @@ class TrainBatches:
 
     def ids(self, step: int) -> np.ndarray:
         """Returns the records of this host's rows of step `step`: int64 [rows]."""
-        return self._draws.ids(step)[self.host_rows]
+        size, strata = len(self.source), self._strata
+        ids = order.record_ids(
+            self.seed, step, self.batch_size, size, strata=strata, repeats=self._repeats
+        )
+        return ids[self.host_rows]
 
     def __getitem__(self, step: int) -> Batch:
-        words = order.row_words(self.seed, step, self.batch_size)[self.host_rows]
-        return load_rows(self.source, self.ids(step), words)
+        seeds = order.row_seeds(self.seed, step, self.batch_size)[self.host_rows]
+        return load_rows(self.source, self.ids(step), seeds)
 
 
 class EvalBatches:
     """A split in its own order, every record in exactly one batch.
 
-    All batches have `rows` rows on this host: where the records run out, they are filled with
-    zeros and masked False.
+    All batches have `rows` rows on this host. Rows beyond the last record are zeros with mask
+    False.
     """
 
     def __init__(
@@ -232,15 +219,12 @@ class EvalBatches:
         first = index * self.batch_size
         end = min(first + self.batch_size, len(self.source))
         ids = np.arange(first, end)[self.first_row : self.first_row + self.rows]
-        num_padded = self.rows - len(ids)
         # A host whose rows are all padding still needs the shape of an image.
         batch = load_rows(self.source, ids if len(ids) else np.array([first]))
-        padded = {
-            name: np.pad(
-                values[: len(ids)], [(0, num_padded)] + [(0, 0)] * (values.ndim - 1)
-            )
-            for name, values in batch.items()
-        }
+        padded = {}
+        for name, values in batch.items():
+            padded[name] = np.zeros((self.rows, *values.shape[1:]), values.dtype)
+            padded[name][: len(ids)] = values[: len(ids)]
         padded["id"][len(ids) :] = -1
         return padded
 
@@ -249,13 +233,12 @@ class Loader:
     """Runs a sequence of batches ahead of its reader, in threads or worker processes.
 
     The batches and their order do not depend on `workers` or `threads`. Use it in a `with`
-    statement: leaving it ends the worker processes. They also end by themselves when the
-    trainer is killed.
+    statement: leaving it ends the worker processes. They also end when the trainer is killed.
     """
 
     def __init__(
         self,
-        batches: TrainBatches | EvalBatches,
+        batches: Batches,
         *,
         start: int = 0,
         repeat: bool = False,
@@ -277,16 +260,17 @@ class Loader:
             threads = min(16, max(1, available_cores() // max(workers, 1)))
         self._iterator: Iterator[Batch]
         if workers == 0 or start >= len(batches):
-            self._iterator = _in_threads(batches, start, repeat, threads, prefetch)
-        else:
-            self._iterator = Workers(
-                batches,
-                start=start,
-                repeat=repeat,
-                workers=workers,
-                threads=threads,
-                prefetch=prefetch,
+            import grain  # it imports jax, which the worker processes have no use for
+
+            dataset = grain.MapDataset.source(batches)[start:]
+            dataset = dataset.repeat() if repeat else dataset
+            options = grain.ReadOptions(
+                num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
             )
+            self._iterator = iter(dataset.to_iter_dataset(options))
+        else:
+            steps = range(start, len(batches))
+            self._iterator = Workers(batches, steps, repeat, workers, threads, prefetch)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -302,17 +286,11 @@ class Loader:
             return next(self._iterator)
         except StopIteration:
             raise
-        except EOFError as error:
-            self.close()
-            raise UserError(
-                "a process that loads data was killed, perhaps for want of memory: run the "
-                "same command again, with fewer data.workers or a smaller prefetch."
-            ) from error
         except RuntimeError as error:
             self.close()
             raise UserError(str(error)) from error  # load_rows says what to mend
         except BaseException:
-            self.close()  # what comes next is not the next batch: it is half read, or lost
+            self.close()  # the next batch is half read, or lost
             raise
 
     def __enter__(self) -> "Loader":
@@ -328,25 +306,6 @@ class Loader:
             iterator.close()
 
 
-def _in_threads(
-    batches: TrainBatches | EvalBatches,
-    start: int,
-    repeat: bool,
-    threads: int,
-    prefetch: int,
-) -> Iterator[Batch]:
-    """Returns the batches as threads of this process load them; arguments as Loader's."""
-    import grain  # it imports jax, which the worker processes have no use for
-
-    dataset = grain.MapDataset.source(batches)[start:]
-    if repeat:
-        dataset = dataset.repeat()
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
-    )
-    return iter(dataset.to_iter_dataset(options))
-
-
 def available_cores() -> int:
     """Returns the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
@@ -355,13 +314,9 @@ def available_cores() -> int:
 
 
 def start_loader(
-    batches: TrainBatches | EvalBatches,
-    data: Dataset,
-    *,
-    start: int = 0,
-    repeat: bool = False,
+    batches: Batches, data: Dataset, *, start: int = 0, repeat: bool = False
 ) -> Loader:
-    """Returns a Loader that works as a config's dataset says; other arguments as Loader's."""
+    """Returns a Loader with the options of a config's dataset."""
     return Loader(
         batches,
         start=start,

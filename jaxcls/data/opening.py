@@ -1,12 +1,19 @@
-"""Opens the two splits of a dataset, and looks at their first records before a run begins."""
+"""Opens the splits of a dataset, and looks at their first records before a run begins."""
 
 import dataclasses
 
 import numpy as np
 
+from jaxcls.data.dataset import Dataset
+from jaxcls.data.decode import BadImage
+from jaxcls.data.decode import size as image_size
+from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.file_lists import note
 from jaxcls.data.loader import load_rows
-from jaxcls.data.sources import Dataset, Source, Split
-from jaxcls.data.subset import open_split, with_class_names
+from jaxcls.data.relabelled import with_class_names
+from jaxcls.data.sampling import few_of_each_class, one_label_each
+from jaxcls.data.sources import Batch, Source, Split
+from jaxcls.data.subset import Subset
 from jaxcls.errors import UserError
 
 
@@ -20,7 +27,7 @@ class OpenSplit:
     """
 
     source: Source
-    first: dict[str, np.ndarray]
+    first: Batch
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -45,8 +52,50 @@ def open_splits(data: Dataset) -> tuple[OpenSplit, OpenSplit]:
     return train, OpenSplit(same_names, load_rows(same_names, np.array([0])))
 
 
+def open_split(data: Dataset, split: Split) -> Source:
+    """Opens one split of a dataset; of the training split the records that
+    data.sampling.limit leaves.
+
+    Raises:
+      UserError: if it cannot be opened, or is no Source.
+    """
+    source = data.source(split)
+    if not isinstance(source, Source):
+        raise UserError(
+            f"{type(data).__name__}.source gives a {type(source).__name__}, which must be a "
+            "subclass of jaxcls.data.Source."
+        )
+    if split == "train":
+        _note_enlarged(source)
+    limit = data.sampling.limit
+    if split == "test" or limit is None:
+        return source
+    labels = one_label_each(source)
+    chosen = few_of_each_class(labels, limit, data.sampling.limit_seed)
+    name = f"{source!r}, {limit} of each class by seed {data.sampling.limit_seed}"
+    return Subset(source, chosen, name)
+
+
+def _note_enlarged(source: Source) -> None:
+    """Notes that images become more than twice as large, judging by the first one: they take
+    the time of large ones, and show no more."""
+    if not isinstance(source, DecodedSource) or not len(source):
+        return
+    try:
+        height, width = image_size(source.encoded.read(0))
+    except (BadImage, OSError):
+        return  # loading it will say so
+    short = min(height, width)
+    rows, columns, _ = source.canvas.shape(source.channels)
+    if 2 * short < min(rows, columns):
+        note(
+            f"the first training image is {height} x {width}, and images become {rows} x "
+            f"{columns}: --config.data.canvas.size={short} does not enlarge it."
+        )
+
+
 def _open(data: Dataset, split: Split) -> OpenSplit:
-    """Opens one split, checks what it says of itself, and loads its first record."""
+    """Opens one split, checks its size and class names, and loads its first record."""
     try:
         source = open_split(data, split)
         size, names = len(source), list(source.class_names)

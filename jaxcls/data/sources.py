@@ -6,75 +6,125 @@ source.class_names   # ("0", ..., "9")
 """
 
 import abc
-import dataclasses
-import inspect
-from collections.abc import Sequence
-from typing import Literal, Protocol, TypedDict, runtime_checkable
+import contextlib
+from collections.abc import Iterator
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 
-from jaxcls.data.sampling import Sampling
-from jaxcls.errors import UserError
+from jaxcls.data.order import Strata
 
 Split = Literal["train", "test"]
+Batch: TypeAlias = dict[str, np.ndarray]
+
+MAX_BAD_SHARE = 0.001
+"""The share of unreadable images above which a run ends, where a dataset has no option for it."""
 
 
 class Record(TypedDict):
     """One labelled image: uint8 [height, width, channels] and a class index, or, where an image
-    may be of any number of classes, uint8 [classes] of ones and zeros."""
+    may have any number of classes, uint8 [classes] of ones and zeros."""
 
     image: np.ndarray
     label: int | np.ndarray
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A random-access sequence of records.
+class Source(abc.ABC):
+    """A random-access sequence of records, whose images all have one shape.
 
-    All images of a source have one shape. `repr()` names the data and nothing else (no
-    memory address, no path of the machine): it is stored with a run and compared when the
-    run is continued. A source is sent to worker processes by pickling.
+    A source of your own defines this; `gather` may take the place of `__getitem__` where loading
+    many records at once is faster:
 
-    A source may also have, and what is there is used:
+        class Faces(Source):
+            class_names = ("frown", "smile")
 
-    * `gather(indices) -> {"image": uint8 [n, height, width, channels], "label": int [n]}` (or
-      uint8 [n, classes]), which loads a whole batch of records at once. With a second argument `words`, uint64 [n], it gets
-      a random word for each row in training and None otherwise. It may return "mask" bool
-      [n], False where an image cannot be read and the row is to count for nothing.
-    * `labels`, int [n] (or uint8 [n, classes]): the class of each record, known without reading
-      any.
-    * `explain(index)`: why the image of a record cannot be read, and where it lies; None if it
-      can.
+            def __len__(self) -> int: ...
+            def __getitem__(self, index: int) -> Record: ...
+            def __repr__(self) -> str: ...
+
+    `repr()` names the data and nothing else (no memory address, no path of the machine): a run
+    stores it, and compares it when it continues. Worker processes get a source by pickling.
+
+    Attributes:
+      class_names: the name of each class; a label is an index into them.
+      labels: the label of each record, int [n], or uint8 [n, classes] of ones and zeros where
+        an image may have any number of classes. None if they are not known without reading the
+        images.
+      strata: parts of the records that get a fixed share of the draws each; None draws all
+        records equally often.
+      max_bad_share: the share of images that cannot be read above which a run ends, 0..1.
     """
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class; a label is an index into them."""
-        ...
+    class_names: tuple[str, ...]
+    labels: np.ndarray | None = None
+    strata: Strata | None = None
+    max_bad_share: float = MAX_BAD_SHARE
 
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record: ...
-
+    @abc.abstractmethod
     def __repr__(self) -> str: ...
 
+    def __getitem__(self, index: int) -> Record:
+        """Loads one record."""
+        if type(self).gather is Source.gather:
+            raise NotImplementedError("a source must define __getitem__ or gather")
+        batch = self.gather(np.array([index]))
+        label = batch["label"][0]
+        return {
+            "image": batch["image"][0],
+            "label": label if label.ndim else int(label),
+        }
 
-def takes_words(source: Source) -> bool:
-    """Whether the gather of a source, if it has one, draws something for each row."""
-    gather = getattr(source, "gather", None)
-    return gather is not None and "words" in inspect.signature(gather).parameters
+    def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
+        """Loads several records at once.
+
+        Args:
+          indices: the records, int [n].
+          row_seeds: uint64 [n], which decide what is random in each row; None for evaluation.
+
+        Returns:
+          "image" uint8 [n, height, width, channels] and "label" int [n] (or uint8 [n,
+          classes]). A source may add "mask" bool [n], False where an image cannot be read and
+          the row is to count for nothing.
+        """
+        del row_seeds
+        records = []
+        for index in indices.tolist():
+            with naming_failures(f"record {index} of {self!r}"):
+                records.append(self[index])
+        return {
+            "image": np.stack([record["image"] for record in records]),
+            "label": np.array([record["label"] for record in records]),
+        }
+
+    def explain(self, index: int) -> str | None:
+        """Names the image of a record and says why it cannot be read; None if it can."""
+        return f"record {index} of {self!r}"
 
 
-def stacked(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Makes one batch of records, whose images must have one shape."""
-    return {
-        "image": np.stack([record["image"] for record in records]),
-        "label": np.array([record["label"] for record in records]),
-    }
+@contextlib.contextmanager
+def naming_failures(what: str) -> Iterator[None]:
+    """Names what was being read when the code of a source fails.
+
+    Raises:
+      RuntimeError: for any exception. A RuntimeError passes unchanged: it names the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is RuntimeError:  # no subclass, such as RecursionError
+            raise
+        raise RuntimeError(
+            f"{what} cannot be read: {type(error).__name__}: {error}"
+        ) from None
 
 
-class ArraySource:
+class ArraySource(Source):
     """Records that lie in memory as two arrays."""
+
+    labels: np.ndarray
 
     def __init__(
         self,
@@ -109,85 +159,15 @@ class ArraySource:
         self.name = name
         self.images = images
         self.labels = labels.astype(np.int32)
-        self._class_names = tuple(class_names)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._class_names
+        self.class_names = tuple(class_names)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Record:
-        return {"image": self.images[index], "label": int(self.labels[index])}
-
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the records `indices` (int [n]) as one batch, at the speed of memory:
-        "image" uint8 [n, height, width, channels] and "label" int32 [n]."""
+    def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
+        """Gathers records at the speed of memory; the labels are int32."""
         return {"image": self.images[indices], "label": self.labels[indices]}
 
     def __repr__(self) -> str:
         height, width, channels = self.images.shape[1:]
         return f"{self.name}({len(self)} images {height}x{width}x{channels})"
-
-
-@dataclasses.dataclass(kw_only=True)
-class Dataset(abc.ABC):
-    """A dataset of a config, and how its batches are loaded.
-
-    Attributes:
-      workers: processes that load batches, 0..256; 0 loads them in threads of the trainer.
-      threads: threads that load batches, in each process, each with a batch in the making,
-        1..256; None takes one a core, 16 at most.
-      prefetch: batches kept ready in each process, and on the devices, 1..1024.
-      placement: where the training images lie: "host" sends each batch to the devices;
-        "device" keeps all of them in the devices' memory, each device a part, and sends only
-        the indices of a step. The images and their order are the same.
-      sampling: how the training images are drawn.
-    """
-
-    workers: int = 0
-    threads: int | None = None
-    prefetch: int = 2
-    placement: Literal["host", "device"] = "host"
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-
-    @abc.abstractmethod
-    def source(self, split: Split) -> Source:
-        """Returns the records of one split."""
-
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-        for name, value, low, high in (
-            ("workers", self.workers, 0, 256),
-            ("threads", 1 if self.threads is None else self.threads, 1, 256),
-            ("prefetch", self.prefetch, 1, 1024),
-        ):
-            if not low <= value <= high:
-                raise UserError(f"data.{name} must lie in {low}..{high}, not {value}.")
-
-
-@dataclasses.dataclass(kw_only=True)
-class Digits(Dataset):
-    """scikit-learn's 1,797 real handwritten digits, which its wheel carries.
-
-    8 x 8 grey images, the test part of the UCI set "Optical Recognition of Handwritten
-    Digits" (https://doi.org/10.24432/C50P49). Their 17 grey levels (0..16) are spread over
-    0..255. The split is fixed: with the images sorted by class (stably, so in scikit-learn's
-    order within a class), every fifth, beginning with the first, is for testing. That gives
-    1,437 training and 360 test images with every class in proportion.
-    """
-
-    def source(self, split: Split) -> ArraySource:
-        from sklearn.datasets import load_digits  # slow to import, so only where used
-
-        digits = load_digits()
-        by_class = np.argsort(digits.target, kind="stable")
-        is_test = np.zeros(len(by_class), bool)
-        is_test[by_class[::5]] = True
-        chosen = is_test if split == "test" else ~is_test
-        images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-        names = tuple(str(name) for name in digits.target_names)
-        return ArraySource(
-            f"digits-{split}", images[..., None], digits.target[chosen], names
-        )

@@ -1,10 +1,10 @@
-"""Worker processes that load batches, in turns, each ahead of its turn.
+"""Worker processes that load batches in turns, each ahead of its turn.
 
 Worker w of n loads the batches w, w + n, w + 2 n, ... and writes them into a pipe of its own:
-a few words on the arrays, then their bytes. The reader goes round the pipes, so that the order
-does not depend on which worker is the fastest, and reads the bytes to where they stay: 3 ms for
-64 images of 224 pixels. Nothing lies in /dev/shm, nothing is to be freed: a worker can be
-killed at any time, and is.
+the layout of the arrays, then their bytes. The reader goes round the pipes, so that the order
+does not depend on the speed of the workers, and reads the bytes to their final place: 3 ms for
+64 images of 224 pixels. Nothing lies in /dev/shm and nothing needs to be freed: a worker can be
+killed at any time, and close() does so.
 
 The processes import NumPy and what the source needs, but not jax.
 """
@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import signal
@@ -25,14 +26,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import cloudpickle
 import numpy as np
 
-from jaxcls.data.interrupts import held_back
-
-Batch: TypeAlias = dict[str, np.ndarray]
+from jaxcls.data.sources import Batch
+from jaxcls.errors import UserError
 
 
 class Batches(Protocol):
@@ -46,14 +46,13 @@ class Batches(Protocol):
 class Workers:
     """An iterator over batches that worker processes load.
 
-    Close it to end them. They also end when the process that made it ends, however it does.
+    Close it to end them. They also end when the process that made it ends, in whatever way.
     """
 
     def __init__(
         self,
         batches: Batches,
-        *,
-        start: int,
+        steps: range,
         repeat: bool,
         workers: int,
         threads: int,
@@ -63,40 +62,40 @@ class Workers:
 
         Args:
           batches: is sent to each process; may be defined in the main module.
-          start: the first batch to load, before the end.
-          repeat: begin again at `start` after the last batch, without end.
+          steps: the batches to load, at least one.
+          repeat: begin again with the first of `steps` after the last, without end.
           workers: processes, 1 or more.
           threads: threads of each.
           prefetch: batches that each process keeps ready.
         """
-        number = len(batches) - start
         if not repeat:
-            workers = min(workers, number)
-        self._left: Iterator[int] = itertools.count() if repeat else iter(range(number))
+            workers = min(workers, len(steps))
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._reading = threading.RLock()
-        self._turn = 0
-        # Before multiprocessing ends the processes itself, by a signal that they hold back.
+        # Runs before multiprocessing would end the processes by a signal that they hold back.
         multiprocessing.util.Finalize(
             self, _kill, args=(self._processes,), exitpriority=1
         )
         context = multiprocessing.get_context("spawn")
-        pickled = cloudpickle.dumps(batches)  # what lies in the main module, by value
-        # The trainer alone decides what a signal means, and needs them to finish its step.
+        pickled = cloudpickle.dumps(batches)  # by value what the main module defines
+        # The trainer alone decides what a signal means, and needs the workers to finish its step.
         with held_back(signal.SIGINT, signal.SIGTERM), _main_module_hidden():
             for worker in range(workers):
-                turns = slice(worker, None if repeat else number, workers)
                 ours, theirs = context.Pipe(duplex=False)
+                turns = slice(worker, None, workers)
                 process = context.Process(
                     target=_work,
-                    args=(theirs, pickled, start, turns, threads, prefetch),
+                    args=(theirs, pickled, steps, repeat, turns, threads, prefetch),
                     daemon=True,
                 )
                 self._pipes.append(ours)
                 process.start()
                 self._processes.append(process)
-                theirs.close()  # or the end of the process would not be the pipe's
+                theirs.close()  # otherwise the pipe would not end with the process
+        self._in_turn: Iterator[Connection] = itertools.cycle(self._pipes)
+        if not repeat:
+            self._in_turn = itertools.islice(self._in_turn, len(steps))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -106,61 +105,90 @@ class Workers:
 
         Raises:
           StopIteration: after the last one.
-          RuntimeError: with the words of one that loading the batch raised.
+          RuntimeError: with the message of one that loading the batch raised.
           multiprocessing.ProcessError: with the traceback of any other exception.
-          EOFError: if the process was killed.
+          UserError: if the process was killed.
         """
         with self._reading:
-            next(self._left)
-            pipe = self._pipes[self._turn]
-            self._turn = (self._turn + 1) % len(self._pipes)
-            kind, said = pipe.recv()
-            if kind == "mistake":
-                raise RuntimeError(said)
-            if kind == "failure":
-                raise multiprocessing.ProcessError(
-                    f"a process that loads data failed:\n{said}"
-                )
-            batch = {name: np.empty(shape, dtype) for name, shape, dtype in said}
-            for array in batch.values():
-                _read_into(pipe, array)
-            return batch
+            pipe = next(self._in_turn)
+            try:
+                return _read(pipe)
+            except EOFError:
+                raise UserError(
+                    "a process that loads data was killed, perhaps for want of memory: run "
+                    "the same command again, with fewer data.workers or a smaller prefetch."
+                ) from None
 
     def close(self) -> None:
         """Ends the processes at once. Can be called twice, and while another thread waits for
         a batch."""
-        _kill(self._processes)  # who waits for one of them meets the end of its pipe
+        _kill(self._processes)  # a thread that waits for one meets the end of its pipe
         with self._reading:
-            self._left = iter(())
+            self._in_turn = iter(())
             for pipe in self._pipes:
                 pipe.close()
 
 
+@contextlib.contextmanager
+def held_back(*signals: signal.Signals) -> Iterator[None]:
+    """Delays signals to the end of the block. Processes started inside never receive them.
+
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the process that started
+    the others decides what to do about them.
+    """
+    came: list[int] = []
+    handlers = {}
+    # The mask below covers this thread alone. Another one may receive the signal (a BLAS library
+    # has some), and Python would still run the handler here, between any two lines.
+    if threading.current_thread() is threading.main_thread():
+        for number in signals:
+            if signal.getsignal(number) is not None:
+                handlers[number] = signal.signal(
+                    number, lambda number, _: came.append(number)
+                )
+    # Starts first, because its start lets the signals through again.
+    multiprocessing.resource_tracker.ensure_running()
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
+
+
 def _kill(processes: list[SpawnProcess]) -> None:
-    """Ends processes that only read, and so leave nothing half done; empties the list."""
+    """Ends processes, which only read and so leave nothing half done; empties the list."""
     for process in processes:
         process.kill()
     while processes:
         process = processes.pop()
         process.join()
-        process.close()  # or its files would stay open until it is collected
+        process.close()  # otherwise its files would stay open until it is collected
 
 
-def _read_into(pipe: Connection, array: np.ndarray) -> None:
-    """Fills an array with bytes from a pipe (Connection.recv_bytes would copy them twice)."""
-    left = array.data.cast("B")
-    while left:
-        count = os.readv(pipe.fileno(), [left])
-        if not count:
-            raise EOFError
-        left = left[count:]
+def _read(pipe: Connection) -> Batch:
+    """Reads what a worker process writes next: a batch, or the error that it failed with."""
+    layout = pipe.recv()
+    if isinstance(layout, Exception):
+        raise layout
+    batch = {name: np.empty(shape, dtype) for name, shape, dtype in layout}
+    for array in batch.values():
+        left = array.data.cast("B")
+        while left:  # Connection.recv_bytes would copy the bytes twice
+            count = os.readv(pipe.fileno(), [left])
+            if not count:
+                raise EOFError
+            left = left[count:]
+    return batch
 
 
 def _write(pipe: Connection, batch: Batch) -> None:
-    """Writes a batch, as Workers.__next__ reads it."""
+    """Writes a batch, as _read reads it."""
     arrays = {name: np.ascontiguousarray(array) for name, array in batch.items()}
-    said = [(name, array.shape, array.dtype) for name, array in arrays.items()]
-    pipe.send(("batch", said))
+    pipe.send([(name, array.shape, array.dtype) for name, array in arrays.items()])
     for array in arrays.values():
         left = array.data.cast("B")
         while left:
@@ -170,40 +198,37 @@ def _write(pipe: Connection, batch: Batch) -> None:
 def _work(
     pipe: Connection,
     pickled: bytes,
-    start: int,
+    steps: range,
+    repeat: bool,
     turns: slice,
     threads: int,
     prefetch: int,
 ) -> None:
-    """What a worker process does: loads the batches of its turns, and writes them."""
+    """Loads the batches of a worker's turns and writes them into its pipe."""
     _end_with_parent()
-    # Should the source import jax: it shall not take the accelerators from the trainer.
+    # A source that imports jax must not take the accelerators from the trainer.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["JAX_PLATFORMS"] = "cpu"
     with contextlib.suppress(ConnectionError):
         try:
             batches: Batches = cloudpickle.loads(pickled)
-            number = len(batches) - start
-            steps = (
-                start + turn % number
-                for turn in itertools.islice(
-                    itertools.count(), turns.start, turns.stop, turns.step
-                )
-            )
-            for batch in _ahead(batches, steps, threads, prefetch):
+            every = itertools.cycle(steps) if repeat else steps
+            own = itertools.islice(every, turns.start, None, turns.step)
+            for batch in _ahead(batches, own, threads, prefetch):
                 _write(pipe, batch)
         except ConnectionError:
             raise
         except RuntimeError as error:
-            pipe.send(("mistake", str(error)))
+            pipe.send(RuntimeError(str(error)))  # subclasses may not survive pickling
         except Exception:
-            pipe.send(("failure", traceback.format_exc()))
+            report = f"a process that loads data failed:\n{traceback.format_exc()}"
+            pipe.send(multiprocessing.ProcessError(report))
 
 
 def _ahead(
     batches: Batches, steps: Iterable[int], threads: int, prefetch: int
 ) -> Iterator[Batch]:
-    """Yields batches[step] for each step, of which threads load up to `prefetch` ahead."""
+    """Yields batches[step] for each step; threads load up to `prefetch` of them ahead."""
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -233,9 +258,9 @@ def _end_with_parent() -> None:
 def _main_module_hidden() -> Iterator[None]:
     """Keeps processes started inside from running the main script a second time.
 
-    multiprocessing's spawn imports the parent's main module in every child, which repeats
-    the training of a script without `if __name__ == "__main__"`. Nothing needs it: cloudpickle
-    sends what lies in the main module by value.
+    multiprocessing's spawn imports the parent's main module in every child, which would repeat
+    the training of a script without `if __name__ == "__main__"`. Nothing needs that import:
+    cloudpickle sends what the main module defines by value.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -10,12 +10,14 @@ import numpy as np
 from jaxcls import config as config_lib
 from jaxcls import metrics, parallel
 from jaxcls.augment import AirbenchViews, FlipViews, Views
+from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import start_loader
+from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sources import Source
-from jaxcls.data.subset import with_class_names
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.inference.forward import Forward, run_ahead
 from jaxcls.inference.saved_run import SavedRun
+from jaxcls.report.progress import say
 
 VIEWS: dict[str, Views | None] = {
     "one": None,
@@ -51,7 +53,7 @@ class Evaluator:
         batches = forward.eval_batches(source)
         self._num_batches = len(batches)
         self._loader = start_loader(batches, forward.config.data, repeat=True)
-        self._batches = forward.watch(source, "test").watched(self._loader)
+        self._batches = BadImages(source, "test", say=say).watched(self._loader)
 
     def __enter__(self) -> "Evaluator":
         return self

@@ -14,7 +14,6 @@ from jaxcls import parallel
 from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import EvalBatches, start_loader
 from jaxcls.data.sources import Source
-from jaxcls.data.subset import max_bad_share
 from jaxcls.errors import UserError
 from jaxcls.inference.forward import Forward, apply_deterministic, run_ahead
 from jaxcls.models.network import Network
@@ -75,7 +74,7 @@ def compute_features(
     batches = EvalBatches(
         source, batch_size=config.evaluation.batch_size, rows_multiple=mesh.size
     )
-    bad = BadImages(source, "train", max_share=max_bad_share(config.data), say=say)
+    bad = BadImages(source, "train", say=say)
     parts, labels = [], []
     with start_loader(batches, config.data) as loader:
         shown = tqdm(

@@ -15,14 +15,11 @@ from jax.sharding import Mesh
 from jaxcls import augment
 from jaxcls.augment import Transform, Views
 from jaxcls.config import Config
-from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import EvalBatches, padded_rows
-from jaxcls.data.sources import Source, Split
-from jaxcls.data.subset import max_bad_share
+from jaxcls.data.sources import Source
 from jaxcls.losses import Loss
 from jaxcls.metrics import EvalOutput, eval_output
 from jaxcls.parallel import batch_sharded, platform, replicated, with_sharding
-from jaxcls.report.progress import say
 
 Output = TypeVar("Output")
 
@@ -129,11 +126,6 @@ class Forward:
         """Returns the shapes of one of eval_batches()."""
         rows = padded_rows(self.config.evaluation.batch_size, self.mesh.size)
         return self.batch_shapes(rows)
-
-    def watch(self, source: Source, split: Split) -> BadImages:
-        """Returns a watch over the images of a split, which prints those that are bad."""
-        share = max_bad_share(self.config.data)
-        return BadImages(source, split, max_share=share, say=say)
 
     def trace_eval_step(self, variables: Any) -> Traced:
         """Traces eval_step(variables, batch).

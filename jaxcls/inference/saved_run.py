@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from jaxcls import config as config_lib
 from jaxcls.checkpoint import checkpoints
 from jaxcls.config import Config
+from jaxcls.data.opening import open_split
 from jaxcls.data.sources import Source, Split
-from jaxcls.data.subset import open_split
 from jaxcls.errors import UserError
 from jaxcls.inference.forward import Forward
 from jaxcls.parallel import make_mesh

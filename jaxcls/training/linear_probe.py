@@ -17,7 +17,8 @@ from jaxcls import config as config_lib
 from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config
 from jaxcls.data import Dataset
-from jaxcls.data.subset import Mixture, open_split
+from jaxcls.data.mixture import Mixture
+from jaxcls.data.opening import open_split
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.inference.features import compute_features

@@ -318,7 +318,7 @@ class Run:
     @functools.cached_property
     def bad_images(self) -> BadImages:
         """The training images that could not be read so far."""
-        return self.program.watch(self.train_source, "train")
+        return BadImages(self.train_source, "train", say=say)
 
     def _batches(self, step: int, stack: contextlib.ExitStack) -> Iterator[Batch]:
         """Returns the batches from `step` on: of images, or of indices into those that it

@@ -13,6 +13,8 @@ from jaxcls import config as config_lib
 from jaxcls.augment import FiveCrops
 from jaxcls.config import Config, Distillation
 from jaxcls.config import command_line as flags
+from jaxcls.config.help import meaning
+from jaxcls.config.recipe import load_recipe, unshared
 from jaxcls.duration import epochs, examples, fraction, steps
 from jaxcls.errors import UserError
 from jaxcls.losses import Focal
@@ -189,9 +191,9 @@ def test_an_override_changes_its_option_alone(
 
 
 def test_no_node_is_shared_after_copying() -> None:
-    config = flags.load_recipe("configs/lenet5.py", "")
+    config = load_recipe("configs/lenet5.py", "")
     config.eval_transform = (*config.eval_transform[:-1], config.augment[-1])
-    copy = flags.unshared(config)
+    copy = unshared(config)
     assert copy == config
     nodes = [node for _, node in config_lib.nodes(copy)]
     assert len({id(node) for node in nodes}) == len(nodes)
@@ -444,10 +446,13 @@ def test_help_lists_every_option_with_its_value_and_meaning(
             listed[match[1]] = (match[2], match[3], below.strip())
     assert set(listed) == set(found)
     for path, (owner, _) in found.items():
-        assert listed[path][2] == flags.meaning(type(owner), path.rpartition(".")[2])
-    assert listed["batch_size"][:2] == ("17", "int")
-    assert listed["layer_decay"][1] == "float or None"
-    assert listed["checkpoint.every"][:2] == ('"1 epochs"', "duration")
+        assert listed[path][2] == meaning(type(owner), path.rpartition(".")[2])
+    assert listed["batch_size"][:2] == ("17", "int of 1 or more")
+    assert listed["layer_decay"][1] == "float in 0..1, above 0, or None"
+    assert listed["head_rate"][1] == "float in 0..1000000, above 0, below 1000000"
+    assert listed["seed"][1] == "int in 0..4294967295"
+    assert listed["devices"][1] == "int of 1 or more, or None"
+    assert listed["checkpoint.every"][:2] == ('"1 epochs"', "Duration")
     assert listed["model.stem"][1] == "'imagenet' or 'small' or None"
     assert "Trains the recipe" in "\n".join(lines)
 
@@ -499,7 +504,7 @@ def test_help_after_a_choice_lists_what_is_still_to_be_given(
     assert flags.parse([LENET, "--config.clip=ClipValue", "--help"]) is None
     text = capsys.readouterr().out
     assert "  --config.clip.max_value=...  (float)\n" in text
-    assert flags.meaning(ClipValue, "max_value") in text
+    assert meaning(ClipValue, "max_value") in text
     choice = [LENET, "--config.schedule=MultiStep", "--help"]
     milestones = "--config.schedule.milestones=('2 epochs', '3 steps')"
     assert flags.parse([*choice, milestones]) is None
@@ -601,11 +606,17 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([LENET, "--config.optimizer.learning_rate=fast"], ["'fast'", "expected float"]),
     ([LENET, "--config.log.tensorboard=maybe"], ["'maybe'", "expected bool"]),
     ([LENET, "--config.log.tensorboard=1"], ["'1'", "expected bool"]),
-    ([LENET, "--config.layer_decay=big"], ["'big'", "expected float or None"]),
-    ([LENET, "--config.devices=all"], ["'all'", "expected int or None"]),
+    (
+        [LENET, "--config.layer_decay=big"],
+        ["'big'", "expected float in 0..1, above 0, or None."],
+    ),
+    ([LENET, "--config.devices=all"], ["'all'", "expected int of 1 or more, or None."]),
     ([LENET, "--config.augment[1].padding=x"], ["augment[1].padding", "'x'", "int"]),
     ([LENET, "--config.augment[2].mean=(0.8"], ["augment[2].mean", "(0.8", "tuple"]),
-    ([LENET, '--config.augment[2].mean=("a",)'], ["augment[2].mean", "'a'", "tuple"]),
+    (
+        [LENET, '--config.augment[2].mean=("a",)'],
+        ["augment[2].mean", '("a",)', "tuple"],
+    ),
     ([LENET, "--config.augment[2].mean=0.5"], ["augment[2].mean", "'0.5'", "tuple"]),
     ([LENET, "--config.augment[2].mean={[]: 1}"], ["augment[2].mean", "{[]", "tuple"]),
     ([LENET, "--config.duration=20"], ["--config.duration", "'20'"]),

@@ -2,10 +2,10 @@
 
 import pytest
 
-from jaxcls.data.file_lists import say
+from jaxcls.data.file_lists import note
 
 
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
     """Each test hears what is said once a process."""
-    say.cache_clear()
+    note.cache_clear()

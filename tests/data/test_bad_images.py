@@ -5,16 +5,18 @@ import pytest
 
 from jaxcls.data.bad_images import BadImages
 from jaxcls.data.loader import EvalBatches, Loader, TrainBatches
+from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
 
 
-class Torn:
+class Torn(Source):
     """A hundred records, of which those with certain indices are bad."""
 
     class_names = ("a",)
 
-    def __init__(self, *bad: int):
+    def __init__(self, *bad: int, max_share: float = 1.0):
         self.bad = bad
+        self.max_bad_share = max_share
 
     def __len__(self) -> int:
         return 100
@@ -25,7 +27,9 @@ class Torn:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
         return {"image": np.zeros((1, 1, 1), np.uint8), "label": 0}
 
-    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, ids: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         mask = ~np.isin(ids, self.bad)
         return {
             "image": np.zeros((len(ids), 1, 1, 1), np.uint8),
@@ -40,11 +44,11 @@ class Torn:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("start", [0, 14])
 def test_each_bad_image_is_said_once(workers: int, start: int) -> None:
-    source = Torn(3, 77)
+    source = Torn(3, 77, max_share=0.02)
     said: list[str] = []
-    watch = BadImages(source, "train", max_share=0.02, say=said.append)  # type: ignore[arg-type]
+    watch = BadImages(source, "train", say=said.append)
     assert not watch
-    batches = TrainBatches(source, seed=0, batch_size=10, num_steps=40)  # type: ignore[arg-type]
+    batches = TrainBatches(source, seed=0, batch_size=10, num_steps=40)
     with Loader(batches, start=start, workers=workers) as loader:
         rows = list(watch.watched(loader))
     assert len(rows) == 40 - start
@@ -59,10 +63,10 @@ def test_each_bad_image_is_said_once(workers: int, start: int) -> None:
 def test_too_many_bad_images_end_the_run() -> None:
     bad = (1, 2, 3, 5, 8, 13, 21)
     said: list[str] = []
-    watch = BadImages(Torn(*bad), "test", max_share=0.06, say=said.append)  # type: ignore[arg-type]
+    watch = BadImages(Torn(*bad, max_share=0.06), "test", say=said.append)
     seen = 0
     with pytest.raises(UserError) as error:
-        with Loader(EvalBatches(Torn(*bad), batch_size=10)) as loader:  # type: ignore[arg-type]
+        with Loader(EvalBatches(Torn(*bad), batch_size=10)) as loader:
             for _ in watch.watched(loader):
                 seen += 1
     assert seen == 2 and len(said) == 7
@@ -76,8 +80,8 @@ def test_too_many_bad_images_end_the_run() -> None:
 
 
 def test_padding_is_not_bad() -> None:
-    watch = BadImages(Torn(), "test", max_share=0)  # type: ignore[arg-type]
-    batches = EvalBatches(Torn(), batch_size=60, rows_multiple=8)  # type: ignore[arg-type]
+    watch = BadImages(Torn(max_share=0), "test")
+    batches = EvalBatches(Torn(), batch_size=60, rows_multiple=8)
     with Loader(batches) as loader:
         assert len(list(watch.watched(loader))) == 2
     assert len(watch) == 0
@@ -85,6 +89,6 @@ def test_padding_is_not_bad() -> None:
 
 def test_an_image_that_has_been_mended_was_bad_all_the_same() -> None:
     said: list[str] = []
-    watch = BadImages(Torn(), "train", max_share=1, say=said.append)  # type: ignore[arg-type]
+    watch = BadImages(Torn(), "train", say=said.append)
     watch.look_at({"id": np.array([4, -1]), "mask": np.array([False, False])})
     assert len(said) == len(watch) == 1 and "record 4 of torn(100)" in said[0]

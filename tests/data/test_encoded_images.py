@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls.data.encoded import Encoded
-from jaxcls.data.encoded_images import DecodedSource, Images
+from jaxcls.data.encoded_images import DecodedSource, Encoded, Images
 from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop
 from jaxcls.data.loader import Loader, TrainBatches
 from jaxcls.data.sources import Source, Split
 from jaxcls.errors import UserError
+from jaxcls.options import check
 
 
 def png(level: int, side: int = 20) -> bytes:
@@ -25,8 +25,8 @@ def png(level: int, side: int = 20) -> bytes:
     return content.getvalue()
 
 
-class InMemory:
-    """Files in memory (an Encoded), which count how often they are read."""
+class InMemory(Encoded):
+    """Files in memory, which count how often they are read."""
 
     class_names = ("even", "odd")
 
@@ -34,9 +34,6 @@ class InMemory:
         self.files = files
         self.labels = (np.arange(len(files)) % 2).astype(np.int32)
         self.reads = 0
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def read(self, index: int) -> bytes:
         self.reads += 1
@@ -85,15 +82,15 @@ def test_a_batch_holds_what_was_asked_for() -> None:
     assert grey.gather(np.array([1]))["image"].shape == (1, 8, 8, 1)  # type: ignore[attr-defined]
 
 
-def test_words_decide_what_is_random_and_validation_has_nothing_random() -> None:
+def test_row_seeds_decide_what_is_random_and_validation_has_nothing_random() -> None:
     pets = Pets(canvas=HostRandomResizedCrop(size=8))
     train, test = pets.source("train"), pets.source("test")
     assert isinstance(train, DecodedSource) and isinstance(test, DecodedSource)
-    ids, words = np.array([3, 3, 3]), np.array([7, 8, 7], np.uint64)
-    images = train.gather(ids, words)["image"]
+    ids, seeds = np.array([3, 3, 3]), np.array([7, 8, 7], np.uint64)
+    images = train.gather(ids, seeds)["image"]
     np.testing.assert_array_equal(images[0], images[2])
     assert (images[0] != images[1]).any()
-    still = test.gather(ids, words)["image"]
+    still = test.gather(ids, seeds)["image"]
     np.testing.assert_array_equal(still[0], still[1])
     alone = train.gather(np.array([3]))["image"][0]
     np.testing.assert_array_equal(alone, train[3]["image"])
@@ -194,15 +191,21 @@ def test_it_is_named_by_its_data_and_canvas() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 2}, "data.channels must be 1 or 3, not 2"),
-        ({"on_bad_image": "drop"}, "must be 'raise' or 'skip', not 'drop'"),
-        ({"max_bad_share": 1.1}, r"max_bad_share must lie in 0\.\.1, not 1.1"),
-        ({"cache_mb": -1}, "cache_mb must be 0 or more, not -1"),
-        ({"canvas": CenterSquare(size=0)}, "CenterSquare.size"),
-        ({"workers": -1}, "data.workers"),
+        ({"channels": 2}, r"^data\.channels is 2, a int; expected 1 or 3\."),
+        (
+            {"on_bad_image": "drop"},
+            "^data.on_bad_image is 'drop', .* 'raise' or 'skip'",
+        ),
+        ({"max_bad_share": 1.1}, r"data.max_bad_share must lie in 0\.\.1, not 1.1"),
+        ({"cache_mb": -1}, "data.cache_mb must be 0 or more, not -1"),
+        (
+            {"canvas": CenterSquare(size=0)},
+            r"data.canvas.size must lie in 1\.\.8192, not 0",
+        ),
+        ({"workers": -1}, r"data.workers must lie in 0\.\.256, not -1"),
     ],
 )
 def test_impossible_values_are_named(options: dict[str, Any], message: str) -> None:
-    Pets().validate()
+    check(Pets(), "data")
     with pytest.raises(UserError, match=message):
-        Pets(**options).validate()
+        check(Pets(**options), "data")

@@ -17,6 +17,7 @@ from jaxcls.data.host_crop import (
     random_box,
 )
 from jaxcls.errors import UserError
+from jaxcls.options import check
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -109,8 +110,8 @@ def reference_boxes(
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 300), (60, 400)])
 def test_boxes_are_drawn_as_torchvision_draws_them(height: int, width: int) -> None:
     number = 3000
-    words = np.random.default_rng(1).integers(0, 2**64, number, np.uint64).tolist()
-    drawn = [random_box(word, height, width, SCALE, RATIO) for word in words]
+    seeds = np.random.default_rng(1).integers(0, 2**64, number, np.uint64).tolist()
+    drawn = [random_box(seed, height, width, SCALE, RATIO) for seed in seeds]
     ours = np.array([(b.top, b.left, b.height, b.width) for b in drawn])
     theirs = reference_boxes(np.random.default_rng(2), height, width, number)
     assert (ours[:, :2] >= 0).all() and (ours[:, 2:] >= 1).all()
@@ -135,10 +136,10 @@ def test_where_no_box_fits_it_is_the_middle() -> None:
     assert random_box(5, 1000, 10, (1.0, 1.0), RATIO) == Box(493, 0, 13, 10)
 
 
-def test_words_alone_decide() -> None:
+def test_the_seed_alone_decides() -> None:
     first = random_box(2**64 - 1, 300, 400, SCALE, RATIO)
     assert first == random_box(2**64 - 1, 300, 400, SCALE, RATIO)
-    many = {random_box(word, 300, 400, SCALE, RATIO) for word in range(100)}
+    many = {random_box(seed, 300, 400, SCALE, RATIO) for seed in range(100)}
     assert len(many) > 95
 
 
@@ -149,11 +150,11 @@ def test_a_crop_decoded_whole_is_pillows(kind: str) -> None:
     smooth.save(content, kind)
     canvas = HostRandomResizedCrop(size=200, interpolation="bicubic")
     image = Image.open(content).convert("RGB")
-    for word in range(20):
-        box = random_box(word, 300, 400, SCALE, RATIO)
+    for seed in range(20):
+        box = random_box(seed, 300, 400, SCALE, RATIO)
         part = (box.left, box.top, box.left + box.width, box.top + box.height)
         expected = image.crop(part).resize((200, 200), Image.Resampling.BICUBIC)
-        placed = canvas.place(content.getvalue(), 3, word)
+        placed = canvas.place(content.getvalue(), 3, seed)
         np.testing.assert_array_equal(placed, np.asarray(expected))
 
 
@@ -171,13 +172,13 @@ def test_a_crop_of_a_large_photograph_is_close_and_never_enlarged(
         resized.append(self.size)
         return resize(self, *sizes, **box)  # type: ignore[arg-type]
 
-    for word in range(30):
-        box = random_box(word, 1201, 1600, SCALE, RATIO)
+    for seed in range(30):
+        box = random_box(seed, 1201, 1600, SCALE, RATIO)
         part = (box.left, box.top, box.left + box.width, box.top + box.height)
         expected = np.asarray(image.crop(part).resize((64, 64), 2)).astype(int)
         with monkeypatch.context() as patch:
             patch.setattr(Image.Image, "resize", watched)
-            placed = canvas.place(content.getvalue(), 3, word)
+            placed = canvas.place(content.getvalue(), 3, seed)
         assert abs(placed - expected).mean() < 3
         assert abs(placed - expected).max() < 30
     assert min(min(sides) for sides in resized) >= 64
@@ -205,7 +206,7 @@ def test_letterbox_shows_the_whole_image() -> None:
     [CenterSquare(size=24), HostRandomResizedCrop(size=24), Letterbox(size=24)],
 )
 def test_what_all_have_in_common(canvas: Canvas) -> None:
-    canvas.validate()
+    check(canvas)
     assert canvas.shape(1) == (24, 24, 1)
     assert pickle.loads(pickle.dumps(canvas)) == canvas
     still = canvas.evaluation()
@@ -226,16 +227,36 @@ def test_validation_shows_the_middle() -> None:
 @pytest.mark.parametrize(
     ("canvas", "message"),
     [
-        (CenterSquare(size=0), r"CenterSquare.size must lie in 1..8192, not 0"),
-        (CenterSquare(crop=1.5), "CenterSquare.crop must be above 0 .* not 1.5"),
-        (Letterbox(fill=256), "Letterbox.fill must lie in 0..255, not 256"),
-        (Letterbox(interpolation="box"), "interpolation must be one of .* not 'box'"),  # type: ignore[arg-type]
-        (HostRandomResizedCrop(scale=(0.0, 1.0)), r"scale must go .* not \(0.0, 1.0\)"),
-        (HostRandomResizedCrop(scale=(0.5, 2.0)), "scale must not be above 1"),
-        (HostRandomResizedCrop(ratio=(2.0, 1.0)), "ratio must go"),
-        (HostRandomResizedCrop(crop=0.0), "crop must be above 0"),
+        (CenterSquare(size=0), "size must lie in 1..8192, not 0"),
+        (CenterSquare(size=8193), "size must lie in 1..8192, not 8193"),
+        (CenterSquare(crop=1.5), "crop must lie in 0..1, above 0, not 1.5"),
+        (Letterbox(fill=256), "fill must lie in 0..255, not 256"),
+        (Letterbox(fill=-1), "fill must lie in 0..255, not -1"),
+        (Letterbox(interpolation="box"), r"interpolation is 'box', .* or 'bicubic'"),  # type: ignore[arg-type]
+        (
+            HostRandomResizedCrop(scale=(0.0, 1.0)),
+            r"scale\[0\] must lie in 0..1, above 0, not 0.0",
+        ),
+        (
+            HostRandomResizedCrop(scale=(0.5, 2.0)),
+            r"scale\[1\] must lie in 0..1, .* 2.0",
+        ),
+        (HostRandomResizedCrop(scale=(0.5, 0.2)), r"scale must be in ascending order"),
+        (
+            HostRandomResizedCrop(ratio=(2.0, 1.0)),
+            r"ratio must be in ascending order, not \(2.0, 1.0\)",
+        ),
+        (
+            HostRandomResizedCrop(ratio=(0.0, 1.0)),
+            r"ratio\[0\] must be above 0, not 0.0",
+        ),
+        (
+            HostRandomResizedCrop(ratio=(1.0, float("inf"))),
+            r"ratio must be a number of sensible size, not inf",
+        ),
+        (HostRandomResizedCrop(crop=0.0), "crop must lie in 0..1, above 0, not 0.0"),
     ],
 )
 def test_impossible_values_are_named(canvas: Canvas, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        canvas.validate()
+    with pytest.raises(UserError, match=rf"^data\.canvas\.{message}"):
+        check(canvas, "data.canvas")

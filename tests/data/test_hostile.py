@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxcls.data.decode import BadImage, decode
-from jaxcls.data.encoded_images import DecodedSource
+from jaxcls.data.encoded_images import DecodedSource, Encoded
 from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop, Letterbox
 
 HEIGHT, WIDTH = 60, 81
@@ -179,8 +179,8 @@ def test_flipped_bits_never_crash_or_hang(kind: str) -> None:
         assert time.monotonic() - start < 5
 
 
-class Folder:
-    """The files of a folder (an Encoded)."""
+class Folder(Encoded):
+    """The files of a folder."""
 
     class_names = ("one",)
 
@@ -188,15 +188,15 @@ class Folder:
         self.paths = sorted(os.scandir(os.fsencode(folder)), key=lambda item: item.name)
         self.labels = np.zeros(len(self.paths), np.int32)
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def read(self, index: int) -> bytes:
         with open(self.paths[index].path, "rb") as opened:
             return opened.read()
 
     def where(self, index: int) -> str:
         return os.fsdecode(self.paths[index].path)
+
+    def __repr__(self) -> str:
+        return "folder"
 
 
 def test_a_folder_of_them_loses_only_the_bad_rows(tmp_path: Path) -> None:

@@ -28,11 +28,12 @@ from jaxcls.data.loader import (
     load_rows,
 )
 from jaxcls.data.order import epoch_permutation, record_ids
+from jaxcls.data.sources import Source
 from jaxcls.data.workers import Workers
 from jaxcls.errors import UserError
 
 
-class Probe:
+class Probe(Source):
     """Records that tell which one they are, and where and how they were read.
 
     Image [2, 4, 1]: row 0 holds the index in two bytes, row 1 whether a JAX backend was
@@ -99,8 +100,14 @@ def test_rows_are_gathered_as_they_are_read() -> None:
     images = rng.integers(0, 256, (9, 2, 3, 1), dtype=np.uint8)
     source = ArraySource("toy", images, np.arange(9) % 4, tuple("abcd"))
 
-    class OneByOne:
+    class OneByOne(Source):
         class_names = tuple("abcd")
+
+        def __len__(self) -> int:
+            return 9
+
+        def __repr__(self) -> str:
+            return "one-by-one"
 
         def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
             return {"image": images[index], "label": index % 4}
@@ -117,7 +124,7 @@ def test_rows_are_gathered_as_they_are_read() -> None:
     assert fast["mask"].tolist() == [True] * 3
 
 
-class Odd:
+class Odd(Source):
     """Ten records [2, 2, 1] of three classes, of which number 6 is as asked for."""
 
     class_names = ("a", "b", "c")
@@ -140,7 +147,9 @@ class Odd:
 class OddAtOnce(Odd):
     """The same, which loads a whole batch at a time."""
 
-    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, ids: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         records = [self[int(i)] for i in ids]
         return {
             name: np.stack([np.asarray(r[name]) for r in records])
@@ -245,7 +254,9 @@ GATHERED: dict[str, object] = {
 @pytest.mark.parametrize("case", GATHERED)
 def test_a_wrong_batch_of_gather_is_named(case: str) -> None:
     class Wrong(Odd):
-        def gather(self, ids: np.ndarray) -> object:
+        def gather(
+            self, ids: np.ndarray, row_seeds: np.ndarray | None = None
+        ) -> object:
             return GATHERED[case]
 
     with pytest.raises(RuntimeError, match=r"odd\(10\)"):
@@ -253,12 +264,16 @@ def test_a_wrong_batch_of_gather_is_named(case: str) -> None:
 
 
 class Failing(Odd):
-    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, ids: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         raise OSError("disk on fire")
 
 
 class Complaining(Odd):
-    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, ids: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         raise RuntimeError("a/b.jpg: it is no image. Remove it.")
 
 
@@ -307,11 +322,11 @@ def test_a_batch_that_does_not_fit_is_named() -> None:
         train_batches(num_hosts=3)
 
 
-# Records that cannot be read, and words
+# Records that cannot be read, and row seeds
 
 
-class Drawing:
-    """Three-class records [1, 8, 1], of which every fifth is bad; an image is its word."""
+class Drawing(Source):
+    """Three-class records [1, 8, 1], of which every fifth is bad; an image is its seed."""
 
     class_names = ("a", "b", "c")
 
@@ -328,16 +343,16 @@ class Drawing:
         raise AssertionError("a source that can gather is not asked one by one")
 
     def gather(
-        self, ids: np.ndarray, words: np.ndarray | None = None
+        self, ids: np.ndarray, row_seeds: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        if words is None:
-            words = np.zeros(len(ids), np.uint64)
-        images = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 1, 8, 1)
+        if row_seeds is None:
+            row_seeds = np.zeros(len(ids), np.uint64)
+        images = np.ascontiguousarray(row_seeds).view(np.uint8).reshape(-1, 1, 8, 1)
         return {"image": images, "label": ids % 3, "mask": ids % 5 != 0}
 
 
-def words_of(batch: Batch) -> list[int]:
-    """The words that Drawing was given."""
+def seeds_of(batch: Batch) -> list[int]:
+    """The seeds that Drawing was given."""
     return (
         np.ascontiguousarray(batch["image"])
         .reshape(-1, 8)
@@ -346,32 +361,32 @@ def words_of(batch: Batch) -> list[int]:
     )
 
 
-def test_every_row_of_every_step_has_a_word_of_its_own() -> None:
-    def words(step: int, host: int = 0, num_hosts: int = 1, seed: int = 5) -> list[int]:
+def test_every_row_of_every_step_has_a_seed_of_its_own() -> None:
+    def seeds(step: int, host: int = 0, num_hosts: int = 1, seed: int = 5) -> list[int]:
         batches = TrainBatches(
             Drawing(300),  # type: ignore[arg-type]
             **{"seed": seed, "batch_size": 8, "num_steps": 20},
             **{"host": host, "num_hosts": num_hosts},
         )
-        return words_of(batches[step])
+        return seeds_of(batches[step])
 
     for step in (0, 7):
-        parts = [words(step, host, 4) for host in range(4)]
-        assert [word for part in parts for word in part] == words(step)
-    several = [words(0), words(1), words(19), words(0, seed=6), words(1, seed=6)]
-    assert len({word for part in several for word in part}) == 5 * 8
-    # Epoch 1 and step 1 have one key, yet no word in common.
+        parts = [seeds(step, host, 4) for host in range(4)]
+        assert [seed for part in parts for seed in part] == seeds(step)
+    several = [seeds(0), seeds(1), seeds(19), seeds(0, seed=6), seeds(1, seed=6)]
+    assert len({seed for part in several for seed in part}) == 5 * 8
+    # Epoch 1 and step 1 have one key, yet nothing in common.
     order_words = np.random.Philox(key=np.array([5, 1], np.uint64)).random_raw(300)
-    assert not set(words(1)) & set(order_words.tolist())
+    assert not set(seeds(1)) & set(order_words.tolist())
     # Every bit is as often one as zero.
-    bits = np.array([words(step) for step in range(200)], np.uint64).view(np.uint8)
+    bits = np.array([seeds(step) for step in range(200)], np.uint64).view(np.uint8)
     ones = np.unpackbits(bits.reshape(-1, 8), axis=1).mean(0)
     assert np.abs(ones - 0.5).max() < 5 * 0.5 / np.sqrt(1600)
 
 
 def test_evaluation_draws_nothing() -> None:
     batch = EvalBatches(Drawing(7), batch_size=7)[0]  # type: ignore[arg-type]
-    assert words_of(batch) == [0] * 7
+    assert seeds_of(batch) == [0] * 7
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -387,7 +402,9 @@ def test_masks_come_from_the_source(workers: int) -> None:
 @pytest.mark.parametrize("mask", [np.ones(4, bool), np.ones(5, int), [None] * 5])
 def test_a_wrong_mask_is_named(mask: object) -> None:
     class Wrong(Odd):
-        def gather(self, ids: np.ndarray) -> dict[str, object]:
+        def gather(
+            self, ids: np.ndarray, row_seeds: np.ndarray | None = None
+        ) -> dict[str, object]:
             images = np.zeros((5, 2, 2, 1), np.uint8)
             return {"image": images, "label": np.zeros(5, int), "mask": mask}
 
@@ -483,9 +500,9 @@ def test_the_first_batch_of_a_resumed_run_takes_no_more_than_that_of_a_new_one(
     drawn: list[int] = []
     gather, permutation = batches.source.gather, order.permutation
 
-    def gather_and_note(ids: np.ndarray) -> Batch:
+    def gather_and_note(ids: np.ndarray, row_seeds: np.ndarray) -> Batch:
         read.append(ids)
-        return gather(ids)
+        return gather(ids, row_seeds)
 
     def permutation_and_note(bits: np.random.Philox, size: int) -> np.ndarray:
         drawn.append(size)
@@ -686,9 +703,10 @@ class Broken:
 
 
 def test_a_mistake_in_the_code_shows_its_traceback() -> None:
-    options = {"start": 1, "workers": 2, "threads": 1, "prefetch": 1}
     with nothing_left():
-        workers = Workers(Broken(), repeat=False, **options)
+        workers = Workers(
+            Broken(), range(1, 3), False, workers=2, threads=1, prefetch=1
+        )
         with pytest.raises(
             multiprocessing.ProcessError,
             match=r"(?s)failed:\nTraceback .*ZeroDivisionError: 1",
@@ -708,8 +726,9 @@ def test_nothing_to_load_starts_no_worker() -> None:
 SOURCE = """
 import os, sys, time
 import numpy as np
+from jaxcls.data.sources import Source
 
-class Numbers:
+class Numbers(Source):
     class_names = range(1 << 23)  # more than there are processes
     def __len__(self): return 40
     def __repr__(self): return "numbers"
@@ -886,7 +905,7 @@ import multiprocessing, threading
 from jaxcls.data.loader import EvalBatches, Loader
 
 class Large(Numbers):
-    def gather(self, ids):
+    def gather(self, ids, row_seeds=None):
         # What a worker has imported, in the first pixel.
         imported = "jax" in sys.modules or "grain" in sys.modules
         images = np.full((len(ids), 224, 224, 3), imported, np.uint8)

@@ -9,8 +9,10 @@ from PIL import Image
 from jaxcls.data import ArraySource, Manifest
 from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.loader import EvalBatches, Loader, load_rows
-from jaxcls.data.sampling import Sampling, class_counts, labels_of
-from jaxcls.data.subset import Mixed, with_class_names
+from jaxcls.data.mixture import MixedSource
+from jaxcls.data.relabelled import with_class_names
+from jaxcls.data.sampling import Sampling, class_counts, one_label_each
+from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
 
 LABELS = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 0]], np.uint8)
@@ -28,7 +30,7 @@ class Several(ArraySource):
         return {"image": self.images[index], "label": self.labels[index]}
 
 
-class OneByOne:
+class OneByOne(Source):
     """The same, without a way to load many at once."""
 
     def __init__(self, source: Several) -> None:
@@ -39,6 +41,9 @@ class OneByOne:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self._source[index]
+
+    def __repr__(self) -> str:
+        return "one-by-one"
 
 
 def test_batches_have_a_column_for_each_class() -> None:
@@ -68,7 +73,7 @@ def test_batches_are_padded_and_pass_through_processes(workers: int) -> None:
         (LABELS + np.uint8([0, 0, 1]), "record 0 of several.* other than ones and"),
     ],
 )
-def test_what_are_no_labels_of_the_classes_is_named(
+def test_what_are_no_one_label_each_the_classes_is_named(
     labels: np.ndarray, said: str
 ) -> None:
     with pytest.raises(RuntimeError, match=said):
@@ -95,7 +100,7 @@ def test_images_of_each_class_are_counted() -> None:
         "one", Several().images, np.array([0, 1, 1, 0, 0]), tuple("abcd")
     )
     assert class_counts(single).tolist() == [3, 2, 0, 0]
-    mixed = Mixed([Several(), Several()], (1.0, 2.0))
+    mixed = MixedSource([Several(), Several()], (1.0, 2.0))
     assert class_counts(mixed).tolist() == [6, 4, 4]
     labels = load_rows(mixed, np.array([7, 0]))["label"]
     np.testing.assert_array_equal(labels, LABELS[[2, 0]])
@@ -103,7 +108,7 @@ def test_images_of_each_class_are_counted() -> None:
 
 def test_they_cannot_be_drawn_by_class() -> None:
     with pytest.raises(UserError, match=r"of several\(5 images .* cannot be drawn by"):
-        labels_of(Several())
+        one_label_each(Several())
 
 
 def test_a_manifest_gives_all_classes_of_an_image(tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ import pytest
 
 from jaxcls.data import ArraySource
 from jaxcls.data.loader import Loader, TrainBatches
-from jaxcls.data.order import record_ids
+from jaxcls.data.order import Strata, record_ids
 from jaxcls.data.sampling import (
-    Draws,
     Sampling,
-    Strata,
     few_of_each_class,
-    labels_of,
+    one_label_each,
 )
+from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
+from jaxcls.options import check
 
 # 110 records of class 0, 7 of class 1, none of 2, 1 of 3, 42 of 4.
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3, 4], [110, 7, 1, 42]))
@@ -27,19 +27,25 @@ def source(labels: np.ndarray = LABELS) -> ArraySource:
     return ArraySource("uneven", images, labels, tuple("abcde"))
 
 
+def batches_of(sampling: Sampling, *, seed: int, batch_size: int) -> TrainBatches:
+    return TrainBatches(
+        source(), seed=seed, batch_size=batch_size, num_steps=1, sampling=sampling
+    )
+
+
 def epoch_of(
     sampling: Sampling, epoch: int, batch_size: int = 8, seed: int = 3
 ) -> list:
     """The records of an epoch, one list for each step."""
-    draws = Draws(source(), sampling, seed=seed, batch_size=batch_size)
+    drawn = batches_of(sampling, seed=seed, batch_size=batch_size)
     steps = len(LABELS) // batch_size
-    return [draws.ids(epoch * steps + step).tolist() for step in range(steps)]
+    return [drawn.ids(epoch * steps + step).tolist() for step in range(steps)]
 
 
 def test_by_default_records_come_as_they_always_did() -> None:
-    draws = Draws(source(), Sampling(), seed=3, batch_size=8)
+    drawn = batches_of(Sampling(), seed=3, batch_size=8)
     for step in (0, 19, 20, 1234):
-        assert draws.ids(step).tolist() == record_ids(3, step, 8, 160).tolist()
+        assert drawn.ids(step).tolist() == record_ids(3, step, 8, 160).tolist()
 
 
 def test_balanced_classes_come_equally_often() -> None:
@@ -93,20 +99,20 @@ def test_shares_are_exact_in_every_epoch() -> None:
 @pytest.mark.parametrize("balance", [False, True])
 def test_copies_of_a_record_share_a_batch(balance: bool) -> None:
     sampling = Sampling(repeats=3, balance=balance)
-    draws = Draws(source(), sampling, seed=3, batch_size=24)
+    drawn = batches_of(sampling, seed=3, batch_size=24)
     for step in range(40):
-        counts = collections.Counter(draws.ids(step).tolist())
+        counts = collections.Counter(drawn.ids(step).tolist())
         # The only record of a class may be drawn more than once.
         assert all(n % 3 == 0 if balance else n == 3 for n in counts.values())
         assert counts.total() == 24
     if not balance:
         # 20 steps of 8 different records are one pass over all 160.
-        seen = collections.Counter(i for step in range(20) for i in draws.ids(step))
+        seen = collections.Counter(i for step in range(20) for i in drawn.ids(step))
         assert set(seen.values()) == {3} and len(seen) == 160
     # Copies are not always as far from each other.
     apart = {
         tuple(np.flatnonzero(ids == ids[0]))
-        for ids in (draws.ids(step) for step in range(40))
+        for ids in (drawn.ids(step) for step in range(40))
     }
     assert len(apart) > 30
 
@@ -115,7 +121,7 @@ def test_copies_must_divide_the_batch() -> None:
     with pytest.raises(
         ValueError, match=r"batch_size 8 is no multiple of data.sampling.repeats 3"
     ):
-        Draws(source(), Sampling(repeats=3), seed=0, batch_size=8)
+        batches_of(Sampling(repeats=3), seed=0, batch_size=8)
 
 
 def test_a_few_of_each_class() -> None:
@@ -139,7 +145,7 @@ def test_a_few_of_each_class() -> None:
 def test_hosts_and_workers_draw_alike() -> None:
     sampling = Sampling(balance=True, repeats=2)
     options = {"seed": 1, "batch_size": 8, "num_steps": 45, "sampling": sampling}
-    whole = Draws(source(), sampling, seed=1, batch_size=8)
+    whole = batches_of(sampling, seed=1, batch_size=8)
     parts = []
     for host, workers in ((0, 0), (1, 2)):
         batches = TrainBatches(source(), host=host, num_hosts=2, **options)  # type: ignore[arg-type]
@@ -152,16 +158,21 @@ def test_hosts_and_workers_draw_alike() -> None:
 
 
 def test_a_source_without_labels_is_named() -> None:
-    class Blind:
+    class Blind(Source):
+        class_names = ("a", "b")
+
+        def __len__(self) -> int:
+            return 3
+
         def __repr__(self) -> str:
             return "blind(3)"
 
     with pytest.raises(UserError, match=r"blind\(3\) does not tell the class"):
-        labels_of(Blind())  # type: ignore[arg-type]
+        one_label_each(Blind())
     with pytest.raises(UserError, match="blind"):
         few = Blind()
-        few.labels = np.zeros((3, 4), np.uint8)  # type: ignore[attr-defined]
-        labels_of(few)  # type: ignore[arg-type]
+        few.labels = np.zeros((3, 4), np.uint8)
+        one_label_each(few)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +180,13 @@ def test_a_source_without_labels_is_named() -> None:
     [("repeats", 0), ("limit", 0), ("limit_seed", -1), ("limit_seed", 2**32)],
 )
 def test_options_out_of_range_are_named(option: str, value: int) -> None:
-    with pytest.raises(UserError, match=rf"data\.sampling\.{option} .* not {value}\."):
-        Sampling(**{option: value}).validate()
-    Sampling(balance=True, repeats=3, limit=1, limit_seed=2**32 - 1).validate()
+    high = {"repeats": 1024, "limit": 2**31, "limit_seed": 2**32 - 1}[option]
+    low = int(option != "limit_seed")
+    with pytest.raises(UserError) as error:
+        check(Sampling(**{option: value}), "data.sampling")
+    said = str(error.value)
+    if value < 2**32:
+        assert said == f"data.sampling.{option} must lie in {low}..{high}, not {value}."
+    else:
+        assert said == f"data.sampling.{option} of {value} is beyond every range."
+    check(Sampling(balance=True, repeats=3, limit=1, limit_seed=2**32 - 1))

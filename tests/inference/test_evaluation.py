@@ -67,8 +67,11 @@ class Several(ArraySource):
         super().__init__("several", images, np.zeros(size, int), names)
         self.labels = np.uint8(np.random.default_rng(1).random((size, CLASSES)) < 0.3)
         self.labels[:, 4] = 0
+        self.max_bad_share = 1.0
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Every fifth cannot be read."""
         return {**super().gather(indices), "mask": indices % 5 != 3}
 
@@ -141,7 +144,6 @@ def test_what_is_measured_does_not_depend_on_what_was_trained_with() -> None:
 def evaluator(step: Any, source: ArraySource, devices: int = 1) -> Evaluator:
     config = commands.load_config(commands.RECIPES / "tiny.py")
     config.evaluation.batch_size = 16
-    config.data.max_bad_share = 1.0  # type: ignore[attr-defined]
     mesh = parallel.make_mesh(devices)
     forward = Forward(config, mesh=mesh, num_classes=CLASSES, image_shape=(3, 3, 1))
     return Evaluator(step, source, forward)

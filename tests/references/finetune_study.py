@@ -32,6 +32,7 @@ from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop
 from jaxcls.config import Checkpoint, Config, Evaluation, Log
 from jaxcls.config.dataset_defaults import CIFAR10
 from jaxcls.data import Dataset, Manifest, Records, Sampling
+from jaxcls.data.preparation.writer import write_records
 from jaxcls.duration import Duration, epochs, fraction, steps
 from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.losses import SoftmaxCrossEntropy
@@ -39,7 +40,6 @@ from jaxcls.models import MODELS, Model
 from jaxcls.models.resnet import ResNet
 from jaxcls.optim import AdamW, WarmupCosine
 from jaxcls.parallel import keep_freed_memory
-from jaxcls.prepare import write_records
 from jaxcls.probe import probe
 from jaxcls.train import train
 

@@ -1,4 +1,5 @@
-"""Makes jaxcls/models/weights.csv and imagenet_classes.txt from torchvision and timm.
+"""Makes jaxcls/models/weights/weights.csv and the names in jaxcls/imagenet_classes.txt from
+torchvision and timm.
 
     python tests/references/make_weights_table.py results-imagenet.csv
 
@@ -81,8 +82,10 @@ def main(results_csv: str) -> None:
         writer.writeheader()
         writer.writerows(rows)
     classes = torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]
-    (MODELS / "imagenet_classes.txt").write_text(
-        "".join(f"{name}\n" for name in classes)
+    table = MODELS.parents[1] / "imagenet_classes.txt"
+    synsets = [line.split()[0] for line in table.read_text().splitlines()]
+    table.write_text(
+        "".join(f"{s} {name}\n" for s, name in zip(synsets, classes, strict=True))
     )
     print(f"{len(rows)} weight sets, {len(classes)} classes")
 

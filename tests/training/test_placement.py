@@ -14,8 +14,7 @@ from jaxcls import config as config_lib
 from jaxcls import parallel
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, Digits
-from jaxcls.data.encoded import Encoded
-from jaxcls.data.encoded_images import Images
+from jaxcls.data.encoded_images import Encoded, Images
 from jaxcls.data.host_crop import HostRandomResizedCrop
 from jaxcls.data.loader import EvalBatches
 from jaxcls.data.sources import Split
@@ -45,7 +44,9 @@ def random_source(num_records: int) -> ArraySource:
 def without_a_third(source: ArraySource) -> ArraySource:
     """Masks every third record and blackens it, as a source does that cannot read it."""
 
-    def gather(indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(
+        indices: np.ndarray, row_seeds: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         mask = indices % 3 != 0
         batch = ArraySource.gather(source, indices)
         image = np.where(mask[:, None, None, None], batch["image"], 0).astype(np.uint8)
@@ -144,10 +145,9 @@ def test_what_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 class WithBadDigits(Digits):
     """Digits of which every third training image cannot be read, which is not too many."""
 
-    max_bad_share = 0.5
-
     def source(self, split: Split) -> ArraySource:
         source = super().source(split)
+        source.max_bad_share = 0.5
         return without_a_third(source) if split == "train" else source
 
 

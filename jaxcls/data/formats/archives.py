@@ -2,6 +2,9 @@
 
     Cifar10(path="cifar-10-binary.tar.gz").source("train").images  # uint8 [50000, 32, 32, 3]
 
+    cifar-10-binary.tar.gz   files of records: a byte with the class, 3,072 with the pixels
+    train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz   MNIST: arrays behind a header
+
 Archives are read in memory: nothing is unpacked onto the disk, so that no name in an archive
 can lead anywhere. The checksums are those that tensorflow_datasets 4.9.10 has of the same
 addresses.
@@ -11,17 +14,19 @@ import abc
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import os
 import tarfile
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal, cast
+from typing import IO, ClassVar, Literal
 
 import numpy as np
 
-from jaxcls.data.file_lists import expanded, shown
-from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls.data.dataset import Dataset
+from jaxcls.data.file_lists import expanded, explaining
+from jaxcls.data.sources import ArraySource, Split
 from jaxcls.download import fetch
 from jaxcls.errors import UserError
 
@@ -29,8 +34,6 @@ CIFAR = "https://www.cs.toronto.edu/~kriz"
 MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist"
 FASHION_MNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
-CIFAR_PIXELS = 3 * 32 * 32
-"""Bytes of an image: the red plane, the green one, the blue one, each row by row."""
 NAMES_SIZE = 10_000
 """Bytes that the list of class names has at most."""
 IDX_BYTES = 0x08
@@ -82,7 +85,7 @@ class _Cifar(Dataset):
     archive: ClassVar[Archive]
     folder: ClassVar[str]  # in the archive
     files: ClassVar[dict[Split, tuple[str, ...]]]
-    records: ClassVar[int]  # in each file of training, and of testing
+    records: ClassVar[dict[Split, int]]  # in each file
     label_bytes: ClassVar[int]
 
     path: str = ""
@@ -94,23 +97,29 @@ class _Cifar(Dataset):
           UserError: if the archive is not there, or not what it should be.
         """
         names_file, label_byte = self._labelling()
-        record = self.label_bytes + CIFAR_PIXELS
-        size = record * (self.records if split == "train" else TEST_RECORDS)
-        sizes = {name: size for name in self.files[split]}
-        path = self._found([*sizes, names_file])
-        contents = read_files(path, {**sizes, names_file: NAMES_SIZE})
+        record = np.dtype(
+            [("labels", "u1", (self.label_bytes,)), ("planes", "u1", (3, 32, 32))]
+        )
+        size = record.itemsize * self.records[split]
+        sizes = dict.fromkeys(self.files[split], size) | {names_file: NAMES_SIZE}
+        lacks = (
+            f"neither {self.archive.name} nor the folder {self.folder} that is in it"
+        )
+        places = [
+            f"{below}{name}" for below in ("", f"{self.folder}/") for name in sizes
+        ]
+        path = _located(self.path, self.archive, [*places, self.archive.name], lacks)
+        path = path.parent if path.name in sizes else path
+        contents = read_files(path, sizes)
         class_names = contents.pop(names_file).decode("ascii", "replace").split()
         for name, content in contents.items():
             if len(content) != size:
                 raise _damaged(path, f"{name} has {len(content):,} bytes, not {size:,}")
-        records = np.frombuffer(b"".join(contents.values()), np.uint8).reshape(
-            -1, record
-        )
-        planes = records[:, self.label_bytes :].reshape(-1, 3, 32, 32)
+        records = np.frombuffer(b"".join(contents.values()), record)
         return _array_source(
             f"{type(self).__name__.lower()}-{split}",
-            np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
-            records[:, label_byte],
+            np.ascontiguousarray(records["planes"].transpose(0, 2, 3, 1)),
+            records["labels"][:, label_byte],
             class_names,
             path,
         )
@@ -118,28 +127,6 @@ class _Cifar(Dataset):
     @abc.abstractmethod
     def _labelling(self) -> tuple[str, int]:
         """Returns the file of the class names, and the byte of a record that is its class."""
-
-    def _found(self, names: Iterable[str]) -> Path:
-        """Returns the archive, or the folder of the unpacked files."""
-        if not self.path:
-            return fetch(self.archive)
-        path = _existing(self.path, self.archive)
-        if not path.is_dir():
-            return path
-        for folder in (path, path / self.folder):
-            if any((folder / name).is_file() for name in names):
-                return folder
-        if (path / self.archive.name).is_file():
-            return path / self.archive.name
-        raise UserError(
-            f"{shown(str(path))} has neither {self.archive.name} nor the folder {self.folder} "
-            f"that is in it. It can be had from {self.archive.url}; without data.path it is "
-            "downloaded."
-        )
-
-
-TEST_RECORDS = 10_000
-"""Test images of both CIFARs."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -159,7 +146,7 @@ class Cifar10(_Cifar):
         "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         "test": ("test_batch.bin",),
     }
-    records = 10_000
+    records: ClassVar[dict[Split, int]] = {"train": 10_000, "test": 10_000}
     label_bytes = 1
 
     def _labelling(self) -> tuple[str, int]:
@@ -186,7 +173,7 @@ class Cifar100(_Cifar):
         "train": ("train.bin",),
         "test": ("test.bin",),
     }
-    records = 50_000
+    records: ClassVar[dict[Split, int]] = {"train": 50_000, "test": 10_000}
     label_bytes = 2
 
     labels: Literal["fine", "coarse"] = "fine"
@@ -240,20 +227,15 @@ class Mnist(Dataset):
         """Returns where one of the four files lies."""
         kind = type(self).__name__
         archive = Archive(kind.lower(), f"{self.url}/{name}.gz", self.sha256[name])
-        if not self.path:
-            return fetch(archive)
-        path = _existing(self.path, archive)
-        folder = path if path.is_dir() else path.parent
+        given = expanded(self.path) if self.path else ""
+        given = os.path.dirname(given) if os.path.isfile(given) else given
         # Some mirrors write "train-images.idx3-ubyte".
-        for below in (folder, folder / "raw", folder / self.torchvision):
-            for spelling in (name, name.replace("-idx", ".idx")):
-                for file in (below / f"{spelling}.gz", below / spelling):
-                    if file.is_file():
-                        return file
-        raise UserError(
-            f"{shown(str(folder))} has no {name}.gz. It can be had from {archive.url}; without "
-            "data.path it is downloaded."
+        places = itertools.product(
+            ("", "raw/", f"{self.torchvision}/"),
+            (name, name.replace("-idx", ".idx")),
+            (".gz", ""),
         )
+        return _located(given, archive, map("".join, places), f"no {name}.gz")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -300,49 +282,35 @@ def read_files(path: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
       UserError: if one is missing, too large, no plain file, or cannot be read.
     """
     found: dict[str, bytes] = {}
-    with _sentence(path):
-        files = _in_folder(path, limits) if path.is_dir() else _in_archive(path)
-        with contextlib.closing(files):
-            for name, size, file in files:
-                if name not in limits or name in found:
-                    continue
-                if file is None:
-                    raise _damaged(path, f"{name} in it is no plain file")
-                if size > limits[name]:
-                    raise _damaged(
-                        path, f"{name} has {size:,} bytes, not {limits[name]:,}"
-                    )
-                found[name] = file.read(limits[name])
-                if len(found) == len(limits):
-                    break
-    missing = [name for name in limits if name not in found]
-    if missing:
-        raise _damaged(path, f"it has no {missing[0]}")
+
+    def keep(name: str, size: int, file: IO[bytes]) -> None:
+        if size > limits[name]:
+            raise _damaged(path, f"{name} has {size:,} bytes, not {limits[name]:,}")
+        found[name] = file.read(limits[name])
+
+    with _reading(path):
+        if path.is_dir():
+            for name in limits:
+                if (path / name).is_file():
+                    with open(path / name, "rb") as file:
+                        keep(name, os.stat(file.fileno()).st_size, file)
+        else:
+            with tarfile.open(path, "r:*") as archive:
+                for member in archive:
+                    name = os.path.basename(member.name)
+                    if name not in limits or name in found:
+                        continue
+                    # The content of a link would be that of what it leads to.
+                    content = archive.extractfile(member) if member.isreg() else None
+                    if content is None:
+                        raise _damaged(path, f"{name} in it is no plain file")
+                    keep(name, member.size, content)
+                    if len(found) == len(limits):
+                        break
+    for name in limits:
+        if name not in found:
+            raise _damaged(path, f"it has no {name}")
     return {name: found[name] for name in limits}
-
-
-_Files = Generator[tuple[str, int, BinaryIO | None], None, None]
-
-
-def _in_folder(path: Path, names: Iterable[str]) -> _Files:
-    """Yields name, size and open file of what is in a folder."""
-    for name in names:
-        if (path / name).is_file():
-            with open(path / name, "rb") as file:
-                yield name, os.stat(file.fileno()).st_size, file
-
-
-def _in_archive(path: Path) -> _Files:
-    """Yields name, size and open file (None for a link) of what is in a tar archive."""
-    with tarfile.open(path, "r:*") as archive:
-        for member in archive:
-            # Only of a plain file: that of a link would be what it leads to.
-            file = archive.extractfile(member) if member.isreg() else None
-            yield (
-                os.path.basename(member.name),
-                member.size,
-                cast(BinaryIO | None, file),
-            )
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -357,7 +325,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises:
       UserError: if it is something else, shorter or longer.
     """
-    with _sentence(path):
+    with _reading(path):
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             header = file.read(4 + 4 * dimensions)
             magic = bytes([0, 0, IDX_BYTES, dimensions])
@@ -392,27 +360,42 @@ def _array_source(
         raise _damaged(path, str(error).rstrip(".")) from error
 
 
-def _existing(path: str, archive: Archive) -> Path:
-    """Returns data.path as an absolute path of something that exists."""
-    found = Path(expanded(path))
-    if not found.exists():
+def _located(given: str, archive: Archive, places: Iterable[str], lacks: str) -> Path:
+    """Returns the path of a published file.
+
+    Args:
+      given: data.path: the file, a folder, or "" to take it from the cache.
+      archive: the file.
+      places: where it, or what is in it, may lie in the folder.
+      lacks: what a folder without any of these lacks.
+    """
+    if not given:
+        return fetch(archive)
+    path = Path(expanded(given))
+    if path.is_file():
+        return path
+    if not path.exists():
         raise UserError(
-            f"there is no {shown(str(found))}: put {archive.name} from {archive.url} there, or "
-            "leave data.path empty and it is downloaded."
+            f"there is no {path}: put {archive.name} from {archive.url} there, or leave data.path "
+            "empty and it is downloaded."
         )
-    return found
+    for place in places:
+        if (path / place).is_file():
+            return path / place
+    raise UserError(
+        f"{path} has {lacks}. It can be had from {archive.url}; without data.path it is "
+        "downloaded."
+    )
 
 
-@contextlib.contextmanager
-def _sentence(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
     """Turns what is raised for a damaged file into one sentence."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    what = f"{path} is damaged or not what was published"
+    kinds = (OSError, EOFError, zlib.error, tarfile.TarError)
+    return explaining(what, kinds, ": get it again")
 
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{shown(str(path))} is damaged or not what was published ({reason}): get it again."
+        f"{path} is damaged or not what was published ({reason}): get it again."
     )

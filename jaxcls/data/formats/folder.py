@@ -6,7 +6,7 @@
 
     ImageFolder(path="pets").encoded("train").class_names  # ("cat", "dog")
 
-Left: training and test images are told apart by folders. Right: by the names of the files.
+Left: folders tell training and test images apart. Right: the names of the files do.
 """
 
 import collections
@@ -15,45 +15,46 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
+from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.file_lists import (
     HELD_OUT,
-    ClassOrder,
-    Names,
-    check_test_share,
-    count,
+    HeldOutShare,
+    counted,
     enumerated,
+    evaluated,
     expanded,
-    fingerprint,
+    explaining,
     in_test_share,
     is_hidden,
     is_image,
+    note,
+    note_missing_classes,
     require,
-    say,
-    say_missing_classes,
-    shown,
     similar_file,
-    sort_key,
 )
+from jaxcls.data.formats.image_list import ImageList, Names
 from jaxcls.data.sources import Split
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, did_you_mean, printable
 
 SCAN_THREADS = 16
 """Class folders that are listed at once: a network file system answers many at a time."""
 
 
-class FileImages:
-    """Image files below one folder, as an Encoded."""
+class FileImages(ImageList):
+    """Image files below one folder."""
 
     def __init__(
         self,
         name: str,
-        folder: bytes,
-        files: Iterable[bytes],
+        folder: str,
+        files: Iterable[str],
         labels: np.ndarray,
         class_names: Sequence[str],
     ):
@@ -67,33 +68,18 @@ class FileImages:
           class_names: the name of each class.
         """
         self._folder = folder
-        self._files = Names(files)
-        self.labels = labels if labels.ndim == 2 else labels.astype(np.int32)
-        self.class_names = tuple(class_names)
-        self._repr = (
-            f"{name}({len(self):,} images in {len(self.class_names):,} classes, "
-            f"{self._fingerprint()})"
-        )
+        self._files = Names(map(os.fsencode, files))
+        super().__init__(name, labels, class_names, self._files)
 
-    def _fingerprint(self) -> str:
-        files = (self._files[i] for i in range(len(self._files)))
-        return fingerprint(files, self.labels, map(os.fsencode, self.class_names))
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def _path(self, index: int) -> bytes:
-        return os.path.join(self._folder, self._files[index])
+    def _path(self, index: int) -> str:
+        return os.path.join(self._folder, os.fsdecode(self._files[index]))
 
     def read(self, index: int) -> bytes:
         with open(self._path(index), "rb") as file:
             return file.read()
 
     def where(self, index: int) -> str:
-        return shown(self._path(index))
-
-    def __repr__(self) -> str:
-        return self._repr
+        return printable(self._path(index))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -118,13 +104,11 @@ class ImageFolder(Images):
     """
 
     path: str = ""
-    test_share: float = 0.2
-    class_order: ClassOrder = "lexical"
+    test_share: HeldOutShare = 0.2
+    class_order: Literal["lexical", "natural"] = "lexical"
 
     def validate(self) -> None:
-        super().validate()
         require("path", self.path, "the folder of the class folders")
-        check_test_share(self.test_share)
 
     def encoded(self, split: Split) -> FileImages:
         """Lists the images of one split.
@@ -132,43 +116,42 @@ class ImageFolder(Images):
         Raises:
           UserError: if the folder is not laid out as it should be.
         """
-        self.validate()
+        options.check(self, "data")
         root = open_folder(self.path)
         parts = split_folders(root)
         if parts is None:
-            return self._divided(root, split)
-        folder = os.path.join(root, parts[split])
-        found = scan(folder, class_folders(folder), root)
-        class_dirs = sorted(found, key=self._order)
-        if split == "test":
+            folder, name = root, f"{last_parts(root, 1)}[{split}]"
+        else:
+            folder = os.path.join(root, parts[split])
+            name = last_parts(folder, 2)
+        found = scan(folder, root)
+        class_dirs: Iterable[str] = found
+        if parts is None:
+            found = {
+                class_dir: [
+                    file
+                    for file in files
+                    if in_test_share(file, self.test_share) == (split == "test")
+                ]
+                for class_dir, files in found.items()
+            }
+        elif split == "test":
             training = os.path.join(root, parts["train"])
-            class_dirs = [
-                name
-                for name in sorted(class_folders(training), key=self._order)
-                if next(images_below(training, name, root), None) is not None
-            ]
-            _check_known(found, class_dirs, folder, training)
-        return labelled(last_parts(folder, 2), folder, found, class_dirs)
+            class_dirs = folders_with_images(training, root)
+            check_known(found, class_dirs, folder, training)
+        return labelled(name, folder, found, sorted(class_dirs, key=self._order))
 
-    def _divided(self, root: bytes, split: Split) -> FileImages:
-        """Lists one split of a folder where only the files' names tell the splits apart."""
-        found = scan(root, class_folders(root), root)
-        chosen = {
-            name: [
-                file
-                for file in files
-                if in_test_share(file, self.test_share) == (split == "test")
-            ]
-            for name, files in found.items()
-        }
-        class_dirs = sorted(found, key=self._order)
-        return labelled(f"{last_parts(root, 1)}[{split}]", root, chosen, class_dirs)
-
-    def _order(self, class_dir: bytes) -> tuple[object, ...]:
-        return sort_key(self.class_order, shown(class_dir))
+    def _order(self, class_dir: str) -> tuple[object, ...]:
+        """Returns the key that sorts classes."""
+        name = printable(class_dir)
+        if self.class_order == "lexical":
+            return (name,)
+        # Text and numbers take turns, so that like is compared with like.
+        pieces = re.split("([0-9]+)", name)
+        return (*[int(p) if p.isdecimal() and p.isascii() else p for p in pieces], name)
 
 
-def open_folder(path: str) -> bytes:
+def open_folder(path: str) -> str:
     """Returns the absolute path of a folder that exists.
 
     Raises:
@@ -176,22 +159,22 @@ def open_folder(path: str) -> bytes:
     """
     folder = expanded(path)
     if os.path.isdir(folder):
-        return os.fsencode(folder)
+        return folder
     if os.path.exists(folder):
         raise UserError(
-            f"{shown(folder)} is a file, but data.path must be a folder: unpack it, or read "
+            f"{folder} is a file, but data.path must be a folder: unpack it, or read "
             "a tar file through WebTar."
         )
     above, name = os.path.split(folder)
-    beside = [shown(name) for name in os.listdir(above)] if os.path.isdir(above) else []
+    beside = os.listdir(above) if os.path.isdir(above) else []
     raise UserError(
-        f"there is no folder {shown(folder)}.{similar_file(name, beside)} Set it with "
+        f"there is no folder {folder}.{similar_file(name, beside)} Set it with "
         "--config.data.path=..."
     )
 
 
-def split_folders(root: bytes) -> dict[Split, bytes] | None:
-    """Finds the folders of the splits.
+def split_folders(root: str) -> dict[Split, str] | None:
+    """Looks for the folders of the splits.
 
     Args:
       root: a folder.
@@ -203,45 +186,45 @@ def split_folders(root: bytes) -> dict[Split, bytes] | None:
       UserError: if there is a folder "train" alone, or none but those of what is evaluated.
     """
     by_name = {name.lower(): name for name in class_folders(root)}
-    train = by_name.get(b"train")
-    held_out = [by_name[h] for h in map(str.encode, HELD_OUT) if h in by_name]
+    train = by_name.get("train")
+    held_out = [by_name[h] for h in HELD_OUT if h in by_name]
     if train is not None and held_out:
-        if len(held_out) > 1:
-            say(
-                f"{shown(root)} has {enumerated([shown(h) for h in held_out])}: "
-                f"{shown(held_out[0])} is what is evaluated."
-            )
+        evaluated(held_out, root)
         return {"train": train, "test": held_out[0]}
-    if len(by_name) == 1 and train is not None:
+    alone = held_out if train is None else [train]
+    if alone and len(alone) == len(by_name):
+        lacks = "no folder train" if held_out else f"none of {', '.join(HELD_OUT)}"
         raise UserError(
-            f"{shown(root)} has a folder {shown(train)}, but none of {', '.join(HELD_OUT)} "
-            f"beside it: put one there, or set data.path to {shown(os.path.join(root, train))}"
-            ", of which data.test_share is then held out."
-        )
-    if held_out and len(held_out) == len(by_name):
-        raise UserError(
-            f"{shown(root)} has {enumerated([shown(h) for h in held_out])}, but no folder train "
-            "beside it: put one there, or set data.path to "
-            f"{shown(os.path.join(root, held_out[0]))}, of which data.test_share is then held "
-            "out."
+            f"{root} has {enumerated(alone)}, but {lacks} beside "
+            f"it: put one there, or set data.path to {os.path.join(root, alone[0])}, "
+            "of which data.test_share is then held out."
         )
     return None
 
 
-def class_folders(folder: bytes) -> list[bytes]:
+def class_folders(folder: str) -> list[str]:
     """Returns the names of the folders in a folder, without hidden ones."""
     with _listing(folder) as entries:
-        return [e.name for e in entries if e.is_dir() and not is_hidden(e.name)]
+        return [entry.name for entry in entries if entry.is_dir()]
 
 
-def scan(
-    folder: bytes, class_dirs: Sequence[bytes], root: bytes
-) -> dict[bytes, list[bytes]]:
+def folders_with_images(folder: str, root: str) -> list[str]:
+    """Returns the names of the class folders in a folder that have an image, in no order.
+
+    Links must not lead out of `root`.
+    """
+    return [
+        name
+        for name in class_folders(folder)
+        if next(images_below(folder, name, root), None) is not None
+    ]
+
+
+def scan(folder: str, root: str) -> dict[str, list[str]]:
     """Lists the images of all classes.
 
     Args:
       folder: where the class folders lie.
-      class_dirs: their names.
       root: links must not lead out of this folder.
 
     Returns:
@@ -250,54 +233,56 @@ def scan(
     Raises:
       UserError: if there are none, a folder cannot be read, or a link leads out of the root.
     """
-    others: collections.Counter[str] = collections.Counter()
-    with _listing(folder) as entries:
-        loose = [e.name for e in entries if not e.is_dir() and not is_hidden(e.name)]
-
-    def images(class_dir: bytes) -> tuple[list[bytes], collections.Counter[str]]:
-        passed_over: collections.Counter[str] = collections.Counter()
-        return sorted(images_below(folder, class_dir, root, passed_over)), passed_over
-
+    class_dirs = class_folders(folder)
+    others = [collections.Counter[str]() for _ in class_dirs]
     with concurrent.futures.ThreadPoolExecutor(SCAN_THREADS) as pool:
-        found = {}
-        for class_dir, (files, passed_over) in zip(
-            class_dirs, pool.map(images, class_dirs), strict=True
-        ):
-            found[class_dir] = files
-            others += passed_over
+        files = pool.map(
+            lambda name, counter: sorted(
+                images_below(folder, name, root, counter), key=os.fsencode
+            ),
+            class_dirs,
+            others,
+        )
+        found = dict(zip(class_dirs, files, strict=True))
     if not any(found.values()):
         raise UserError(
-            f"{shown(folder)} has no image in a class folder "
-            f"({count(len(class_dirs), 'folder')} found); expected a folder for each class, with "
-            "images in it."
+            f"{folder} has no image in a class folder ({counted(len(class_dirs), 'folder')} "
+            "found); expected a folder for each class, with images in it."
         )
-    empty = sorted(shown(name) for name, files in found.items() if not files)
-    if empty:
-        say(
-            f"{shown(folder)} has folders without images, no classes: {enumerated(empty)}."
-        )
-    if others:
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
-        say(
-            f"below {shown(folder)}, what is no image is left out: "
-            f"{count(others.total(), 'file')} ({kinds})."
-        )
-    loose = [name for name in loose if is_image(name)]
-    if loose:
-        say(
-            f"in {shown(folder)}, what lies in no class folder is left out: "
-            f"{count(len(loose), 'image')} "
-            f"({enumerated([shown(name) for name in sorted(loose)])})."
-        )
+    _note_left_out(folder, found, sum(others, collections.Counter()))
     return {name: files for name, files in found.items() if files}
 
 
+def _note_left_out(
+    folder: str,
+    found: Mapping[str, Sequence[str]],
+    others: collections.Counter[str],
+) -> None:
+    """Says which folders and files are no part of the data."""
+    empty = sorted(name for name, files in found.items() if not files)
+    if empty:
+        note(f"{folder} has folders without images, no classes: {enumerated(empty)}.")
+    if others:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
+        note(
+            f"below {folder}, what is no image is left out: "
+            f"{counted(others.total(), 'file')} ({kinds})."
+        )
+    with _listing(folder) as entries:
+        loose = [e.name for e in entries if is_image(e.name) and not e.is_dir()]
+    if loose:
+        note(
+            f"in {folder}, what lies in no class folder is left out: "
+            f"{counted(len(loose), 'image')} ({enumerated(sorted(loose))})."
+        )
+
+
 def images_below(
-    folder: bytes,
-    name: bytes,
-    root: bytes,
+    folder: str,
+    name: str,
+    root: str,
     others: collections.Counter[str] | None = None,
-) -> Iterator[bytes]:
+) -> Iterator[str]:
     """Yields the images in a folder and the folders below it, in no order.
 
     Args:
@@ -312,16 +297,12 @@ def images_below(
     """
     real_root = os.path.realpath(root)
     # Each folder with the real paths of those that led to it.
-    top = os.path.join(folder, name)
-    waiting: list[tuple[bytes, tuple[bytes, ...]]] = [
-        (name, (_real_path(top, real_root, ()),))
-    ]
+    top = _real_path(os.path.join(folder, name), real_root, ())
+    waiting: list[tuple[str, tuple[str, ...]]] = [(name, (top,))]
     while waiting:
         below, way = waiting.pop()
         with _listing(os.path.join(folder, below)) as entries:
             for entry in entries:
-                if is_hidden(entry.name):
-                    continue
                 path = os.path.join(below, entry.name)
                 real = os.path.join(way[-1], entry.name)
                 if entry.is_symlink():
@@ -332,65 +313,61 @@ def images_below(
                     # Reading from a pipe or a device could wait, or go on, for ever.
                     if not entry.is_file() and os.path.exists(entry.path):
                         raise UserError(
-                            f"{shown(entry.path)} is no plain file, but a pipe, socket or "
+                            f"{entry.path} is no plain file, but a pipe, socket or "
                             "device: remove it."
                         )
                     yield path
                 elif others is not None:
-                    others[
-                        shown(os.path.splitext(entry.name)[1]) or "without ending"
-                    ] += 1
+                    ending = os.path.splitext(entry.name)[1]
+                    others[ending or "without ending"] += 1
 
 
-def _real_path(path: bytes, real_root: bytes, way: Sequence[bytes]) -> bytes:
+def _real_path(path: str, real_root: str, way: Sequence[str]) -> str:
     """Returns where a path leads, after checking that it stays in the tree.
 
     Args:
       path: that of a link, perhaps.
       real_root: the real path of the tree.
-      way: the real paths of the folders that led here, where it must not lead back to.
+      way: the real paths of the folders that led to it, where it must not lead back to.
     """
     real = os.path.realpath(path)
-    if not real.startswith(os.path.join(real_root, b"")):
+    if not real.startswith(os.path.join(real_root, "")):
         raise UserError(
-            f"a link leads out of {shown(real_root)}: {shown(path)} lies at {shown(real)}. Put "
-            "the files themselves there."
+            f"a link leads out of {real_root}: {path} lies at "
+            f"{real}. Put the files themselves there."
         )
     if real in way:
-        raise UserError(f"{shown(path)} is a link that leads in a circle: remove it.")
+        raise UserError(f"{path} is a link that leads in a circle: remove it.")
     return real
 
 
 @contextlib.contextmanager
-def _listing(folder: bytes) -> Iterator[Iterator[os.DirEntry[bytes]]]:
-    """Lists a folder; one that cannot be read is said in a sentence."""
-    try:
-        with os.scandir(folder) as entries:
-            yield entries
-    except OSError as error:
-        raise UserError(
-            f"cannot read the folder {shown(folder)} ({error.strerror})."
-        ) from error
+def _listing(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Lists what is in a folder and not hidden; one that cannot be read raises UserError."""
+    with (
+        explaining(f"cannot read the folder {folder}", (OSError,)),
+        os.scandir(folder) as entries,
+    ):
+        yield (entry for entry in entries if not is_hidden(entry.name))
 
 
-def _check_known(
-    found: Iterable[bytes], known: Sequence[bytes], folder: bytes, training: bytes
+def check_known(
+    found: Iterable[str], known: Iterable[str], folder: str, training: str
 ) -> None:
     """Raises UserError if a class of the test images is not one of training."""
-    unknown = sorted(shown(name) for name in set(found) - set(known))
+    unknown = sorted({*found} - {*known})
     if unknown:
-        hint = did_you_mean(unknown[0], [shown(name) for name in known])
+        hint = did_you_mean(unknown[0], known)
         raise UserError(
-            f"{shown(folder)} has classes that {shown(training)} does not have: "
-            f"{enumerated(unknown)}.{hint}"
+            f"{folder} has classes that {training} does not have: {enumerated(unknown)}.{hint}"
         )
 
 
 def labelled(
     name: str,
-    folder: bytes,
-    found: Mapping[bytes, Sequence[bytes]],
-    class_dirs: Sequence[bytes],
+    folder: str,
+    found: Mapping[str, Sequence[str]],
+    class_dirs: Sequence[str],
     class_names: Sequence[str] | None = None,
 ) -> FileImages:
     """Puts the images of all classes one after another.
@@ -404,11 +381,11 @@ def labelled(
     """
     files = [found.get(class_dir, ()) for class_dir in class_dirs]
     labels = np.repeat(np.arange(len(class_dirs), dtype=np.int32), [*map(len, files)])
-    names = [shown(d) for d in class_dirs] if class_names is None else class_names
-    say_missing_classes(names, labels, name)
+    names = [*map(printable, class_dirs)] if class_names is None else class_names
+    note_missing_classes(names, labels, name)
     return FileImages(name, folder, itertools.chain(*files), labels, names)
 
 
-def last_parts(path: bytes, count: int) -> str:
+def last_parts(path: str, count: int) -> str:
     """Returns the last `count` folders of a path, "pets/train"."""
-    return "/".join(shown(path).split("/")[-count:])
+    return printable("/".join(path.split("/")[-count:]))

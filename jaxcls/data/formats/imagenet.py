@@ -1,26 +1,29 @@
-"""ImageNet-1k (ILSVRC 2012) as it is handed out.
+"""ImageNet-1k (ILSVRC 2012) as it is handed out: a folder, or the extracted CLS-LOC archive.
 
-    ImageNet(path="imagenet")      a folder with train/ and val/, or the extracted CLS-LOC archive
+ImageNet(path="imagenet").encoded("train").class_names  # ("tench", "goldfish", ...)
 
-imagenet_synsets.txt holds the 1,000 WordNet synsets in the order of the logits of all published
-networks, which is alphabetical; jaxcls.models has their English names in the same order.
+imagenet/train/n01440764/n01440764_18.JPEG      a folder for each synset of WordNet
+        /val/ILSVRC2012_val_00000293.JPEG       without folders, or likewise with them
+        /LOC_val_solution.csv                   or another list of the validation classes
 """
 
 import csv
 import dataclasses
-import functools
-import importlib.resources
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import enumerated, expanded, require, shown
+from jaxcls.data.file_lists import enumerated, expanded, explaining, require
 from jaxcls.data.formats.folder import (
     FileImages,
+    check_known,
     class_folders,
+    folders_with_images,
     images_below,
     labelled,
     last_parts,
@@ -29,6 +32,7 @@ from jaxcls.data.formats.folder import (
 )
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError
+from jaxcls.imagenet_classes import imagenet_classes
 
 BASES = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 """Where train and val lie below the folder that is given: the last are those of the archive."""
@@ -42,24 +46,6 @@ LABEL_FILES = (
 """Lists of the classes of the validation images, as they are called where they are published."""
 META = "meta.mat"
 """The development kit's table of classes, beside its list."""
-
-
-@functools.cache
-def synsets() -> tuple[str, ...]:
-    """Returns the 1,000 synsets ("n01440764", ...) in the order of the logits."""
-    text = (importlib.resources.files(__package__) / "imagenet_synsets.txt").read_text(
-        "ascii"
-    )
-    return tuple(text.split())
-
-
-@functools.cache
-def names_of_synsets() -> dict[str, str]:
-    """Returns the English name of each synset: "n01440764" -> "tench"."""
-    # Only where a dataset is opened: the package imports jax.
-    from jaxcls.models.weights.catalogue import imagenet_classes
-
-    return dict(zip(synsets(), imagenet_classes(), strict=True))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -86,7 +72,6 @@ class ImageNet(Images):
     val_labels: str = ""
 
     def validate(self) -> None:
-        super().validate()
         require("path", self.path, "the folder with train and val")
 
     def encoded(self, split: Split) -> FileImages:
@@ -95,113 +80,94 @@ class ImageNet(Images):
         Raises:
           UserError: if the folder is not laid out as it should be.
         """
-        self.validate()
+        options.check(self, "data")
         root = open_folder(self.path)
         base = self._base(root)
-        train, val = os.path.join(base, b"train"), os.path.join(base, b"val")
+        train, val = os.path.join(base, "train"), os.path.join(base, "val")
         if split == "train":
-            folder = train
-            if not os.path.isdir(train):
-                raise UserError(
-                    f"{shown(base)} has no folder train: there is nothing to train on."
-                )
-            found = scan(train, class_folders(train), root)
-            classes = _known(found, train)
+            _require_folder(train, "train on")
+            found = scan(train, root)
+            class_dirs = _in_order(found, train)
         else:
-            folder = val
-            if not os.path.isdir(val):
-                raise UserError(
-                    f"{shown(base)} has no folder val: there is nothing to evaluate."
-                )
-            classes = list(synsets())
+            _require_folder(val, "evaluate")
+            class_dirs = list(imagenet_classes())
             if os.path.isdir(train):
-                in_training = (
-                    name
-                    for name in class_folders(train)
-                    if next(images_below(train, name, root), None) is not None
-                )
-                classes = _known(in_training, train)
+                class_dirs = _in_order(folders_with_images(train, root), train)
             found = self._validation(root, base, val)
-            unknown = sorted({shown(name) for name in found} - set(classes))
-            if unknown:
-                raise UserError(
-                    f"{shown(val)} has classes that {shown(train)} does not have: "
-                    f"{enumerated(unknown)}."
-                )
-        names = [names_of_synsets()[name] for name in classes]
-        class_dirs = [os.fsencode(name) for name in classes]
+            check_known(found, class_dirs, val, train)
+        folder = train if split == "train" else val
+        names = [imagenet_classes()[name] for name in class_dirs]
         return labelled(last_parts(folder, 2), folder, found, class_dirs, names)
 
-    def _base(self, root: bytes) -> bytes:
+    def _base(self, root: str) -> str:
         """Returns the folder that has train or val."""
         for below in BASES:
-            base = os.path.join(root, below.encode()) if below else root
-            if any(
-                os.path.isdir(os.path.join(base, part)) for part in (b"train", b"val")
-            ):
+            base = os.path.join(root, below)
+            parts = (os.path.join(base, part) for part in ("train", "val"))
+            if any(map(os.path.isdir, parts)):
                 return base
         raise UserError(
-            f"{shown(root)} has neither train nor val, nor ILSVRC/Data/CLS-LOC with them: set "
+            f"{root} has neither train nor val, nor ILSVRC/Data/CLS-LOC with them: set "
             "data.path to the folder that has."
         )
 
-    def _validation(
-        self, root: bytes, base: bytes, val: bytes
-    ) -> dict[bytes, list[bytes]]:
+    def _validation(self, root: str, base: str, val: str) -> dict[str, list[str]]:
         """Returns the validation images by synset, as paths relative to `val`."""
-        folders = class_folders(val)
-        if folders:
-            found = scan(val, folders, root)
-            _known(found, val)
-            return found
-        images = sorted(images_below(val, b"", root))
+        if class_folders(val):
+            by_synset = scan(val, root)
+            _in_order(by_synset, val)
+            return by_synset
+        images = sorted(images_below(val, "", root), key=os.fsencode)
         if not images:
-            raise UserError(f"{shown(val)} has no images.")
+            raise UserError(f"{val} has no images.")
         source = self._list(root, base)
         by_number = read_validation_list(source)
-        by_synset: dict[bytes, list[bytes]] = {}
+        by_synset = {}
         for image in images:
-            number = image_number(shown(image))
+            number = image_number(image)
             if number not in by_number:
                 raise UserError(
-                    f"{shown(source)} does not say of what class {shown(image)} is, in "
-                    f"{shown(val)}."
+                    f"{source} does not say of what class {image} is, in {val}."
                 )
-            by_synset.setdefault(by_number[number].encode(), []).append(image)
+            by_synset.setdefault(by_number[number], []).append(image)
         return by_synset
 
-    def _list(self, root: bytes, base: bytes) -> str:
+    def _list(self, root: str, base: str) -> str:
         """Returns the path of the list of classes of the validation images."""
         if self.val_labels:
             return expanded(self.val_labels)
-        val = os.path.join(base, b"val")
-        for folder in map(os.fsdecode, (root, base, val)):
-            for name in LABEL_FILES:
-                if os.path.isfile(os.path.join(folder, name)):
-                    return os.path.join(folder, name)
-        spec = importlib.util.find_spec("tensorflow_datasets")
-        for folder in (spec and spec.submodule_search_locations) or ():
-            carried = os.path.join(
-                folder, "datasets/imagenet2012/validation_labels.txt"
-            )
-            if os.path.isfile(carried):
-                return carried
+        val = os.path.join(base, "val")
+        places = [*itertools.product((root, base, val), LABEL_FILES)]
+        tfds = importlib.util.find_spec("tensorflow_datasets")
+        for folder in (tfds and tfds.submodule_search_locations) or ():
+            places.append((folder, "datasets/imagenet2012/validation_labels.txt"))
+        for folder, name in places:
+            if os.path.isfile(os.path.join(folder, name)):
+                return os.path.join(folder, name)
         raise UserError(
-            f"the images of {shown(val)} lie in no folders, and there is no list of their "
+            f"the images of {val} lie in no folders, and there is no list of their "
             f"classes: set data.val_labels to one of {', '.join(LABEL_FILES[:4])}."
         )
 
 
-def _known(names: Iterable[bytes], folder: bytes) -> list[str]:
+def _require_folder(folder: str, purpose: str) -> None:
+    """Raises UserError unless there is a folder "train" or "val"."""
+    if not os.path.isdir(folder):
+        base, name = os.path.split(folder)
+        raise UserError(f"{base} has no folder {name}: there is nothing to {purpose}.")
+
+
+def _in_order(names: Iterable[str], folder: str) -> list[str]:
     """Returns synsets in the order of the logits, after checking that all are some."""
-    present = {shown(name) for name in names}
-    unknown = sorted(present - set(synsets()))
+    present = set(names)
+    synsets = list(imagenet_classes())
+    unknown = sorted(present.difference(synsets))
     if unknown:
         raise UserError(
-            f"{shown(folder)} has folders that are no synsets of ImageNet-1k: "
+            f"{folder} has folders that are no synsets of ImageNet-1k: "
             f"{enumerated(unknown)}. Use ImageFolder for other classes."
         )
-    return [name for name in synsets() if name in present]
+    return [name for name in synsets if name in present]
 
 
 def image_number(name: str) -> int | None:
@@ -229,32 +195,28 @@ def read_validation_list(path: str) -> dict[int, str]:
     Raises:
       UserError: if it is something else.
     """
-    try:
+    kinds = (OSError, UnicodeDecodeError)
+    with explaining(f"cannot read the list of classes {path}", kinds):
         lines = Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the list of classes {shown(path)} ({error})."
-        ) from error
     if lines and lines[0].startswith("ImageId"):
         lines = [" ".join(row) for row in csv.reader(lines[1:])]
-    kit: dict[int, str] | None = None
+    by_logit = dict(enumerate(imagenet_classes()))
+    by_kit: dict[int, str] = {}
     found = {}
     for line_number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
+        if not line.strip():
             continue
-        number = line_number if len(words) == 1 else image_number(words[0])
-        word = words[0] if len(words) == 1 else words[1]
-        synset: str | None = word
-        if word.isdecimal() and len(words) == 1:
-            kit = kit or read_kit(os.path.join(os.path.dirname(path), META))
-            synset = kit.get(int(word))
-        elif word.isdecimal():
-            synset = synsets()[int(word)] if int(word) < len(synsets()) else None
-        if number is None or synset not in names_of_synsets():
+        *image, written = line.split()[:2]
+        number = image_number(image[0]) if image else line_number
+        synset: str | None = written
+        if written.isdecimal():
+            if not image and not by_kit:
+                by_kit = read_kit(os.path.join(os.path.dirname(path), META))
+            synset = (by_logit if image else by_kit).get(int(written))
+        if number is None or synset not in imagenet_classes():
             raise UserError(
-                f"line {line_number} of {shown(path)} is '{line[:60]}'; expected an image and its "
-                "class, or a class."
+                f"line {line_number} of {path} is '{line[:60]}'; expected an image and "
+                "its class, or a class."
             )
         found[number] = synset
     return found
@@ -269,11 +231,10 @@ def read_kit(path: str) -> dict[int, str]:
     """
     import scipy.io  # slow to import; comes with scikit-learn
 
-    try:
+    what = (
+        f"the development kit's list of classes needs its table {META} beside it, but {path} "
+        "cannot be read"
+    )
+    with explaining(what):  # scipy raises many kinds
         table = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-    except Exception as error:  # scipy raises many kinds
-        raise UserError(
-            f"the development kit's list of classes needs its table {META} beside it, but "
-            f"{shown(path)} cannot be read ({type(error).__name__}: {error})."
-        ) from error

@@ -20,10 +20,8 @@ index.json is written last: a folder without it is not complete. It holds
     made_from    the data and the options that the records were made from
 """
 
-import bisect
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -32,13 +30,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import expanded, fingerprint, require, shown
+from jaxcls.data.file_lists import expanded, explaining, require
 from jaxcls.data.formats import shards
+from jaxcls.data.formats.image_list import ImageList
 from jaxcls.data.host_crop import CenterSquare
-from jaxcls.data.sources import Record, Source, Split
+from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.download import cache_folder
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, printable
 
 INDEX = "index.json"
 PLAN = "plan.json"
@@ -46,7 +46,7 @@ PLAN = "plan.json"
 VERSION = 1
 
 
-class RecordFiles:
+class RecordFiles(ImageList):
     """The records of one split of a folder: what its index says of them, and their bytes.
 
     Pickled as the folder's path alone: index and files are opened again where it arrives.
@@ -73,24 +73,16 @@ class RecordFiles:
             shards.RecordFile(str(folder / f["name"]), f["records"], f["sha256"])
             for f in part["files"]
         ]
-        self._ends = list(itertools.accumulate(f["records"] for f in part["files"]))
-        self.class_names: tuple[str, ...] = tuple(index["class_names"])
-        self.labels = _label_array(part["labels"], len(self.class_names))
-        hashes = (file["sha256"].encode() for file in part["files"])
-        names = (name.encode() for name in self.class_names)
-        self._repr = (
-            f"records-{split}({len(self):,} images in {len(self.class_names):,} classes, "
-            f"{fingerprint(hashes, self.labels, names)})"
+        self._ends = np.cumsum([file.count for file in self._files])
+        super().__init__(
+            f"records-{split}",
+            _label_array(part["labels"], len(index["class_names"])),
+            index["class_names"],
+            (file.sha256.encode() for file in self._files),
         )
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._folder, self._split)
-
-    def __repr__(self) -> str:
-        return self._repr
 
     def records(self, ids: np.ndarray) -> list[bytes]:
         """Returns the records `ids` (int [n]) as they lie in the files; see shards.py.
@@ -98,16 +90,15 @@ class RecordFiles:
         Raises:
           OSError: naming the file that is damaged.
         """
-        files = np.searchsorted(self._ends, ids, side="right")
-        found: list[bytes] = [b""] * len(ids)
-        for number in np.unique(files):
+        numbers = np.searchsorted(self._ends, ids, side="right")
+        records: list[bytes] = [b""] * len(ids)
+        for number in np.unique(numbers):
             file = self._files[number]
-            rows = np.flatnonzero(files == number)
-            first = self._ends[number] - file.count
-            read = _read(file, (ids[rows] - first).tolist())
-            for row, record in zip(rows.tolist(), read, strict=True):
-                found[row] = record
-        return found
+            rows = np.flatnonzero(numbers == number)
+            places = ids[rows] - (self._ends[number] - file.count)
+            for row, record in zip(rows, _read(file, places.tolist()), strict=True):
+                records[row] = record
+        return records
 
     def item(self, index: int) -> shards.Item:
         """Returns one record, taken apart.
@@ -115,22 +106,25 @@ class RecordFiles:
         Raises:
           OSError: if it cannot be read.
         """
-        file, place = self._find(index)
+        file, place = self._place(index)
         return shards.unpack(_read(file, [place])[0])
+
+    def _place(self, index: int) -> tuple[shards.RecordFile, int]:
+        """Returns the file that a record lies in, and which one it is there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        file = self._files[number]
+        return file, index - int(self._ends[number]) + file.count
+
+    def read(self, index: int) -> bytes:
+        return self.item(index).image
 
     def where(self, index: int) -> str:
         """Returns where an image came from, and the file that its record lies in."""
-        file, place = self._find(index)
+        file, place = self._place(index)
         try:
-            return f"{self.item(index).name} in {shown(file.path)}"
+            return printable(f"{self.item(index).name} in {file.path}")
         except OSError:
-            return f"record {place} of {shown(file.path)}"
-
-    def _find(self, index: int) -> tuple[shards.RecordFile, int]:
-        """Returns the file that a record lies in, and which one it is there."""
-        number = bisect.bisect_right(self._ends, index)
-        file = self._files[number]
-        return file, index - (self._ends[number] - file.count)
+            return printable(f"record {place} of {file.path}")
 
 
 def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
@@ -138,49 +132,40 @@ def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
     try:
         return shards.read(file, places)
     except OSError as error:
-        folder = shown(os.path.dirname(file.path))
+        folder = printable(os.path.dirname(file.path))
         raise OSError(
             f"{error}: copy that file again, or make the records again; python -m "
             f"jaxcls.prepare verify --path {folder} finds all such files."
         ) from None
 
 
-class EncodedRecords(RecordFiles):
-    """Records whose images are files (JPEG, PNG), as an Encoded."""
-
-    def read(self, index: int) -> bytes:
-        return self.item(index).image
-
-
-class RawRecords(RecordFiles):
+class RawRecords(RecordFiles, Source):
     """Records whose images are pixels, as a Source: nothing is decoded."""
+
+    labels: np.ndarray
 
     def __init__(self, folder: Path, split: Split, index: dict[str, Any] | None = None):
         index = read_index(folder) if index is None else index
         super().__init__(folder, split, index)
-        height, width, channels = index["shape"]
-        self.shape = (height, width, channels)
+        self.shape = tuple(index["shape"])  # height, width, channels
 
-    def __getitem__(self, index: int) -> Record:
-        batch = self.gather(np.array([index]))
-        return {"image": batch["image"][0], "label": batch["label"][0]}
-
-    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the records `ids` (int [n]) as one batch: "image" uint8 [n, height, width,
-        channels] and "label", int32 [n] or uint8 [n, classes].
+    def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
+        """Loads several records at once; the labels are int32 [n] or uint8 [n, classes].
 
         Raises:
           RuntimeError: naming the file that is damaged.
         """
-        images = np.empty((len(ids), *self.shape), np.uint8)
+        images = np.empty((len(indices), *self.shape), np.uint8)
         size = int(np.prod(self.shape))
         try:
-            records = self.records(ids)
+            records = self.records(indices)
         except OSError as error:
             raise RuntimeError(str(error)) from None
-        for row, record in zip(images.reshape(len(ids), size), records, strict=True):
+        for row, record in zip(
+            images.reshape(len(indices), size), records, strict=True
+        ):
             row[:] = np.frombuffer(record, np.uint8, size, len(record) - size)
-        return {"image": images, "label": self.labels[ids]}
+        return {"image": images, "label": self.labels[indices]}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -200,10 +185,9 @@ class Records(Images):
     path: str = ""
 
     def validate(self) -> None:
-        super().validate()
         require("path", self.path, "the folder that jaxcls.prepare has written")
 
-    def encoded(self, split: Split) -> EncodedRecords:
+    def encoded(self, split: Split) -> RecordFiles:
         """Opens one split of records of format "jpeg".
 
         Raises:
@@ -214,7 +198,7 @@ class Records(Images):
             raise UserError(
                 f"{self.path} holds pixels (--format raw), which are no files to decode."
             )
-        return EncodedRecords(folder, split, index)
+        return RecordFiles(folder, split, index)
 
     def source(self, split: Split) -> Source:
         """Opens one split.
@@ -235,11 +219,9 @@ class Records(Images):
 
     def _opened(self, split: Split) -> tuple[Path, dict[str, Any]]:
         """Returns the folder on this machine that holds a split, and its index."""
-        self.validate()
-        if "://" in self.path:
-            folder = _copied(self.path, split)
-        else:
-            folder = Path(expanded(self.path))
+        options.check(self, "data")
+        on_server = "://" in self.path
+        folder = _copied(self.path, split) if on_server else Path(expanded(self.path))
         return folder, read_index(folder)
 
 
@@ -249,7 +231,6 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: if the folder is not complete, or is none of records.
     """
-    name = shown(str(folder))
     try:
         text = (folder / INDEX).read_bytes()
     except OSError as error:
@@ -259,12 +240,12 @@ def read_index(folder: Path) -> dict[str, Any]:
         version = index["version"]
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{name}/{INDEX} is damaged: remove it and make the records again with "
+            f"{folder}/{INDEX} is damaged: remove it and make the records again with "
             "python -m jaxcls.prepare records."
         ) from None
     if version != VERSION:
         raise UserError(
-            f"{name} is of version {version} of the records' format, this program reads "
+            f"{folder} is of version {version} of the records' format, this program reads "
             f"{VERSION}: make the records again with python -m jaxcls.prepare records."
         )
     return index
@@ -272,34 +253,29 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _why_no_index(folder: Path, error: OSError) -> str:
     """Returns a sentence on a folder whose index cannot be read."""
-    name = shown(str(folder))
     if (folder / PLAN).exists():
         return (
-            f"the records in {name} are not complete: run the same command that made them "
+            f"the records in {folder} are not complete: run the same command that made them "
             "(python -m jaxcls.prepare records ...) again, it goes on where it stopped."
         )
     if folder.is_dir() and isinstance(error, FileNotFoundError):
         return (
-            f"{name} holds no records (there is no {INDEX}): make them with python -m "
+            f"{folder} holds no records (there is no {INDEX}): make them with python -m "
             "jaxcls.prepare records --source ... --out DIR."
         )
     if isinstance(error, FileNotFoundError):
-        return f"there is no folder {name}: set data.path to one of records."
-    return f"cannot read {name}/{INDEX} ({error.strerror})."
+        return f"there is no folder {folder}: set data.path to one of records."
+    return f"cannot read {folder}/{INDEX} ({error.strerror})."
 
 
 def _check_length(path: Path, expected: int) -> None:
     """Raises UserError unless a file is there and has the length that the index says."""
-    try:
+    advice = f", which {INDEX} names: copy it there, or make the records again"
+    with explaining(f"cannot read {path}", (OSError,), advice):
         found = path.stat().st_size
-    except OSError as error:
-        raise UserError(
-            f"cannot read {shown(str(path))} ({error.strerror}), which {INDEX} beside it "
-            "names: copy it there, or make the records again."
-        ) from error
     if found != expected:
         raise UserError(
-            f"{shown(str(path))} has {found:,} bytes, but {INDEX} beside it says "
+            f"{path} has {found:,} bytes, but {INDEX} beside it says "
             f"{expected:,}: copy it again, or make the records again."
         )
 
@@ -308,10 +284,10 @@ def _label_array(labels: list[Any], num_classes: int) -> np.ndarray:
     """Returns labels as int32 [n]; lists of classes as uint8 [n, classes] with ones."""
     if not labels or not isinstance(labels[0], list):
         return np.array(labels, np.int32)
-    several = np.zeros((len(labels), num_classes), np.uint8)
-    for row, classes in zip(several, labels, strict=True):
+    one_hot = np.zeros((len(labels), num_classes), np.uint8)
+    for row, classes in zip(one_hot, labels, strict=True):
         row[classes] = 1
-    return several
+    return one_hot
 
 
 def _copied(url: str, split: Split) -> Path:
@@ -322,7 +298,8 @@ def _copied(url: str, split: Split) -> Path:
     """
     from etils import epath
 
-    try:
+    # Each kind of server raises errors of its own.
+    with explaining(f"cannot read the records at {url}"):
         remote = epath.Path(url)
         text = (remote / INDEX).read_bytes()
         folder = cache_folder() / "records" / hashlib.sha256(text).hexdigest()[:16]
@@ -334,13 +311,6 @@ def _copied(url: str, split: Split) -> Path:
             path = folder / file["name"]
             if not path.exists() or path.stat().st_size != file["bytes"]:
                 _copy(remote / file["name"], path, file["sha256"])
-    except UserError:
-        raise
-    except Exception as error:  # each kind of server has its own
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"cannot read the records at {url} ({type(error).__name__}: {reason})."
-        ) from error
     return folder
 
 

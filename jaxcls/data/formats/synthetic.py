@@ -1,10 +1,14 @@
 """Random pixels: how fast a machine trains, without its disks."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
-from jaxcls.data.sources import ArraySource, Dataset, Split
+from jaxcls import options
+from jaxcls.data.dataset import Dataset
+from jaxcls.data.sources import ArraySource, Split
 from jaxcls.errors import UserError
 
 
@@ -21,21 +25,10 @@ class Synthetic(Dataset):
       classes: number of classes, 1 or more.
     """
 
-    images: int = 1024
-    size: int = 224
-    channels: int = 3
-    classes: int = 1000
-
-    def validate(self) -> None:
-        super().validate()
-        for name, value, low, high in (
-            ("images", self.images, 1, 2**31 - 1),
-            ("size", self.size, 1, 4096),
-            ("channels", self.channels, 1, 3),
-            ("classes", self.classes, 1, 2**20),
-        ):
-            if not low <= value <= high:
-                raise UserError(f"data.{name} must lie in {low}..{high}, not {value}.")
+    images: Annotated[int, Interval(ge=1, le=2**31 - 1)] = 1024
+    size: Annotated[int, Interval(ge=1, le=4096)] = 224
+    channels: Annotated[int, Interval(ge=1, le=3)] = 3
+    classes: Annotated[int, Interval(ge=1, le=2**20)] = 1000
 
     def source(self, split: Split) -> ArraySource:
         """Draws the images of a split into memory.
@@ -43,7 +36,7 @@ class Synthetic(Dataset):
         Raises:
           UserError: if there is not enough of it.
         """
-        self.validate()
+        options.check(self, "data")
         count = self.images if split == "train" else max(1, self.images // 4)
         shape = (count, self.size, self.size, self.channels)
         rng = np.random.default_rng(0 if split == "train" else 1)

@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import enumerated, expanded, fingerprint, say
+from jaxcls.data.file_lists import expanded, explaining, note, require
+from jaxcls.data.formats.image_list import TableImages, chosen_feature, fingerprint
+from jaxcls.data.formats.shards import replacing
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, did_you_mean
@@ -27,52 +30,6 @@ from jaxcls.errors import UserError, did_you_mean
 NO_TENSORFLOW = "No module named 'tensorflow'"
 LABELS_AT_ONCE = 256
 """Records that are read together for their labels."""
-
-
-class TfdsImages:
-    """Images of a prepared dataset, as an Encoded."""
-
-    def __init__(
-        self,
-        name: str,
-        records: Any,
-        image_key: str,
-        labels: np.ndarray,
-        class_names: tuple[str, ...],
-    ):
-        """Wraps a data source of TFDS.
-
-        Args:
-          name: of the data, for `repr()`.
-          records: a random-access sequence of dicts, with the image as its bytes.
-          image_key: which element of them that is.
-          labels: int [n].
-          class_names: the name of each class.
-        """
-        self._name = name
-        self._records = records
-        self._image_key = image_key
-        self.labels = labels.astype(np.int32)
-        self.class_names = class_names
-        self._digest = fingerprint(self.labels, map(str.encode, class_names))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> bytes:
-        try:
-            return self._records[index][self._image_key]
-        except Exception as error:  # whatever the readers of array_record raise
-            raise OSError(f"{type(error).__name__}: {error}") from None
-
-    def where(self, index: int) -> str:
-        return f"record {index} of {self._name}"
-
-    def __repr__(self) -> str:
-        return (
-            f"{self._name}({len(self):,} images in {len(self.class_names):,} classes, "
-            f"{self._digest})"
-        )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -102,40 +59,32 @@ class Tfds(Images):
     label_key: str = ""
 
     def validate(self) -> None:
-        super().validate()
-        if not self.name:
-            raise UserError(
-                "data.name is not set: give the name of a TFDS dataset with "
-                "--config.data.name=cifar10 or another."
-            )
+        require("name", self.name, "a dataset of TFDS, such as cifar10,")
 
-    def encoded(self, split: Split) -> TfdsImages:
+    def encoded(self, split: Split) -> TableImages:
         """Opens one split.
 
         Raises:
           UserError: if the dataset is unknown or not prepared, or has no such split or feature.
         """
-        self.validate()
+        options.check(self, "data")
         with _without_tensorflow():
             import tensorflow_datasets as tfds  # slow to import, so only where used
 
             builder = self._prepared(tfds)
             features = builder.info.features
-            image_key = _feature(
-                features, tfds.features.Image, self.image_key, "image_key", self.name
-            )
-            label_key = _feature(
-                features,
-                tfds.features.ClassLabel,
-                self.label_key,
-                "label_key",
-                self.name,
+            image_key, label_key = (
+                chosen_feature(option, getattr(self, option), features, kind, self.name)
+                for option, kind in (
+                    ("image_key", tfds.features.Image),
+                    ("label_key", tfds.features.ClassLabel),
+                )
             )
             part = self.train if split == "train" else self.test
             name = f"{builder.info.full_name}[{part}]"
             records = self._records(tfds, builder, part, split, image_key)
             labels = _labels(records, label_key, f"{builder.data_dir}", name)
-            return TfdsImages(
+            return TableImages(
                 name, records, image_key, labels, tuple(features[label_key].names)
             )
 
@@ -164,18 +113,16 @@ class Tfds(Images):
           UserError: if there is none, or it cannot be prepared here.
         """
         data_dir = expanded(self.data_dir) if self.data_dir else None
-        try:
-            builder = tfds.builder(self.name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError:
-            known = tfds.list_builders(with_community_datasets=False)
-            raise UserError(
-                f"TFDS has no dataset '{self.name}'.{did_you_mean(self.name, known)} One of your "
-                "own is found if the recipe imports its module, or where it has been prepared."
-            ) from None
-        except Exception as error:
-            raise UserError(
-                f"TFDS cannot open '{self.name}': {type(error).__name__}: {error}"
-            ) from error
+        with explaining(f"TFDS cannot open '{self.name}'"):
+            try:
+                builder = tfds.builder(self.name, data_dir=data_dir)
+            except tfds.core.DatasetNotFoundError:
+                known = tfds.list_builders(with_community_datasets=False)
+                raise UserError(
+                    f"TFDS has no dataset '{self.name}'.{did_you_mean(self.name, known)} One of "
+                    "your own is found if the recipe imports its module, or where it has been "
+                    "prepared."
+                ) from None
         if builder.is_prepared():
             if builder.info.file_format.value == "array_record":
                 return builder
@@ -188,15 +135,14 @@ class Tfds(Images):
             )
         if _is_standard(builder):
             raise self._not_prepared(builder)
-        say(f"preparing {self.name} in {builder.data_dir}, once.")
-        try:
-            builder.download_and_prepare(file_format="array_record")
-        except Exception as error:
-            if NO_TENSORFLOW in f"{error} {error.__cause__}":
-                raise self._not_prepared(builder) from error
-            raise UserError(
-                f"{self.name} cannot be prepared: {type(error).__name__}: {error}"
-            ) from error
+        note(f"preparing {self.name} in {builder.data_dir}, once.")
+        with explaining(f"{self.name} cannot be prepared"):
+            try:
+                builder.download_and_prepare(file_format="array_record")
+            except Exception as error:
+                if NO_TENSORFLOW in f"{error} {error.__cause__}":
+                    raise self._not_prepared(builder) from error
+                raise
         return tfds.builder(self.name, data_dir=data_dir)
 
     def _not_prepared(self, builder: Any) -> UserError:
@@ -247,43 +193,12 @@ class _Hiding:
     def __init__(self, finder: Any):
         self.finder = finder
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname == "tensorflow":
-            return None
-        return self.finder.find_spec(fullname, path, target)
+    def find_spec(self, name: str, *arguments: Any) -> Any:
+        hidden = name == "tensorflow"
+        return None if hidden else self.finder.find_spec(name, *arguments)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.finder, name)
-
-
-def _feature(features: Any, kind: type, key: str, option: str, name: str) -> str:
-    """Returns the name of the feature of a kind.
-
-    Args:
-      features: of the dataset, by name.
-      kind: the class of the feature.
-      key: the name that is asked for, or "".
-      option: the option that asks for it.
-      name: of the dataset.
-
-    Raises:
-      UserError: if there is none, or several and `key` does not say which.
-    """
-    fitting = [k for k, feature in features.items() if isinstance(feature, kind)]
-    if key in fitting:
-        return key
-    what = f"a feature of type {kind.__name__}"
-    has = f"It has {enumerated(fitting)}" if fitting else "It has none"
-    if key:
-        raise UserError(
-            f"data.{option} is '{key}', not {what} of {name}.{did_you_mean(key, fitting)} {has}."
-        )
-    if len(fitting) != 1:
-        raise UserError(
-            f"{name} must have {what}, and one alone if data.{option} does not say which. {has}; "
-            f"all: {', '.join(features)}."
-        )
-    return fitting[0]
 
 
 def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarray:
@@ -301,7 +216,7 @@ def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarra
         if (Path(data_dir) / file).exists()
     ]
     key = fingerprint(
-        *description, name.encode(), label_key.encode(), os.fsencode(data_dir)
+        [*description, name.encode(), label_key.encode(), os.fsencode(data_dir)]
     )
     kept = cache_folder() / "tfds" / f"{key}.labels.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
@@ -324,10 +239,8 @@ def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarra
         raise UserError(
             f"record {labels.argmin()} of {name} has no class: choose a split with classes."
         )
-    with contextlib.suppress(OSError):  # else they are read again
+    with contextlib.suppress(OSError, UserError):  # else they are read again
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-        with open(part, "wb") as file:
+        with replacing(kept) as temporary, open(temporary, "wb") as file:
             np.save(file, labels)
-        os.replace(part, kept)
     return labels

@@ -5,167 +5,185 @@
 
     WebTar(path="shards-{000..009}.tar", test_path="val.tar")
 
-WebDataset reads shards from front to end and shuffles in a buffer. Here the headers of a tar file
-are read once, and where the images lie is kept in an index beside it, so that any image can be
-read at any time and the order of training is exact.
+WebDataset reads shards from front to end and shuffles in a buffer. This format reads the headers
+of a tar file once, and keeps in an index beside it where the images lie. So any image can be read
+at any time, and the order of training is exact.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
+import functools
 import glob
 import hashlib
-import itertools
 import json
 import os
 import re
 import sys
 import tarfile
-import threading
-import uuid
+import weakref
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
+from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.file_lists import (
     HELD_OUT,
-    ClassIndex,
-    Names,
-    check_test_share,
+    HeldOutShare,
+    check_different,
+    class_indices,
     class_list,
     enumerated,
     expanded,
-    fingerprint,
+    explaining,
     in_test_share,
     is_hidden,
     is_image,
+    note,
+    note_missing_classes,
+    parsed_json,
     require,
-    say,
-    say_missing_classes,
-    shown,
     similar_file,
 )
+from jaxcls.data.formats.image_list import ImageList, Names
+from jaxcls.data.formats.shards import replacing
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
-from jaxcls.errors import UserError, did_you_mean
+from jaxcls.errors import UserError, did_you_mean, printable
 
 INDEX_ENDING = ".jaxcls.npz"
 INDEX_VERSION = 1
 INDEX_THREADS = 8
+"""Tar files that are indexed at once: a network file system answers many at a time."""
 MAX_OPEN_FILES = 256
-"""Tar files that a process keeps open; with more of them, each is opened for each image."""
+"""Tar files that a process keeps open; of more, those that were read last."""
 MAX_LABEL_SIZE = 2**20
 """Bytes of a file with a class."""
 BLOCK = 512
 """A tar file consists of blocks of so many bytes: headers, content and at its end, zeros."""
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZ": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"(\xb5/\xfd": "zstd",
+}
+"""How a compressed file begins."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TarIndex:
-    """Where the images of a tar file lie. A row is an image, in the order of the file.
+Index: TypeAlias = dict[str, Any]
+"""What is kept of a tar file; a row is an image, in the order of the file.
+
+    offsets   of the image's bytes in the file, int64 [n]
+    sizes     how many they are, int64 [n]
+    members   the images' names in the tar file, uint8, each with a zero behind it
+    classes   what their .cls or .json files or their folders say is their class, likewise
+"""
+
+
+class TarFiles:
+    """Tar files with the rows of all their indexes, one after another.
 
     Attributes:
-      offsets: of the image's bytes in the file, int64 [n].
+      paths: of the tar files.
+      tars: which of them an image lies in, int32 [n].
+      offsets: of the image's bytes there, int64 [n].
       sizes: how many they are, int64 [n].
-      members: the images' names in the tar file, [n].
-      classes: what their .cls or .json files or their folders say is their class, [n].
+      members: the images' names there, [n].
+      classes: their classes as they are written, [n].
     """
 
-    offsets: np.ndarray
-    sizes: np.ndarray
-    members: Sequence[bytes]
-    classes: Sequence[bytes]
+    def __init__(self, pattern: str, label_key: str):
+        """Reads the indexes of the tar files; makes and keeps those that are not there.
+
+        Raises:
+          UserError: if one of the files cannot be read, or has no images.
+        """
+        self.paths = tar_files(pattern)
+        with concurrent.futures.ThreadPoolExecutor(INDEX_THREADS) as pool:
+            bar = tqdm(
+                pool.map(lambda path: tar_index(path, label_key), self.paths),
+                desc="indexing tar files, once",
+                total=len(self.paths),
+                disable=not sys.stderr.isatty(),
+                delay=1,  # seconds: nobody waits for those that are kept
+                dynamic_ncols=True,
+            )
+            indexes = list(bar)
+        counts = [len(index["offsets"]) for index in indexes]
+        self.tars = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        rows = {key: np.concatenate([i[key] for i in indexes]) for key in indexes[0]}
+        self.offsets, self.sizes = rows["offsets"], rows["sizes"]
+        self.members, self.classes = (
+            os.fsdecode(rows[key].tobytes()).split("\0")[:-1]
+            for key in ("members", "classes")
+        )
+
+    def where(self, row: int) -> str:
+        """Returns the tar file and the name of an image."""
+        return f"{self.paths[self.tars[row]]}:{self.members[row]}"
 
 
-class TarImages:
-    """Images in tar files, as an Encoded."""
+class TarImages(ImageList):
+    """Images in tar files."""
 
     def __init__(
         self,
         name: str,
-        paths: Sequence[str],
-        shards: np.ndarray,
-        offsets: np.ndarray,
-        sizes: np.ndarray,
-        members: Iterable[bytes],
+        files: TarFiles,
+        rows: np.ndarray,
         labels: np.ndarray,
         class_names: Sequence[str],
     ):
-        """Wraps what indexes have said.
+        """Wraps some images of tar files.
 
         Args:
           name: of the data, for `repr()`.
-          paths: of the tar files.
-          shards: which of them an image lies in, int [n].
-          offsets: of its bytes there, int64 [n].
-          sizes: how many they are, int64 [n].
-          members: its name there, [n].
+          files: the tar files.
+          rows: the images, int [n].
           labels: int [n].
           class_names: the name of each class.
         """
-        self._paths = tuple(paths)
-        self._shards = shards.astype(np.int32)
-        self._offsets = offsets
-        self._sizes = sizes
-        self._members = Names(members)
-        self.labels = labels.astype(np.int32)
-        self.class_names = tuple(class_names)
-        names = (self._members[i] for i in range(len(self._members)))
-        digest = fingerprint(names, self.labels, map(os.fsencode, self.class_names))
-        self._repr = f"{name}({len(self):,} images in {len(self.class_names):,} classes, {digest})"
-        self._open_files()
+        self._paths = files.paths
+        self._tars = files.tars[rows]
+        self._offsets = files.offsets[rows]
+        self._sizes = files.sizes[rows]
+        self._members = Names(os.fsencode(files.members[row]) for row in rows)
+        super().__init__(name, labels, class_names, self._members)
 
-    def _open_files(self) -> None:
-        """Has no file open: each is opened when it is first read."""
-        self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
+    @functools.cached_property
+    def _opened(self) -> "functools._lru_cache_wrapper[_OpenFile]":
+        """Gives the open file of a path. It is not pickled: each process has its own."""
+        return functools.lru_cache(MAX_OPEN_FILES)(_OpenFile)
 
     def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in vars(self).items() if k not in ("_files", "_lock")}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._open_files()
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
-
-    def __len__(self) -> int:
-        return len(self._members)
+        return {key: value for key, value in vars(self).items() if key != "_opened"}
 
     def read(self, index: int) -> bytes:
-        shard = int(self._shards[index])
+        file = self._opened(self._paths[self._tars[index]])
         size, offset = int(self._sizes[index]), int(self._offsets[index])
-        if len(self._paths) > MAX_OPEN_FILES:
-            descriptor = os.open(self._paths[shard], os.O_RDONLY)
-            try:
-                content = _pread(descriptor, size, offset)
-            finally:
-                os.close(descriptor)
-        else:
-            content = _pread(self._descriptor(shard), size, offset)
+        content = _pread(file.descriptor, size, offset)
         if len(content) < size:
             raise OSError("the tar file has become shorter than it was")
         return content
 
-    def _descriptor(self, shard: int) -> int:
-        # pread has no position, so that threads and forked processes may share a file.
-        with self._lock:
-            if shard not in self._files:
-                self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
-            return self._files[shard]
-
     def where(self, index: int) -> str:
-        return (
-            f"{shown(self._paths[self._shards[index]])}:{shown(self._members[index])}"
-        )
+        path = self._paths[self._tars[index]]
+        return printable(f"{path}:{os.fsdecode(self._members[index])}")
 
-    def __repr__(self) -> str:
-        return self._repr
+
+class _OpenFile:
+    """A file that is open until nobody refers to it any more. Threads and forked processes may
+    share it: it is read with pread, which has no position."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def _pread(descriptor: int, size: int, offset: int) -> bytes:
@@ -206,18 +224,13 @@ class WebTar(Images):
 
     path: str = ""
     test_path: str = ""
-    test_share: float = 0.2
+    test_share: HeldOutShare = 0.2
     label_key: str = "label"
     class_names: tuple[str, ...] = ()
 
     def validate(self) -> None:
-        super().validate()
         require("path", self.path, "the tar files, such as shards-{000..009}.tar,")
-        check_test_share(self.test_share)
-        if len(set(self.class_names)) < len(self.class_names):
-            raise UserError(
-                f"data.class_names must be different, not {self.class_names}."
-            )
+        check_different(self.class_names)
 
     def encoded(self, split: Split) -> TarImages:
         """Indexes the tar files, where they are not yet, and picks the images of one split.
@@ -225,89 +238,42 @@ class WebTar(Images):
         Raises:
           UserError: if one cannot be read, or a class is unknown.
         """
-        self.validate()
-        paths = tar_files(self.path)
-        indexes = index_all(paths, self.label_key)
-        members = list(itertools.chain(*(index.members for index in indexes)))
-        by_folder = (
-            None if self.test_path else rows_of_split_folders(members, self.path)
+        options.check(self, "data")
+        files = TarFiles(self.path, self.label_key)
+        splits = (
+            None if self.test_path else rows_of_split_folders(files.members, self.path)
         )
-        class_names = self.class_names or self._class_names(indexes, by_folder)
+        # Where folders tell the splits, classes are those of training.
+        training = range(len(files.members)) if splits is None else splits["train"]
+        class_names = self.class_names or class_list(
+            {printable(files.classes[row]) for row in training}, self.path
+        )
         pattern = self.path
         if split == "test" and self.test_path:
             pattern = self.test_path
-            paths = tar_files(pattern)
-            indexes = index_all(paths, self.label_key)
-            members = list(itertools.chain(*(index.members for index in indexes)))
+            files = TarFiles(pattern, self.label_key)
         if self.test_path:
-            rows = np.arange(len(members))
-        elif by_folder is not None:
-            rows = by_folder[split]
+            rows = np.arange(len(files.members))
+        elif splits is not None:
+            rows = splits[split]
         else:
-            held_out = [in_test_share(member, self.test_share) for member in members]
+            held_out = [in_test_share(name, self.test_share) for name in files.members]
             rows = np.flatnonzero(np.array(held_out, bool) == (split == "test"))
-        name = f"{shown(os.path.basename(pattern))}[{split}]"
+        name = f"{printable(os.path.basename(pattern))}[{split}]"
         if not len(rows):
-            raise UserError(f"{shown(pattern)} has no image to {split} on.")
-        labels = self._labels(paths, indexes, rows, class_names)
-        say_missing_classes(class_names, labels, name)
-        counts = [len(index.members) for index in indexes]
-        return TarImages(
-            name,
-            paths,
-            np.repeat(np.arange(len(paths)), counts)[rows],
-            np.concatenate([index.offsets for index in indexes])[rows],
-            np.concatenate([index.sizes for index in indexes])[rows],
-            [members[row] for row in rows],
-            labels,
+            raise UserError(f"{pattern} has no image to {split} on.")
+        labels = class_indices(
+            (printable(files.classes[row]) for row in rows),
             class_names,
+            lambda i: files.where(rows[i]),
+            numbers=bool(self.class_names),
         )
-
-    def _class_names(
-        self, indexes: Sequence[TarIndex], by_folder: dict[Split, np.ndarray] | None
-    ) -> tuple[str, ...]:
-        """Returns the classes of all images or, where folders tell the splits, of training."""
-        written = list(itertools.chain(*(index.classes for index in indexes)))
-        if by_folder is not None:
-            written = [written[row] for row in by_folder["train"]]
-        names = class_list(
-            name.decode("utf-8", "backslashreplace") for name in set(written)
-        )
-        numbers = [name for name in names if re.fullmatch("-?[0-9]+", name)]
-        if 0 < len(numbers) < len(names):
-            others = [name for name in names if name not in set(numbers)]
-            say(
-                f"some classes of {shown(self.path)} are numbers ({enumerated(numbers)}) and "
-                f"others are not ({enumerated(others)}): each is a class by itself."
-            )
-        return names
-
-    def _labels(
-        self,
-        paths: Sequence[str],
-        indexes: Sequence[TarIndex],
-        rows: np.ndarray,
-        class_names: Sequence[str],
-    ) -> np.ndarray:
-        """Returns the class of some images, int32 [m]; `rows`, int [m] and ascending, counts
-        those of all tar files."""
-        index_of = ClassIndex(class_names, numbers=bool(self.class_names))
-        chosen = np.zeros(sum(len(index.members) for index in indexes), bool)
-        chosen[rows] = True
-        images = (
-            (f"{shown(path)}:{shown(member)}", written)
-            for path, index in zip(paths, indexes, strict=True)
-            for member, written in zip(index.members, index.classes, strict=True)
-        )
-        labels = [
-            index_of(written.decode("utf-8", "backslashreplace"), where)
-            for where, written in itertools.compress(images, chosen)
-        ]
-        return np.array(labels, np.int32)
+        note_missing_classes(class_names, labels, name)
+        return TarImages(name, files, rows, labels, class_names)
 
 
 def rows_of_split_folders(
-    members: Sequence[bytes], pattern: str
+    members: Sequence[str], pattern: str
 ) -> dict[Split, np.ndarray] | None:
     """Tells the splits apart by the folders at the top, as ImageFolder does.
 
@@ -322,25 +288,26 @@ def rows_of_split_folders(
     # What the first and the last name share, all names between them share.
     ends = min(members), max(members)
     top = os.path.commonpath([os.path.dirname(name) for name in ends])
-    start = len(os.path.join(top, b""))
-    # Without a folder, b"" and not the file's name.
-    folders = [name[start:].rpartition(b"/")[0].partition(b"/")[0] for name in members]
-    by_name = {folder.lower(): folder for folder in set(folders)}
-    held_out = [by_name[h] for h in map(str.encode, HELD_OUT) if h in by_name]
-    if b"train" not in by_name or not held_out:
+    start = len(os.path.join(top, ""))
+    # Without a folder, "" and not the file's name.
+    folders = [name[start:].rpartition("/")[0].partition("/")[0] for name in members]
+    by_name = {folder.lower(): folder for folder in sorted(set(folders))}
+    held_out = [name for name in HELD_OUT if name in by_name]
+    if "train" not in by_name or not held_out:
         return None
-    train, test = by_name[b"train"], held_out[0]
-    others = sorted(
-        shown(folder) or "no folder" for folder in {*folders} - {train, test}
+    chosen: dict[Split, str] = {
+        "train": by_name["train"],
+        "test": by_name[held_out[0]],
+    }
+    others = sorted(f or "no folder" for f in {*folders} - {*chosen.values()})
+    left_out = f"; left out is what lies in {enumerated(others)}" if others else ""
+    note(
+        f"{pattern} is trained and evaluated on as its folders "
+        f"{' and '.join(chosen.values())} say{left_out}."
     )
-    say(
-        f"{shown(pattern)} is trained and evaluated on as its folders {shown(train)} and "
-        f"{shown(test)} say{f'; left out is what lies in {enumerated(others)}' if others else ''}."
-    )
-    of_image = np.array(folders)
     return {
-        "train": np.flatnonzero(of_image == train),
-        "test": np.flatnonzero(of_image == test),
+        split: np.flatnonzero([folder == name for folder in folders])
+        for split, name in chosen.items()
     }
 
 
@@ -352,177 +319,101 @@ def tar_files(pattern: str) -> list[str]:
     """
     found: list[str] = []
     for name in expand_braces(expanded(pattern)):
-        if glob.has_magic(name) and not os.path.exists(name):
+        if os.path.isfile(name):
+            found.append(name)
+        elif glob.has_magic(name) and not os.path.exists(name):
             files = sorted(glob.glob(name))
             if not files:
-                raise UserError(f"no file is named like {shown(name)}.")
+                raise UserError(f"no file is named like {name}.")
             found += files
-        elif os.path.isfile(name):
-            found.append(name)
         else:
             folder, base = os.path.split(name)
             beside = os.listdir(folder) if os.path.isdir(folder) else []
-            raise UserError(
-                f"there is no file {shown(name)}.{similar_file(base, beside)}"
-            )
-    repeated = [
-        path for path, again in itertools.groupby(sorted(found)) if len([*again]) > 1
-    ]
-    if repeated:
-        raise UserError(f"{shown(pattern)} names {shown(repeated[0])} twice.")
+            raise UserError(f"there is no file {name}.{similar_file(base, beside)}")
+    for path, times in collections.Counter(found).items():
+        if times > 1:
+            raise UserError(f"{pattern} names {path} twice.")
     return found
 
 
 def expand_braces(pattern: str) -> list[str]:
     """Returns what a shell makes of "a{00..02}" and "a{x,y}", for any number of braces."""
-    match = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        if not first <= last < first + 1_000_000:
-            raise UserError(
-                f"{{{match[1]}}} in {shown(pattern)} must count upwards, to a million at most."
-            )
-        width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        middle = [f"{i:0{width}d}" for i in range(first, last + 1)]
-    elif ".." in match[1] and "," not in match[1]:
-        return [pattern]
+    first, last, listed = match.groups()
+    if listed is not None:
+        middle = listed.split(",")
     else:
-        middle = match[1].split(",")
+        if not int(first) <= int(last) < int(first) + 1_000_000:
+            raise UserError(
+                f"{match[0]} in {pattern} must count upwards, to a million at most."
+            )
+        width = len(first) if first.startswith("0") else 0
+        middle = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
     before, after = pattern[: match.start()], pattern[match.end() :]
     return [name for part in middle for name in expand_braces(before + part + after)]
 
 
-def index_all(paths: Sequence[str], label_key: str) -> list[TarIndex]:
-    """Returns the indexes of tar files; makes and keeps those that are not there.
+def tar_index(path: str, label_key: str) -> Index:
+    """Returns the index of a tar file, and keeps it wherever that is possible.
 
     Raises:
-      UserError: if one of the files cannot be read, or has no images.
+      UserError: if the tar file cannot be read, or has no images.
     """
-    versions = [_version(path, label_key) for path in paths]
-    kept = [
-        _first_index(path, version)
-        for path, version in zip(paths, versions, strict=True)
-    ]
-    new = [row for row, index in enumerate(kept) if index is None]
-    # Threads: a network file system answers many at a time.
-    with concurrent.futures.ThreadPoolExecutor(INDEX_THREADS) as pool:
-        made = pool.map(
-            lambda row: make_index(paths[row], label_key, versions[row]), new
-        )
-        bar = tqdm(
-            made,
-            desc="indexing tar files, once",
-            total=len(new),
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
-        for row, index in zip(new, bar, strict=True):
-            kept[row] = index
-    indexes = [index for index in kept if index is not None]
-    for path, index in zip(paths, indexes, strict=True):
-        if not len(index.members):
-            raise UserError(f"{shown(path)} has no images.")
-    return indexes
-
-
-def _version(path: str, label_key: str) -> str:
-    """Returns what an index depends on."""
-    try:
+    with explaining(f"cannot read {path}", (OSError,)):
         status = os.stat(path)
-    except OSError as error:
-        raise UserError(f"cannot read {shown(path)} ({error.strerror}).") from error
-    return json.dumps([INDEX_VERSION, status.st_size, status.st_mtime_ns, label_key])
-
-
-def index_places(path: str) -> Iterator[Path]:
-    """Yields where the index of a tar file may lie: beside it, or in the cache."""
-    yield Path(path + INDEX_ENDING)
+    # What an index depends on.
+    version = json.dumps([INDEX_VERSION, status.st_size, status.st_mtime_ns, label_key])
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    yield cache_folder() / "webtar" / f"{name}{INDEX_ENDING}"
-
-
-def _first_index(path: str, version: str) -> TarIndex | None:
-    """Returns the index that is kept of a tar file, if it is of this version."""
-    kept = (load_index(place, version) for place in index_places(path))
-    return next((index for index in kept if index is not None), None)
-
-
-def make_index(path: str, label_key: str, version: str) -> TarIndex:
-    """Makes the index of a tar file and keeps it, wherever that is possible.
-
-    Raises:
-      UserError: if the tar file cannot be read.
-    """
-    index = scan_tar(path, label_key)
-    for place in index_places(path):
-        try:
-            save_index(place, version, index)
-            return index
-        except OSError:
-            continue
-    say(f"the index of {shown(path)} could not be kept anywhere: it is made each time.")
+    places = [
+        Path(path + INDEX_ENDING),
+        cache_folder() / "webtar" / f"{name}{INDEX_ENDING}",
+    ]
+    kept = filter(None, (load_index(place, version) for place in places))
+    index = next(kept, None)
+    if index is None:
+        index = scan_tar(path, label_key)
+        if not any(save_index(place, version, index) for place in places):
+            note(
+                f"the index of {path} could not be kept anywhere: it is made each time."
+            )
+    if not len(index["offsets"]):
+        raise UserError(f"{path} has no images.")
     return index
 
 
-def load_index(place: Path, version: str) -> TarIndex | None:
+def load_index(place: Path, version: str) -> Index | None:
     """Returns a kept index; None if there is none, it is out of date or damaged."""
     try:
         with open(place, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["version"]) != version:
                 return None
-            return TarIndex(
-                arrays["offsets"],
-                arrays["sizes"],
-                _split(arrays["members"]),
-                _split(arrays["classes"]),
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            keys = ("offsets", "sizes", "members", "classes")
+            return {key: arrays[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 
-def save_index(place: Path, version: str, index: TarIndex) -> None:
-    """Writes an index, whole or not at all.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f"{place.name}.{uuid.uuid4().hex}.part")
+def save_index(place: Path, version: str, index: Index) -> bool:
+    """Writes an index, whole or not at all; returns whether that was possible."""
     try:
-        with open(part, "xb") as file:
-            np.savez_compressed(
-                file,
-                version=np.array(version),
-                offsets=index.offsets,
-                sizes=index.sizes,
-                members=_joined(index.members),
-                classes=_joined(index.classes),
-            )
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as temporary, open(temporary, "xb") as file:
+            np.savez_compressed(file, version=np.array(version), **index)
+    except (OSError, UserError):
+        return False
+    return True
 
 
-def _joined(names: Sequence[bytes]) -> np.ndarray:
-    """Puts names, which have no zero byte, into one uint8 array."""
-    return np.frombuffer(b"".join(name + b"\0" for name in names), np.uint8)
-
-
-def _split(joined: np.ndarray) -> list[bytes]:
-    return joined.tobytes().split(b"\0")[:-1]
-
-
-def scan_tar(path: str, label_key: str) -> TarIndex:
+def scan_tar(path: str, label_key: str) -> Index:
     """Reads the headers of a tar file and the files with classes.
 
     Raises:
       UserError: if it is compressed, damaged or cut off, or has links or names that lead out.
     """
     images: dict[str, tarfile.TarInfo] = {}
-    texts: dict[str, dict[str, bytes]] = {}
+    texts: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -530,36 +421,40 @@ def scan_tar(path: str, label_key: str) -> TarIndex:
                     continue
                 _check_member(member, path)
                 name = os.path.normpath(member.name)
-                if any(is_hidden(os.fsencode(part)) for part in name.split("/")):
+                if any(is_hidden(part) for part in name.split("/")):
                     continue
                 folder, base = os.path.split(name)
                 stem, _, ending = base.partition(".")
                 key = os.path.join(folder, stem)
-                if is_image(os.fsencode(base)):
-                    if key in images:
+                if is_image(base):
+                    other = images.setdefault(key, member)
+                    if other is not member:
                         raise UserError(
-                            f"{shown(path)} has two images of one record: "
-                            f"{shown(images[key].name)} and {shown(member.name)} are the same up "
-                            "to the first dot."
+                            f"{path} has two images of one record: {other.name} and {member.name} "
+                            "are the same up to the first dot."
                         )
-                    images[key] = member
                 elif ending in ("cls", "json"):
-                    texts.setdefault(key, {})[ending] = _content(tar, member, path)
+                    texts[f"{key}.{ending}"] = _content(tar, member, path)
             _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise _unreadable(path, error) from error
-    keys = list(images)
-    return TarIndex(
-        np.array([images[key].offset_data for key in keys], np.int64),
-        np.array([images[key].size for key in keys], np.int64),
-        [os.fsencode(os.path.normpath(images[key].name)) for key in keys],
-        [_class_of(key, texts.get(key, {}), label_key, path) for key in keys],
-    )
+    found = images.values()
+    classes = [_class_of(key, texts, label_key, path) for key in images]
+    return {
+        "offsets": np.array([image.offset_data for image in found], np.int64),
+        "sizes": np.array([image.size for image in found], np.int64),
+        "members": _joined(os.path.normpath(image.name) for image in found),
+        "classes": _joined(classes),
+    }
+
+
+def _joined(names: Iterable[str]) -> np.ndarray:
+    return np.frombuffer(os.fsencode("".join(f"{name}\0" for name in names)), np.uint8)
 
 
 def _check_member(member: tarfile.TarInfo, path: str) -> None:
     """Raises UserError for what is no plain file, or is named so as to lie elsewhere."""
-    what = f"{shown(path)} holds {shown(member.name)}"
+    what = f"{path} holds {member.name}"
     if not member.isreg() or member.issparse():
         raise UserError(
             f"{what}, which is a link or no plain file: pack the files themselves."
@@ -574,7 +469,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> bytes:
     """Returns the content of a file with a class."""
     if member.size > MAX_LABEL_SIZE:
         raise UserError(
-            f"{shown(path)}:{shown(member.name)} has {member.size:,} bytes, too many for a class."
+            f"{path}:{member.name} has {member.size:,} bytes, too many for a class."
         )
     file = tar.extractfile(member)
     assert file is not None  # a plain file
@@ -589,48 +484,40 @@ def _check_end(path: str, end: int) -> None:
         block = file.read(BLOCK)
     if block != bytes(BLOCK):
         raise UserError(
-            f"{shown(path)} is cut off or damaged at byte {end:,}: copy or pack it again."
+            f"{path} is cut off or damaged at byte {end:,}: copy or pack it again."
         )
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
+    """Returns what to say of a file that cannot be read as a tar file."""
     with open(path, "rb") as file:
         start = file.read(6)
-    compressed = {
-        b"\x1f\x8b": "gzip",
-        b"BZ": "bzip2",
-        b"\xfd7zXZ": "xz",
-        b"(\xb5/\xfd": "zstd",
-    }
-    for magic, name in compressed.items():
+    for magic, name in COMPRESSIONS.items():
         if start.startswith(magic):
             return UserError(
-                f"{shown(path)} is compressed with {name}, so that single images cannot be read: "
-                "decompress it (images gain nothing from it)."
+                f"{path} is compressed with {name}, so that single images cannot be "
+                "read: decompress it (images gain nothing from it)."
             )
     return UserError(
-        f"{shown(path)} is no tar file, or cut off or damaged ({error}): copy or pack it again."
+        f"{path} is no tar file, or cut off or damaged ({error}): copy or pack it again."
     )
 
 
-def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> bytes:
+def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> str:
     """Returns the class of a record as it is written.
 
     Args:
       key: the record's name.
-      texts: the content of its .cls and .json files.
+      texts: the content of all .cls and .json files, by their names.
       label_key: the field of the latter.
       path: of the tar file, for messages.
     """
-    where = f"{shown(path)}:{shown(key)}"
-    written: object
-    if "cls" in texts:
-        written = os.fsdecode(texts["cls"].strip())
-    elif "json" in texts:
-        try:
-            fields = json.loads(texts["json"])
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}.json is not JSON: {error}.") from None
+    where = f"{path}:{key}"
+    written: object = os.path.basename(os.path.dirname(key))
+    if f"{key}.cls" in texts:
+        written = os.fsdecode(texts[f"{key}.cls"].strip())
+    elif f"{key}.json" in texts:
+        fields = parsed_json(texts[f"{key}.json"], f"{where}.json")
         if not isinstance(fields, dict) or label_key not in fields:
             known = list(fields) if isinstance(fields, dict) else []
             raise UserError(
@@ -638,15 +525,12 @@ def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> b
                 "data.label_key to the field that holds the class."
             )
         written = fields[label_key]
-    else:
-        written = os.path.basename(os.path.dirname(key))
-        if not written:
-            raise UserError(
-                f"{where} has no class: expected {shown(key)}.cls or .json, or a folder of the "
-                "class's name."
-            )
+    elif not written:
+        raise UserError(
+            f"{where} has no class: expected {key}.cls or .json, or a folder of the class's name."
+        )
     if type(written) not in (str, int) or written == "" or "\0" in str(written):
         raise UserError(
             f"{where} has the class {written!r:.60}, neither text nor a whole number."
         )
-    return os.fsencode(str(written))
+    return str(written)

@@ -1,7 +1,8 @@
-"""Runs a function on many tasks in processes of their own.
+"""Runs a function on many tasks, in this process or in several.
 
-They talk through pipes alone: neither /dev/shm nor its semaphores are used, so that its size
-does not matter. A process whose starter is gone ends when it next tells of its progress.
+concurrent.futures is no help here: its queues need semaphores in /dev/shm, before Python 3.14 it
+cannot end a task that has begun, and its processes outlive a parent that is killed. These
+processes talk through pipes alone, and end when the other end of their pipe is gone.
 """
 
 import contextlib
@@ -11,18 +12,19 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from jaxcls.data.interrupts import held_back
+from tqdm import tqdm
+
+from jaxcls.data.workers import held_back
 from jaxcls.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Progress = Callable[[int], None]
-"""Told how many more images are done."""
+Progress = Callable[[int], object]
+"""A task calls it with the number of images that it has done since the last call."""
 
-_INTERVAL = 0.1  # seconds between two messages of progress
+PROGRESS_INTERVAL = 0.1  # seconds between two messages of a process
 
 
 def run(
@@ -30,104 +32,106 @@ def run(
     tasks: Sequence[Task],
     *,
     workers: int,
-    progress: Progress,
+    images: int,
+    title: str,
 ) -> Generator[tuple[int, Result], None, None]:
-    """Yields (index of a task, function(task, progress)) for all tasks, as they are done.
+    """Yields (index of a task, function(task, progress)) for each task that is done.
 
-    Close the generator to end the processes early.
+    A terminal shows a progress bar. Closing the generator ends the processes.
 
     Args:
-      function: can be pickled; it calls its second argument often.
+      function: can be pickled; it reports its progress often.
       tasks: can be pickled.
-      workers: processes; 1 works in this one.
-      progress: told what `function` tells.
+      workers: number of processes; 1 works in this one.
+      images: number of images in all tasks.
+      title: stands before the bar.
 
     Raises:
-      UserError: if the function does, or a process is killed.
-      RuntimeError: with the traceback of anything else that the function raises.
+      UserError: if the function raises one, or a process is killed.
+      RuntimeError: with the traceback of any other error in a process.
     """
-    if min(workers, len(tasks)) <= 1:
-        for index, task in enumerate(tasks):
-            yield index, function(task, progress)
-        return
+    workers = min(workers, len(tasks))
+    with tqdm(
+        total=images, desc=title, unit=" images", disable=None, dynamic_ncols=True
+    ) as bar:
+        if workers > 1:
+            yield from _run_in_processes(function, tasks, workers, bar.update)
+        else:
+            for index, task in enumerate(tasks):
+                yield index, function(task, bar.update)
+
+
+def _run_in_processes(
+    function: Callable[[Task, Progress], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    progress: Progress,
+) -> Generator[tuple[int, Result], None, None]:
     context = multiprocessing.get_context("spawn")
-    processes: list[Any] = []
-    busy: dict[Connection, int] = {}
-    waiting = iter(range(len(tasks)))
+    children = []
+    waiting = iter(enumerate(tasks))
+    busy: dict[Any, int] = {}  # our end of a pipe -> the index of the task there
     try:
-        for index in (next(waiting) for _ in range(min(workers, len(tasks)))):
+        for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(function, theirs), daemon=True
-            )
+            child = context.Process(target=_work, args=(function, theirs), daemon=True)
             with held_back(signal.SIGINT):
-                process.start()
+                child.start()
             theirs.close()
-            processes.append(process)
-            busy[ours] = index
-            ours.send(tasks[index])
+            children.append(child)
+            busy[ours], task = next(waiting)
+            ours.send(task)
         while busy:
-            for connection in multiprocessing.connection.wait(list(busy)):
-                assert isinstance(connection, Connection)
-                kind, value = _received(connection)
+            ready: list[Any] = multiprocessing.connection.wait(list(busy))
+            for connection in ready:
+                try:
+                    kind, value = connection.recv()
+                except (EOFError, ConnectionError):
+                    raise UserError(
+                        "a process that works on images was killed, perhaps for want of "
+                        "memory: run the same command again, with fewer --workers."
+                    ) from None
+                if kind == "failure":
+                    raise value
                 if kind == "progress":
                     progress(value)
-                elif kind == "done":
-                    yield busy.pop(connection), value
-                    following = next(waiting, None)
-                    if following is None:
-                        connection.close()  # the process ends by it
-                    else:
-                        busy[connection] = following
-                        connection.send(tasks[following])
-                elif kind == "mistake":
-                    raise UserError(value)
+                    continue
+                yield busy.pop(connection), value
+                if following := next(waiting, None):
+                    busy[connection], task = following
+                    connection.send(task)
                 else:
-                    raise RuntimeError(f"a process failed:\n{value}")
+                    connection.close()  # which ends the process
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
-        for connection in busy:
-            connection.close()
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join()
 
 
-def _received(connection: Connection) -> tuple[str, Any]:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
-        raise UserError(
-            "a process that works on images was killed, perhaps for want of memory: run the "
-            "same command again, with fewer --workers."
-        ) from None
-
-
-def _work(function: Callable[[Any, Progress], Any], connection: Connection) -> None:
-    """Does tasks until there are no more, or the process that sends them is gone."""
-    told = time.monotonic()
-    unsaid = 0
+def _work(function: Callable[[Any, Progress], Any], connection: Any) -> None:
+    """Does tasks until no more come, or the process that sends them is gone."""
+    last_sent = time.monotonic()
+    not_sent = 0
 
     def progress(count: int) -> None:
-        nonlocal told, unsaid
-        unsaid += count
-        if time.monotonic() - told >= _INTERVAL:
-            connection.send(("progress", unsaid))
-            told, unsaid = time.monotonic(), 0
+        nonlocal last_sent, not_sent
+        not_sent += count
+        if time.monotonic() - last_sent >= PROGRESS_INTERVAL:
+            connection.send(("progress", not_sent))
+            last_sent, not_sent = time.monotonic(), 0
 
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             task = connection.recv()
             try:
                 result = function(task, progress)
-            except ConnectionError:
-                raise
             except UserError as error:
-                connection.send(("mistake", str(error)))
-                return
+                connection.send(("failure", error))
             except Exception:
-                connection.send(("failure", traceback.format_exc()))
-                return
-            connection.send(("progress", unsaid))
-            unsaid = 0
-            connection.send(("done", result))
+                reason = f"a process failed:\n{traceback.format_exc()}"
+                connection.send(("failure", RuntimeError(reason)))
+            else:
+                connection.send(("progress", not_sent))
+                not_sent = 0
+                connection.send(("done", result))

@@ -5,14 +5,13 @@
     prepare = published_transform(**weights.preprocessing)  # on the device; jaxcls.augment
 
 Two sources: torchvision's own (PyTorch files), and those of timm's that are of exactly our
-networks (safetensors files on the Hugging Face hub). weights.csv holds what varies, and
-imagenet_classes.txt the class names in torchvision's wording and order; both are facts from the
-metadata of torchvision 0.28 and timm 1.0.31, written by tests/references/make_weights_table.py.
+networks (safetensors files on the Hugging Face hub). weights.csv holds what varies: facts from
+the metadata of torchvision 0.28 and timm 1.0.31, written by
+tests/references/make_weights_table.py.
 """
 
 import csv
 import dataclasses
-import functools
 import importlib.resources
 import os
 import urllib.parse
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.imagenet_classes import imagenet_classes
 
 TORCHVISION = "https://download.pytorch.org/models"
 HUB = "https://huggingface.co"
@@ -116,13 +116,7 @@ class WeightSet:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The names of ImageNet-1k's classes in the order of the logits; None for others."""
-        return imagenet_classes() if self.num_classes == 1000 else None
-
-
-@functools.cache
-def imagenet_classes() -> tuple[str, ...]:
-    """Returns the 1,000 class names of ImageNet-1k in the order of the logits."""
-    return tuple(_resource("imagenet_classes.txt").splitlines())
+        return tuple(imagenet_classes().values()) if self.num_classes == 1000 else None
 
 
 def find(name: str) -> WeightSet:

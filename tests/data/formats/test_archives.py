@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcls.data.formats import archives
+from jaxcls.data.dataset import Dataset
 from jaxcls.data.formats.archives import (
     Archive,
     Cifar10,
@@ -20,7 +20,6 @@ from jaxcls.data.formats.archives import (
     Mnist,
     read_idx,
 )
-from jaxcls.data.sources import Dataset
 from jaxcls.errors import UserError
 
 RECORDS = 20
@@ -30,9 +29,8 @@ CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".sp
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(archives, "TEST_RECORDS", RECORDS)
     for kind in (Cifar10, Cifar100):
-        monkeypatch.setattr(kind, "records", RECORDS)
+        monkeypatch.setattr(kind, "records", {"train": RECORDS, "test": RECORDS})
     monkeypatch.setenv("JAXCLS_CACHE", str(tmp_path / "cache"))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcls import options
 from jaxcls.data.formats.folder import FileImages, ImageFolder
 from jaxcls.errors import UserError
 
@@ -99,9 +100,9 @@ def test_a_copy_elsewhere_is_the_same_data(pets: Path, tmp_path: Path) -> None:
 
 
 def test_a_million_files_travel_as_bytes() -> None:
-    names = [f"class{i % 1000:04d}/image{i:07d}.jpg".encode() for i in range(100_000)]
+    names = [f"class{i % 1000:04d}/image{i:07d}.jpg" for i in range(100_000)]
     labels = np.arange(100_000) % 1000
-    images = FileImages("many", b"/", names, labels, [str(i) for i in range(1000)])
+    images = FileImages("many", "/", names, labels, [str(i) for i in range(1000)])
     assert len(pickle.dumps(images)) < 50 * len(names)
     assert images.where(99_999) == "/class0999/image0099999.jpg"
 
@@ -271,7 +272,7 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         ImageFolder().validate()
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="test_share"):
-            ImageFolder(path="x", test_share=share).validate()
+            options.check(ImageFolder(path="x", test_share=share), "data")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

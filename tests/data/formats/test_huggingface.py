@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxcls.data.formats.huggingface import HuggingFace, HuggingFaceImages
+from jaxcls.data.formats.huggingface import HuggingFace
+from jaxcls.data.formats.image_list import TableImages
 from jaxcls.errors import UserError
 from tests.data.formats.test_folder import make, png
 
@@ -56,7 +57,7 @@ def error_of(split: str = "train", **options: str) -> str:
     return str(error.value)
 
 
-def read(images: HuggingFaceImages) -> list[bytes]:
+def read(images: TableImages) -> list[bytes]:
     return [images.read(i) for i in range(len(images))]
 
 
@@ -71,7 +72,7 @@ def test_images_come_as_they_were_stored(saved: str) -> None:
     assert repr(train).startswith(
         "pets[train](6 images in 2 classes, "
     ) and saved not in repr(train)
-    assert test.where(1) == "row 1 of pets[test]"
+    assert test.where(1) == "record 1 of pets[test]"
 
 
 def test_a_part_of_a_split(saved: str) -> None:

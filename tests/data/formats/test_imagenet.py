@@ -10,11 +10,10 @@ import scipy.io
 from jaxcls.data.formats.folder import FileImages
 from jaxcls.data.formats.imagenet import (
     ImageNet,
-    names_of_synsets,
     read_validation_list,
-    synsets,
 )
 from jaxcls.errors import UserError
+from jaxcls.imagenet_classes import imagenet_classes
 from tests.data.formats.test_folder import make
 
 TENCH, SNAKE, DOG = "n01440764", "n01751748", "n02105855"
@@ -41,10 +40,9 @@ def tree(root: Path, base: str = "") -> Path:
 
 
 def test_the_order_is_that_of_the_logits() -> None:
-    assert len(synsets()) == len(set(synsets())) == 1000 and list(synsets()) == sorted(
-        synsets()
-    )
-    names = names_of_synsets()
+    names = imagenet_classes()
+    synsets = list(names)
+    assert len(synsets) == 1000 and synsets == sorted(synsets)
     known = {
         TENCH: "tench",
         SNAKE: "sea snake",
@@ -56,7 +54,7 @@ def test_the_order_is_that_of_the_logits() -> None:
     }
     assert {synset: names[synset] for synset in known} == known
     index = {TENCH: 0, SNAKE: 65, DOG: 230, "n02123045": 281, "n15075141": 999}
-    assert {synset: synsets().index(synset) for synset in index} == index
+    assert {synset: synsets.index(synset) for synset in index} == index
 
 
 @pytest.mark.parametrize("base", ["", "ILSVRC/Data/CLS-LOC", "CLS-LOC"])
@@ -94,7 +92,8 @@ LISTS = {
     ),
     "imagenet_2012_validation_synset_labels.txt": "\n".join(OF_VAL),
     "val.txt": "".join(
-        f"{n} {synsets().index(s)}\n" for n, s in zip(VAL, OF_VAL, strict=True)
+        f"{n} {list(imagenet_classes()).index(s)}\n"
+        for n, s in zip(VAL, OF_VAL, strict=True)
     ),
     "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "490\n7\n1\n7\n",
 }
@@ -118,7 +117,7 @@ def test_flat_validation_images_by_each_list(
 
 
 def test_flat_validation_images_without_a_list(tmp_path: Path) -> None:
-    make(tmp_path, *(f"train/{s}/x.JPEG" for s in synsets()))
+    make(tmp_path, *(f"train/{s}/x.JPEG" for s in imagenet_classes()))
     make(
         tmp_path, "val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000003.JPEG"
     )

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import prepare
 from jaxcls.data.formats import shards
+from jaxcls.data.formats.digits import Digits
 from jaxcls.data.formats.folder import ImageFolder
 from jaxcls.data.formats.manifest import Manifest
-from jaxcls.data.formats.records import EncodedRecords, Records
+from jaxcls.data.formats.records import RecordFiles, Records
 from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop
 from jaxcls.data.loader import EvalBatches, Loader
-from jaxcls.data.sources import Digits
+from jaxcls.data.preparation.checker import verify
+from jaxcls.data.preparation.writer import write_records
 from jaxcls.errors import UserError
 
 CLASSES = ("ant", "bee", "wäsp")
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def jpegs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of format "jpeg", all kept as they are, in several files."""
     out = tmp_path_factory.mktemp("made") / "jpegs"
-    prepare.write_records(ImageFolder(path=str(folder)), out, size=64, shard_mb=0.006)
+    write_records(ImageFolder(path=str(folder)), out, size=64, shard_mb=0.006)
     assert len(list(out.glob("train-*"))) > 2
     return out
 
@@ -54,7 +55,7 @@ def jpegs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pixels(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of format "raw", squares of 16 pixels, in several files."""
     out = tmp_path_factory.mktemp("made") / "pixels"
-    prepare.write_records(
+    write_records(
         ImageFolder(path=str(folder)), out, size=16, format="raw", shard_mb=0.006
     )
     assert len(list(out.glob("train-*"))) > 2
@@ -174,7 +175,7 @@ def test_arrays_become_records_without_loss(tmp_path: Path) -> None:
     ids = np.arange(len(digits))
     for format in ("raw", "jpeg"):
         out = tmp_path / format
-        prepare.write_records(Digits(), out, format=format)
+        write_records(Digits(), out, format=format)
         node = Records(path=str(out), channels=1, canvas=CenterSquare(size=8))
         source = node.source("test")
         assert source.class_names == digits.class_names
@@ -193,8 +194,8 @@ def test_several_labels_an_image(folder: Path, tmp_path: Path) -> None:
     rows += [f"{files(folder, 'val')[0]},red,test"]
     table.write_text("path,label,split\n" + "\n".join(rows) + "\n")
     node = Manifest(path=str(table), multi_label=True, split_column="split")
-    prepare.write_records(node, tmp_path / "out", format="raw", size=8)
-    prepare.verify(tmp_path / "out")
+    write_records(node, tmp_path / "out", format="raw", size=8)
+    verify(tmp_path / "out")
     source = Records(path=str(tmp_path / "out")).source("train")
     assert source.class_names == ("blue", "green", "red")
     expected = np.array([[1, 0, 1], [1, 0, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
@@ -325,7 +326,7 @@ def test_damaged_pixels_are_found_when_they_are_read(
     assert "copy that file again, or make the records again" in said
     assert f"python -m jaxcls.prepare verify --path {made} finds" in said
     with pytest.raises(UserError, match=r"train-00000\S+ is damaged .*1 of \d files"):
-        prepare.verify(made)
+        verify(made)
 
 
 def test_a_damaged_file_of_jpegs_is_an_error_of_reading(
@@ -348,7 +349,7 @@ def test_a_file_that_was_exchanged_is_found(pixels: Path, tmp_path: Path) -> Non
     one, other, *_ = sorted(made.glob("train-*"))
     one.write_bytes(other.read_bytes())
     with pytest.raises(UserError, match=r"train-00000\S+ is damaged: its SHA-256"):
-        prepare.verify(made)
+        verify(made)
 
 
 def test_raw_images_cannot_be_cropped_on_the_host(pixels: Path) -> None:
@@ -408,7 +409,7 @@ class TestRemote:
 
 
 def test_an_encoded_reads_without_an_index_given(jpegs: Path) -> None:
-    encoded = EncodedRecords(jpegs, "test")
+    encoded = RecordFiles(jpegs, "test")
     assert len(encoded) == 6 and os.fspath(jpegs) not in repr(encoded)
 
 
@@ -422,7 +423,7 @@ def test_no_damage_of_a_file_is_more_than_an_error(
     content[where] ^= 1
     first.write_bytes(content)
     with pytest.raises(UserError, match="train-00000"):
-        prepare.verify(made)
+        verify(made)
     source = Records(path=str(made)).source("train")
     expected = Records(path=str(pixels)).source("train").gather(np.arange(30))
     try:

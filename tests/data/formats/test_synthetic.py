@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxcls import options
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.errors import UserError
 
@@ -31,13 +32,13 @@ def test_pixels_and_classes_are_uniform() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    "given",
     [{"images": 0}, {"size": 0}, {"channels": 4}, {"classes": 0}, {"workers": -1}],
 )
-def test_options_out_of_range(options: dict[str, int]) -> None:
-    (name,) = options
+def test_options_out_of_range(given: dict[str, int]) -> None:
+    (name,) = given
     with pytest.raises(UserError, match=rf"^data\.{name} must lie in "):
-        Synthetic(**options).validate()  # type: ignore[arg-type]
+        options.check(Synthetic(**given), "data")  # type: ignore[arg-type]
 
 
 def test_one_image_is_enough_for_both_splits() -> None:

@@ -171,7 +171,10 @@ def test_features_are_found_or_asked_for(data_dir: str) -> None:
         "eel",
     )
     said = error_of(**two, label_key="kidn")
-    assert "data.label_key is 'kidn', not a feature of type ClassLabel" in said
+    assert (
+        "data.label_key is 'kidn', but jaxcls_two_labels has no such feature of type ClassLabel"
+        in said
+    )
     assert "Did you mean 'kind'?" in said
     said = error_of(**two, label_key="kind", image_key="pictures")
     assert "data.image_key is 'pictures'" in said and "Did you mean 'picture'?" in said

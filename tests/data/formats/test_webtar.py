@@ -204,6 +204,8 @@ def test_files_are_closed_and_not_too_many_open(
     monkeypatch.setattr(webtar, "MAX_OPEN_FILES", 2)
     images = opened(shards(tmp_path))
     assert [images.read(i) for i in range(15)] == [png(i) for i in range(15)]
+    assert count() == before + 2
+    del images
     assert count() == before
 
 

@@ -1,3 +1,5 @@
+"""Signals wait while processes start."""
+
 import os
 import signal
 import threading
@@ -5,7 +7,7 @@ import time
 
 import pytest
 
-from jaxcls.data.interrupts import held_back
+from jaxcls.data.workers import held_back
 
 
 def test_an_interrupt_waits_even_where_another_thread_receives_it() -> None:

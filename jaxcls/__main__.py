@@ -30,7 +30,7 @@ def main() -> int:
     lines = [f"  {command:{width}}  {what}" for command, what in COMMANDS.items()]
     listing = "\n".join(["usage: jaxcls COMMAND ...", "", *lines])
     if name in ("-h", "--help", "help"):
-        print(f"{listing}\n\njaxcls COMMAND --help says what a command takes.")
+        print(f"{listing}\n\njaxcls COMMAND --help lists the options of a command.")
         return 0
     print(
         f"error: there is no command '{name}'.{did_you_mean(name, COMMANDS)}\n{listing}",

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jaxcls.checkpoint.checkpoints import read_run
+from jaxcls.checkpoint.checkpoints import read_info
 from jaxcls.checkpoint.weights_only import MADE_BY
 from jaxcls.commands import exit_code
 from jaxcls.training.weight_average import average
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     given = vars(parser.parse_args(argv))
     made = average(given.pop("checkpoints"), **given)
     print(
-        f"{made}: {read_run(made)[MADE_BY]}\n"
+        f"{made}: {read_info(made)[MADE_BY]}\n"
         f"to evaluate it: python -m jaxcls.evaluate --checkpoint {given['out']}"
     )
 

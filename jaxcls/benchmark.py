@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int | None:
     if arguments.what == "input":
         return input_pipeline.main(rest)
     parser.parse_args(argv)
-    augmentation.run()
+    augmentation.measure()
     return None
 
 

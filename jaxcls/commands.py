@@ -30,9 +30,7 @@ def exit_code(
         parallel.keep_freed_memory()
         try:
             code = main(argv)
-            print(
-                end="", flush=True
-            )  # a pipe that nobody reads shows here at the latest
+            sys.stdout.flush()  # a pipe that nobody reads shows here at the latest
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return MISTAKE
@@ -73,13 +71,16 @@ def recipe_parser(
 
 def parse_with_recipe(
     parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, Config | None]:
-    """Returns the options that a parser knows, and the config that the others make; None
-    instead if they asked for help, which is then printed.
+) -> tuple[argparse.Namespace, Config]:
+    """Returns the options that a parser knows, and the config that the others make.
+
+    Where these ask for help, it prints that and exits, as argparse does.
 
     Raises:
       UserError: for whatever is wrong with the others or with the recipe.
     """
     given, recipe = parser.parse_known_args(argv)
     command = command_line.parse(recipe, command_line.OF_RECIPE)
-    return given, None if command is None else command.config
+    if command is None:
+        sys.exit(COMPLETE)
+    return given, command.config

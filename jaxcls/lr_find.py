@@ -27,12 +27,10 @@ def main(argv: Sequence[str]) -> None:
     add("--low", type=float, default=1e-6, help="the first rate; 1e-6")
     add("--high", type=float, default=10.0, help="the last rate; 10")
     given, config = parse_with_recipe(parser, argv)
-    if config is None:
-        return
     check_picture(given.out)
     curve = sweep(config, num_steps=given.steps, low=given.low, high=given.high)
     suggested = suggestion(curve)
-    print(advice(config, curve, suggested), flush=True)
+    print(advice(config, curve, suggested))
     draw(curve.rates, curve.losses, curve.smoothed(), suggested, given.out)
     print(f"{given.out}: the curve of {len(curve.rates)} steps")
 

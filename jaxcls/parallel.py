@@ -64,10 +64,19 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     Returns:
       The global batch: arrays [rows of all hosts, ...].
     """
-    sharding = batch_sharded(mesh)
+    return put(with_sharding(batch_sharded(mesh), batch), batch)
+
+
+def put(shapes: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Starts moving this host's part of some arrays to its devices.
+
+    Args:
+      shapes: name -> jax.ShapeDtypeStruct, whose sharding says where the array goes.
+      arrays: the array of each name; others stay on the host.
+    """
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(shape.sharding, arrays[name])
+        for name, shape in shapes.items()
     }
 
 

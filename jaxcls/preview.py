@@ -26,8 +26,6 @@ def main(argv: Sequence[str]) -> None:
     add("--count", type=int, default=16, help="images in a row; 16")
     add("--seed", type=int, default=0, help="of the random transforms; 0")
     given, config = parse_with_recipe(parser, argv)
-    if config is None:
-        return
     out: Path = given.out
     if not can_be_written(out.suffix.lower()):
         raise UserError(

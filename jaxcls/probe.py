@@ -40,8 +40,6 @@ def main(argv: Sequence[str]) -> None:
         "fifth of the training images)",
     )
     given, config = parse_with_recipe(parser, argv)
-    if config is None:
-        return
     if given.out is None:
         raise UserError("no folder to write: give --out DIR.")
     results = probe(config, given.out, head=given.head, strength=given.strength)

@@ -76,7 +76,7 @@ def test_the_newest_of_a_run_are_averaged_as_numpy_does(
     # They do differ, and each counts.
     kernel = "params/fc/kernel"
     assert np.ptp([part[kernel] for part in parts], axis=0).max() > 1e-3
-    said = checkpoint.read_run(made)[weights_only.MADE_BY]
+    said = checkpoint.read_info(made)[weights_only.MADE_BY]
     assert f"the {kind} weights" in said and "/checkpoints/40" in said
 
 
@@ -154,8 +154,8 @@ def test_an_average_begins_a_run_but_is_not_continued(
         with pytest.raises(UserError, match="weights alone"):
             train(config, out)
     with pytest.raises(UserError, match=r"weights alone \(the average of the ema.*"):
-        weights_only.refuse_training(checkpoint.read_run(made), out)
-    weights_only.refuse_training(checkpoint.read_run(step(runs["one"], 80)), out)
+        weights_only.refuse_training(checkpoint.read_info(made), out)
+    weights_only.refuse_training(checkpoint.read_info(step(runs["one"], 80)), out)
     for name, leaf in commands.arrays(made).items():
         np.testing.assert_array_equal(leaf, before[name])
     trained = load_trained(str(out), "resnet_narrow")
@@ -168,7 +168,7 @@ def like(run: Path, out: Path, **changes: Any) -> Path:
     """Writes a checkpoint with the weights of a run that says another thing of itself: its
     classes, eval_transform or options of the network."""
     folder = step(run, 80)
-    said = checkpoint.read_run(folder)
+    said = checkpoint.read_info(folder)
     config = weights_only.without_average(config_lib.from_dict(said["config"]))
     for name, value in changes.items():
         if name in said:

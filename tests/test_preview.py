@@ -10,7 +10,7 @@ from jaxcls.augment import HorizontalFlip, MixUp, Normalize, Resize
 from jaxcls.config import validate
 from jaxcls.inference.forward import input_shape
 from jaxcls.preview import main
-from jaxcls.report.contact_sheet import CELL, GAP, LINE, words
+from jaxcls.report.contact_sheet import CELL, GAP, LINE, label_text
 from jaxcls.training.preview import preview
 from tests import commands
 
@@ -56,9 +56,9 @@ def test_the_recipe_of_the_readme_s_picture_is_valid() -> None:
 
 def test_soft_labels_in_words() -> None:
     names = ("cat", "dog", "cow")
-    assert words(np.array([0, 1.0, 0]), names) == "dog"
-    assert words(np.array([0.3, 0.7, 0]), names) == "70% dog\n30% cat"
-    assert words(np.array([0.3, 0.3, 0.4]), names) == "40% cow\n30% cat\n30% dog"
+    assert label_text(np.array([0, 1.0, 0]), names) == "dog"
+    assert label_text(np.array([0.3, 0.7, 0]), names) == "70% dog\n30% cat"
+    assert label_text(np.array([0.3, 0.3, 0.4]), names) == "40% cow\n30% cat\n30% dog"
 
 
 def test_the_command_writes_a_picture(

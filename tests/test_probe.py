@@ -221,7 +221,7 @@ def test_a_probe_of_a_run_is_a_checkpoint_of_its_own(
     np.testing.assert_allclose(after["params/fc/kernel"], head.kernel, atol=1e-3 * size)
     np.testing.assert_allclose(after["params/fc/bias"], head.bias, atol=1e-2)
     with pytest.raises(UserError, match="weights alone"):
-        weights_only.refuse_training(checkpoint.read_run(made), out)
+        weights_only.refuse_training(checkpoint.read_info(made), out)
 
 
 def test_random_features_serve_too_and_the_user_is_told(

@@ -18,7 +18,7 @@ from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.losses import MultiLabelAsymmetric, MultiLabelBinaryCrossEntropy
 from jaxcls.optim import EMA, AdamW, Constant, Group, WarmupCosine
-from jaxcls.report.contact_sheet import words
+from jaxcls.report.contact_sheet import label_text
 from jaxcls.report.writers import read_metrics
 from jaxcls.train import dry_run, main, train
 from jaxcls.training.preview import preview
@@ -318,8 +318,8 @@ def test_images_of_any_number_of_classes(tmp_path: Path) -> None:
 def test_preview_shows_images_of_several_classes() -> None:
     config = tiny(data=Strokes(), loss=MultiLabelBinaryCrossEntropy())
     assert preview(config, count=6).width > 100
-    assert words(np.array([1.0, 1.0]), ("loop", "even")) == "loop\neven"
-    assert words(np.array([0.0, 0.0]), ("loop", "even")) == ""
+    assert label_text(np.array([1.0, 1.0]), ("loop", "even")) == "loop\neven"
+    assert label_text(np.array([0.0, 0.0]), ("loop", "even")) == ""
 
 
 def test_deterministic_is_the_same_run_on_a_cpu(tmp_path: Path) -> None:

@@ -364,9 +364,9 @@ def test_fresh_moves_the_old_run_aside(tmp_path: Path) -> None:
     config.seed = 1
     train(config, workdir, fresh=True)
     old = config_lib.from_dict(
-        checkpoint.read_run(tmp_path / "run.old-1" / "checkpoints" / "6")["config"]
+        checkpoint.read_info(tmp_path / "run.old-1" / "checkpoints" / "6")["config"]
     )
     assert old.seed == 0
     assert (
-        checkpoint.read_run(checkpoint.find_checkpoint(workdir))["config"]["seed"] == 1
+        checkpoint.read_info(checkpoint.find_checkpoint(workdir))["config"]["seed"] == 1
     )

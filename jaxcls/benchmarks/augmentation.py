@@ -4,44 +4,33 @@ Prints one table: what RandAugment costs beside the straightforward way to write
 own operations, the lesson's CIFAR pipeline beside torchvision's on PIL images (where torchvision
 is installed), and what compiling and memory cost. All in one run, in turns; medians.
 
-PIL works in one thread, XLA in one for each core. So the two are compared by the time that they
-keep cores busy, of all threads together: what other programs do on the machine, and how many cores
-it has, matter little then. XLA's threads that wait for each other without sleeping are counted, a
-core left idle is not; the time by the clock, in which it is, stands beside it.
+PIL works in one thread, XLA in one for each core. So we compare the time that they keep cores
+busy, of all threads together: other programs on the machine, and the number of its cores, then
+matter little. This counts XLA's threads that wait for each other without sleeping, but not a core
+left idle; the time by the clock, which does count it, stands beside it.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.ndimage
 
 from jaxcls import augment
-from jaxcls.augment import (
-    ColorJitter,
-    HorizontalFlip,
-    Normalize,
-    RandAugment,
-    RandomCrop,
-    RandomErasing,
-    Transform,
-)
 from jaxcls.augment.kernels.one_operation import Operation
 
 TURNS = 21
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Taken:
+class Seconds(NamedTuple):
     """What a call takes.
 
     Attributes:
@@ -55,33 +44,23 @@ class Taken:
 
 def medians(
     calls: dict[str, Callable[[], Any]], turns: int = TURNS
-) -> dict[str, Taken]:
+) -> dict[str, Seconds]:
     """Returns the medians of each call, taken in turns; the first turn is not counted."""
-    clock: dict[str, list[float]] = {name: [] for name in calls}
-    busy: dict[str, list[float]] = {name: [] for name in calls}
+    taken = np.empty((turns + 1, len(calls), 2))
     for turn in range(turns + 1):
-        for name, call in calls.items():
-            start, busy_start = time.perf_counter(), time.process_time()
+        for index, call in enumerate(calls.values()):
+            start = np.array([time.perf_counter(), time.process_time()])
             jax.block_until_ready(call())
-            if turn:
-                clock[name].append(time.perf_counter() - start)
-                busy[name].append(time.process_time() - busy_start)
-    return {
-        name: Taken(statistics.median(clock[name]), statistics.median(busy[name]))
-        for name in calls
-    }
+            taken[turn, index] = [time.perf_counter(), time.process_time()] - start
+    middle = np.median(taken[1:], axis=0).tolist()
+    return {name: Seconds(*pair) for name, pair in zip(calls, middle, strict=True)}
 
 
 def photographs(batch: int, side: int, seed: int = 0) -> np.ndarray:
     """Returns uint8 [batch, side, side, 3]: smooth shapes with noise, as photographs have."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (batch, 8, 8, 3)).astype(np.float32)
-    places = np.linspace(0, 7, side)
-    low = np.floor(places).astype(int).clip(0, 6)
-    part = (places - low).astype(np.float32)
-    rows = coarse[:, low] * (1 - part)[:, None, None]
-    rows += coarse[:, low + 1] * part[:, None, None]
-    smooth = rows[:, :, low] * (1 - part)[:, None] + rows[:, :, low + 1] * part[:, None]
+    smooth = scipy.ndimage.zoom(coarse, (1, side / 8, side / 8, 1), order=1)
     noisy = smooth + random.normal(0, 8, smooth.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
@@ -102,17 +81,17 @@ def every_branch(
 
 
 def with_new_keys(
-    function: Callable[..., Any], images: jax.Array | np.ndarray
+    function: Callable[..., Any], *arguments: jax.Array | np.ndarray
 ) -> Callable[[], Any]:
     """Returns a call with another key each time: policies draw operations that cost more or
     less."""
     keys = iter(jax.random.split(jax.random.key(0), 1000))
-    return lambda: function(next(keys), images)
+    return lambda: function(next(keys), *arguments)
 
 
 def rand_augment(batch: int, side: int) -> None:
     """Prints what RandAugment(2, 9) costs at one size of batch."""
-    policy = RandAugment(num_ops=2, magnitude=9)
+    policy = augment.RandAugment(num_ops=2, magnitude=9)
     images = jnp.asarray(photographs(batch, side), jnp.float32)
     targets = jnp.zeros((batch, 10))
     operations = policy.operations(side, side)
@@ -121,18 +100,13 @@ def rand_augment(batch: int, side: int) -> None:
         return operation(rng, operation(rng, images))
 
     ours = jax.jit(lambda rng, images: policy(rng, images, targets)[0])
-    naive = jax.jit(
-        lambda rng, images: every_branch(
-            rng, images, list(operations.values()), policy.num_ops
-        )
-    )
-    calls: dict[str, Callable[[], Any]] = {}
-    calls["RandAugment(2, 9)"] = with_new_keys(ours, images)
-    calls["the same by vmap(switch)"] = with_new_keys(naive, images)
+    branches = tuple(operations.values())
+    naive = jax.jit(lambda rng, x: every_branch(rng, x, branches, policy.num_ops))
+    functions = {"RandAugment(2, 9)": ours, "the same by vmap(switch)": naive}
     for name, operation in operations.items():
-        call = jax.jit(functools.partial(twice, operation))
-        calls[f"{name} twice"] = with_new_keys(call, images)
-    taken = {name: found.clock for name, found in medians(calls).items()}
+        functions[f"{name} twice"] = jax.jit(functools.partial(twice, operation))
+    calls = {name: with_new_keys(call, images) for name, call in functions.items()}
+    taken = {name: median.clock for name, median in medians(calls).items()}
     base = taken["RandAugment(2, 9)"]
     print(f"\n{batch} x {side} x {side} x 3, float32")
     for name, seconds in taken.items():
@@ -150,23 +124,22 @@ def rand_augment(batch: int, side: int) -> None:
 def flops(batch: int = 256, side: int = 32) -> None:
     """Prints the arithmetic with 14 operations and with 2."""
     images = jnp.zeros((batch, side, side, 3))
-    found = {}
-    every = list(RandAugment().operations(side, side).values())
+    every = list(augment.RandAugment().operations(side, side).values())
     # The dearest two, so that their number alone differs.
-    counted = [_flops(lambda rng, x, op=op: op(rng, x), images) for op in every]
-    order = np.argsort(counted)[::-1]
-    for number in (2, len(every)):
-        chosen = [every[i] for i in order[:number]]
-        found[number] = _flops(
+    dearest = sorted(every, key=lambda operation: -_flops(operation, images))[:2]
+    two, all_of_them = (
+        _flops(
             lambda rng, x, chosen=chosen: augment.one_operation_per_image(
                 rng, x, chosen
             ),
             images,
         )
+        for chosen in (dearest, every)
+    )
     print(
         f"\nFLOPs of one round by cost_analysis, {batch} x {side} x {side}: "
-        f"{found[2] / 1e6:.1f} M with 2 operations, {found[14] / 1e6:.1f} M with 14: "
-        f"{found[14] / found[2]:.2f} times"
+        f"{two / 1e6:.1f} M with 2 operations, {all_of_them / 1e6:.1f} M with "
+        f"{len(every)}: {all_of_them / two:.2f} times"
     )
 
 
@@ -176,15 +149,15 @@ def _flops(function: Callable[..., Any], images: jax.Array) -> float:
     return float(analysis.get("flops", 0))
 
 
-def lesson(side: int) -> tuple[Transform, ...]:
+def lesson(side: int) -> tuple[augment.Transform, ...]:
     """Returns the CIFAR pipeline of the lesson that this project implements."""
     return (
-        RandomCrop(padding=side // 8),
-        HorizontalFlip(),
-        ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1),
-        RandAugment(num_ops=2, magnitude=9),
-        Normalize(**CIFAR),
-        RandomErasing(p=0.25),
+        augment.RandomCrop(padding=side // 8),
+        augment.HorizontalFlip(),
+        augment.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1),
+        augment.RandAugment(num_ops=2, magnitude=9),
+        augment.Normalize(**CIFAR),
+        augment.RandomErasing(p=0.25),
     )
 
 
@@ -196,11 +169,7 @@ def pipeline(batch: int, side: int) -> None:
     start = time.perf_counter()
     compiled = whole.lower(jax.random.key(0), images, targets).compile()
     compiling = time.perf_counter() - start
-    calls = {
-        "the lesson's pipeline": with_new_keys(
-            lambda rng, images: compiled(rng, images, targets), images
-        )
-    }
+    calls = {"the lesson's pipeline": with_new_keys(compiled, images, targets)}
     peer = _torchvision(images)
     if peer is not None:
         calls["torchvision's on PIL images"] = peer
@@ -231,8 +200,7 @@ def memory(batch: int = 256, side: int = 224) -> None:
         jax.ShapeDtypeStruct((batch, 10), jnp.float32),
     ).compile()
     analysis: Any = compiled.memory_analysis()
-    temporary = analysis.temp_size_in_bytes
-    one = batch * side * side * 3 * 4
+    temporary, one = analysis.temp_size_in_bytes, batch * side * side * 3 * 4
     print(
         f"\ntemporary memory of the pipeline at {batch} x {side} x {side}: "
         f"{temporary / 2**20:,.0f} MiB, {temporary / one:.2f} times the float32 batch"
@@ -269,7 +237,7 @@ def _torchvision(images: np.ndarray) -> Callable[[], Any] | None:
     return lambda: [chain(picture) for picture in pictures]
 
 
-def run() -> None:
+def measure() -> None:
     """Prints all measurements."""
     device = jax.devices()[0]
     print(

@@ -93,13 +93,13 @@ class Checkpoints:
         """Returns the best evaluated step that is kept."""
         return best_step(self.steps(), self.score)
 
-    def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Starts saving; the state may be donated as soon as this returns.
 
         Args:
           step: steps made; at most one checkpoint a step.
           state: the state after them, a tree of arrays.
-          run: what else the checkpoint needs to stand alone, as JSON.
+          info: what else the checkpoint needs to stand alone, as JSON.
 
         Raises:
           UserError: if this or the checkpoint before could not be written.
@@ -107,7 +107,7 @@ class Checkpoints:
         self._begun.add(step)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            run=ocp.args.JsonSave({**run, "fingerprints": fingerprints(state)}),
+            run=ocp.args.JsonSave({**info, "fingerprints": fingerprints(state)}),
         )
         with _writing(self.directory):
             self._manager.save(step, args=args, force=True)
@@ -128,8 +128,7 @@ def is_step(path: Path) -> bool:
     name = path.name
     return (name.isascii() and name.isdecimal()) and (
         path.absolute().parent.name == FOLDER
-        or (path / "state").exists()
-        or (path / "run").exists()
+        or any((path / part).exists() for part in ("state", "run"))
     )
 
 
@@ -162,7 +161,7 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted(steps, key=lambda child: int(child.name))
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> dict[str, Any]:
     """Returns the JSON that was saved with the checkpoint in a step's folder.
 
     Raises:
@@ -170,19 +169,19 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     args = ocp.args.Composite(run=ocp.args.JsonRestore())
     with _reader(folder) as manager, _reading(folder):
-        run = manager.restore(int(folder.name), args=args)["run"]
+        info = manager.restore(int(folder.name), args=args)["run"]
     parts = {"step": int, "config": dict, "fingerprints": dict, "class_names": list}
     parts |= {"image_shape": list, "train_source": str, "test_source": str}
-    if not isinstance(run, dict) or not all(
-        isinstance(run.get(name), kind) for name, kind in parts.items()
+    if not isinstance(info, dict) or not all(
+        isinstance(info.get(name), kind) for name, kind in parts.items()
     ):
         raise UserError(f"{folder} is not a checkpoint of this version of jaxcls.")
-    if run["step"] != int(folder.name):
+    if info["step"] != int(folder.name):
         raise UserError(
-            f"the folder {folder} holds the checkpoint of step {run['step']}: give it back "
+            f"the folder {folder} holds the checkpoint of step {info['step']}: give it back "
             "its name."
         )
-    return run
+    return info
 
 
 def restore(folder: Path, shapes: Any, *, whole: bool = False) -> Any:
@@ -199,7 +198,7 @@ def restore(folder: Path, shapes: Any, *, whole: bool = False) -> Any:
     Raises:
       UserError: if the checkpoint is damaged or of another network.
     """
-    run = read_run(folder)
+    info = read_info(folder)
     _check_same_arrays(folder, shapes, whole)
     args = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(
@@ -210,37 +209,34 @@ def restore(folder: Path, shapes: Any, *, whole: bool = False) -> Any:
     )
     with _reader(folder) as manager, _reading(folder):
         state = manager.restore(int(folder.name), args=args)["state"]
-    _check_fingerprints(folder, state, run)
+    _check_fingerprints(folder, state, info["fingerprints"])
     return state
 
 
 @contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise in writing into one sentence."""
+def _in_a_sentence(what: str, way_out: str) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise into a UserError."""
     try:
         yield
     except Exception as error:  # many types, from three libraries
-        raise UserError(
-            f"cannot write a checkpoint to {directory} ({_in_one_line(error)}). Make room, "
-            "then run the same command again: it goes on from the last complete checkpoint."
-        ) from error
+        lines = str(error).strip().splitlines() or ["no message"]
+        reason = f"{type(error).__name__}: {lines[0][:200]}"
+        raise UserError(f"{what} ({reason}). {way_out}") from error
 
 
-@contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise in reading into one sentence."""
-    try:
-        yield
-    except Exception as error:  # many types, from three libraries
-        raise UserError(
-            f"the checkpoint {folder} cannot be read ({_in_one_line(error)}). If it is "
-            f"damaged, {_way_out(folder)}"
-        ) from error
+def _writing(directory: Path) -> contextlib.AbstractContextManager[None]:
+    return _in_a_sentence(
+        f"cannot write a checkpoint to {directory}",
+        "Make room, then run the same command again: it goes on from the last complete "
+        "checkpoint.",
+    )
 
 
-def _in_one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return _in_a_sentence(
+        f"the checkpoint {folder} cannot be read",
+        f"If it is damaged, {_way_out(folder)}",
+    )
 
 
 def _reader(folder: Path) -> ocp.CheckpointManager:
@@ -256,10 +252,10 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
 
 
 def _way_out(folder: Path) -> str:
-    steps = [int(child.name) for child in folder.parent.glob("*") if is_step(child)]
+    steps = [int(child.name) for child in step_folders(folder.parent)]
     earlier = [step for step in steps if step < int(folder.name)]
     if earlier:
-        return f"move that folder away to go back to step {max(earlier)}."
+        return f"move that folder away to go back to step {earlier[-1]}."
     return "move that folder away to begin again: there is no earlier one."
 
 
@@ -288,9 +284,9 @@ def _check_same_arrays(folder: Path, shapes: Any, whole: bool) -> None:
         "missing": [name for name in wanted if name not in saved],
         "left over": [name for name in saved if name not in wanted],
         "of another shape": [
-            f"{name} (saved {saved[name]}, expected {wanted[name]})"
-            for name in wanted
-            if name in saved and saved[name] != wanted[name]
+            f"{name} (saved {saved[name]}, expected {kind})"
+            for name, kind in wanted.items()
+            if saved.get(name, kind) != kind
         ],
     }
     faults = [
@@ -305,11 +301,9 @@ def _check_same_arrays(folder: Path, shapes: Any, whole: bool) -> None:
         )
 
 
-def _check_fingerprints(folder: Path, tree: Any, run: dict[str, Any]) -> None:
-    saved = run["fingerprints"]
-    wrong = [
-        name for name, value in fingerprints(tree).items() if saved.get(name) != value
-    ]
+def _check_fingerprints(folder: Path, tree: Any, saved: dict[str, int]) -> None:
+    found = fingerprints(tree)
+    wrong = [name for name, value in found.items() if saved.get(name) != value]
     if wrong:
         raise UserError(
             f"the checkpoint {folder} is damaged: the content of {', '.join(wrong[:4])} is "

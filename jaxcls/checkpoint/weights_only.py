@@ -12,8 +12,8 @@ from jaxcls.errors import UserError
 from jaxcls.optim import SGD
 
 MADE_BY = "made_by"
-"""Where the JSON beside the weights says what they are: "the average of ...". The checkpoints
-of training do not have it."""
+"""Key of the JSON beside the weights that tells their origin: "the average of ...". The
+checkpoints of training do not have it."""
 
 
 def without_average(config: Config) -> Config:
@@ -40,13 +40,13 @@ def check_free(out: Path) -> None:
         raise UserError(f"{out} exists: name another folder, or move it away.")
 
 
-def write(out: Path, variables: dict[str, Any], run: dict[str, Any]) -> Path:
+def write(out: Path, variables: dict[str, Any], info: dict[str, Any]) -> Path:
     """Writes a run's folder with one checkpoint, whole or not at all.
 
     Args:
       out: the folder, which must not exist.
       variables: "params" and "batch_stats", {} for a network without; float32.
-      run: what the checkpoint needs to stand alone: that of a checkpoint of training, with
+      info: the JSON that the checkpoint needs to stand alone, like that of training, with
         "step", the config as without_average() gives it, and MADE_BY.
 
     Returns:
@@ -55,7 +55,7 @@ def write(out: Path, variables: dict[str, Any], run: dict[str, Any]) -> Path:
     Raises:
       UserError: if `out` exists, or cannot be written.
     """
-    assert MADE_BY in run, "what is not marked could be taken for a run to continue"
+    assert MADE_BY in info, "what is not marked could be taken for a run to continue"
     check_free(out)
     state: Any = {name: variables[name] for name in ("params", "batch_stats")}
     try:
@@ -65,26 +65,26 @@ def write(out: Path, variables: dict[str, Any], run: dict[str, Any]) -> Path:
             made = Path(folder, out.name)
             made.mkdir()
             with Checkpoints(made, keep=1, score=lambda step: None) as checkpoints:
-                checkpoints.save(run["step"], state, run)
+                checkpoints.save(info["step"], state, info)
                 checkpoints.wait()
             made.rename(out)
     except OSError as error:
         raise UserError(
             f"cannot write {out} ({error.strerror or error}): make room, or name another folder."
         ) from error
-    return out.absolute() / "checkpoints" / str(run["step"])
+    return out.absolute() / "checkpoints" / str(info["step"])
 
 
-def refuse_training(run: dict[str, Any], workdir: Path) -> None:
+def refuse_training(info: dict[str, Any], workdir: Path) -> None:
     """Raises UserError if a checkpoint that training would continue from has weights alone.
 
     Args:
-      run: the JSON of the checkpoint.
+      info: the JSON of the checkpoint.
       workdir: the folder of the run that it lies in.
     """
-    if MADE_BY in run:
+    if MADE_BY in info:
         raise UserError(
-            f"{workdir} holds weights alone ({run[MADE_BY]}), without the state of an "
+            f"{workdir} holds weights alone ({info[MADE_BY]}), without the state of an "
             "optimizer to go on with: train in another --workdir, beginning with them by "
             f"--config.model.weights={workdir}."
         )

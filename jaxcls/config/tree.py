@@ -6,7 +6,8 @@ there is nothing to look up: follow the class.
 """
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from annotated_types import Interval, MinLen
 
@@ -81,6 +82,35 @@ class StopEarly:
     metric: str = "eval/top1"
     patience: Duration = dataclasses.field(default_factory=lambda: epochs(5))
     min_delta: ShareBelowOne = 0.0
+
+    def best(self, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the evaluation that none after it has exceeded by more than min_delta.
+
+        Args:
+          evaluations: in the order of their steps, one at least; each has "step" and the metric.
+        """
+        best = evaluations[0]
+        for evaluation in evaluations[1:]:
+            if evaluation[self.metric] > best[self.metric] + self.min_delta:
+                best = evaluation
+        return best
+
+    def reached(
+        self, evaluations: Sequence[dict[str, Any]], patience: int | None
+    ) -> bool:
+        """Whether the last evaluation is `patience` steps or more after the best.
+
+        A function of the evaluations alone: a run that is continued ends where it would have
+        ended.
+
+        Args:
+          evaluations: in the order of their steps; each has "step" and the metric.
+          patience: that of this node in steps, as its Plan has it.
+        """
+        if not evaluations:
+            return False
+        assert patience is not None
+        return evaluations[-1]["step"] - self.best(evaluations)["step"] >= patience
 
 
 @dataclasses.dataclass(kw_only=True)

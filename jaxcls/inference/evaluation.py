@@ -1,6 +1,5 @@
 """One pass over a split: raw and averaged weights side by side, every image once."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ import numpy as np
 from jaxcls import config as config_lib
 from jaxcls import metrics, parallel
 from jaxcls.augment import AirbenchViews, FlipViews, Views
-from jaxcls.config import Config
 from jaxcls.data.bad_images import BadImages
-from jaxcls.data.loader import EvalBatches, start_loader
-from jaxcls.data.opening import open_split
+from jaxcls.data.loader import start_loader
 from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError, did_you_mean
@@ -50,19 +47,13 @@ class Evaluator:
           source: the split.
           forward: knows the batch size, how the data is loaded, and the devices.
         """
-        config, mesh = forward.config, forward.mesh
         self._eval_step = eval_step
-        self._mesh = mesh
+        self._batch_shapes = forward.eval_batch_shapes()
         self._num_examples = len(source)
-        batches = EvalBatches(
-            source,
-            batch_size=config.evaluation.batch_size,
-            rows_multiple=mesh.size,
-        )
+        batches = forward.eval_batches(source)
         self._num_batches = len(batches)
-        self._loader = start_loader(batches, config.data, repeat=True)
-        bad_images = BadImages(source, "test", say=say)
-        self._batches = bad_images.watched(self._loader)
+        self._loader = start_loader(batches, forward.config.data, repeat=True)
+        self._batches = BadImages(source, "test", say=say).watched(self._loader)
 
     def __enter__(self) -> "Evaluator":
         return self
@@ -86,33 +77,32 @@ class Evaluator:
           it was stopped. Records whose image cannot be read are left out and not counted;
           "eval/bad_images" says how many, if any.
         """
-        sums: dict[str, list[Any]] = {suffix: [] for suffix in weights}
-        logits: dict[str, list[np.ndarray]] = {suffix: [] for suffix in weights}
-        labels: list[np.ndarray] = []
-        num_batches = num_records = num_images = 0
-        for outputs, loaded in run_ahead(self._dispatched(weights, should_stop)):
-            jax.block_until_ready(outputs)
-            mask = loaded["mask"]
-            num_batches += 1
-            num_records += int((loaded["id"] >= 0).sum())
-            num_images += int(mask.sum())
-            for suffix, output in outputs.items():
-                sums[suffix].append(output.sums)
-                if output.logits is not None:
-                    logits[suffix].append(jax.device_get(output.logits)[mask])
-            if loaded["label"].ndim == 2:
-                labels.append(loaded["label"][mask])
-        if num_batches < self._num_batches:
+        outputs, batches = [], []
+        for output, loaded in run_ahead(self._dispatched(weights, should_stop)):
+            outputs.append(jax.device_get(output))
+            batches.append({name: loaded[name] for name in ("id", "label", "mask")})
+        if len(batches) < self._num_batches:
             return None
+        ids, labels, mask = (
+            np.concatenate([batch[name] for batch in batches])
+            for name in ("id", "label", "mask")
+        )
+        num_records, num_images = int((ids >= 0).sum()), int(mask.sum())
         assert num_records == self._num_examples, (num_records, self._num_examples)
         results: dict[str, float] = {}
         for suffix in weights:
-            found = _summary(sums[suffix], num_images)
-            if labels:
-                found["eval/mAP"] = metrics.mean_average_precision(
-                    np.concatenate(logits[suffix]), np.concatenate(labels)
-                )
-            results |= {f"{name}{suffix}": value for name, value in found.items()}
+            parts = [output[suffix] for output in outputs]
+            total = jax.tree.map(
+                lambda *sums: np.sum(np.stack(sums), axis=0, dtype=np.float64),
+                *(part.sums for part in parts),
+            )
+            assert int(total.top1.count) == num_images, (total.top1.count, num_images)
+            values = metrics.compute(total, "eval")
+            if labels.ndim == 2:
+                logits = np.concatenate([part.logits for part in parts])
+                precision = metrics.mean_average_precision(logits[mask], labels[mask])
+                values["eval/mAP"] = precision
+            results |= {f"{name}{suffix}": value for name, value in values.items()}
         results["eval/examples"] = num_images
         if num_images < num_records:
             results["eval/bad_images"] = num_records - num_images
@@ -121,30 +111,18 @@ class Evaluator:
     def _dispatched(
         self, weights: dict[str, Any], should_stop: Callable[[], bool]
     ) -> Iterator[tuple[dict[str, metrics.EvalOutput], dict[str, np.ndarray]]]:
-        """Yields, for each batch, what the devices make of it, by suffix, and the batch as it
-        was loaded; ends early where should_stop() says so."""
+        """Yields the output for each batch, by suffix, and the batch as it was loaded; ends
+        early when should_stop() returns True."""
         for _ in range(self._num_batches):
             if should_stop():
                 return
             loaded = next(self._batches)
-            taken = {name: loaded[name] for name in ("image", "label", "mask")}
-            batch = parallel.put_batch(self._mesh, taken)
+            batch = parallel.put(self._batch_shapes, loaded)
             outputs = {
                 suffix: self._eval_step(variables, batch)
                 for suffix, variables in weights.items()
             }
             yield outputs, loaded
-
-
-def _summary(sums: list[Any], num_images: int) -> dict[str, float]:
-    """Returns the metrics of one set of weights: batches are added up in float64."""
-    total = jax.tree.map(
-        lambda *parts: np.sum(np.stack(parts), axis=0, dtype=np.float64),
-        *jax.device_get(sums),
-    )
-    counted = int(total.top1.count)
-    assert counted == num_images, (counted, num_images)
-    return metrics.compute(total, "eval")
 
 
 def evaluate_checkpoint(
@@ -160,7 +138,7 @@ def evaluate_checkpoint(
     Args:
       path: a run's folder, whose newest checkpoint is taken, or the folder of one step.
       batch_size: images in a step; None takes that of the run.
-      devices: accelerators to use; None takes that of the run if there are as many, or all.
+      devices: accelerators to use; None takes as many as the run, or all if there are fewer.
       workers: processes that load the data; None takes that of the run.
       views: a key of VIEWS: the logits are averaged over these views of each image; None takes
         those of the run.
@@ -174,36 +152,6 @@ def evaluate_checkpoint(
     """
     saved = SavedRun.open(path)
     config = saved.config
-    _override(config, batch_size, devices, workers, views)
-    parallel.enable_compilation_cache()
-    source = open_split(config.data, "test")
-    if repr(source) != saved.info["test_source"]:
-        print(
-            f"note: training evaluated {saved.info['test_source']}, this is {source!r}",
-            file=sys.stderr,
-        )
-    source = with_class_names(source, saved.class_names)
-    forward = saved.forward(parallel.make_mesh(config.devices))
-    weights = saved.weights(forward)
-    by_suffix = {"" if kind == "raw" else "_ema": weights[kind] for kind in weights}
-    shapes = forward.weight_shapes()
-    shapes.pop("ema", None)
-    eval_step = forward.trace_eval_step(shapes).compile()
-    with Evaluator(eval_step, source, forward) as evaluator:
-        results = evaluator.evaluate(by_suffix)
-    assert results is not None
-    return {"step": saved.info["step"], **results}
-
-
-def _override(
-    config: Config,
-    batch_size: int | None,
-    devices: int | None,
-    workers: int | None,
-    views: str | None,
-) -> None:
-    """Puts arguments in the place of the run's options; a run on more devices than there are
-    here is evaluated on all."""
     if batch_size is not None:
         config.evaluation.batch_size = batch_size
     if workers is not None:
@@ -218,3 +166,15 @@ def _override(
     if devices is not None or (config.devices or 0) > jax.device_count():
         config.devices = devices
     config_lib.validate(config)
+    parallel.enable_compilation_cache()
+    source = with_class_names(saved.source("test"), saved.class_names)
+    forward = saved.forward(parallel.make_mesh(config.devices))
+    weights = saved.weights(forward)
+    by_suffix = {"" if kind == "raw" else "_ema": weights[kind] for kind in weights}
+    shapes = forward.weight_shapes()
+    shapes.pop("ema", None)
+    eval_step = forward.trace_eval_step(shapes).compile()
+    with Evaluator(eval_step, source, forward) as evaluator:
+        results = evaluator.evaluate(by_suffix)
+    assert results is not None
+    return {"step": saved.info["step"], **results}

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from jaxcls import augment
 from jaxcls.augment import Transform, Views
 from jaxcls.config import Config
-from jaxcls.data.loader import padded_rows
+from jaxcls.data.loader import EvalBatches, padded_rows
+from jaxcls.data.sources import Source
 from jaxcls.losses import Loss
 from jaxcls.metrics import EvalOutput, eval_output
 from jaxcls.parallel import batch_sharded, platform, replicated, with_sharding
@@ -105,10 +106,8 @@ class Forward:
         """Returns the weights in a checkpoint of the config as jax.ShapeDtypeStruct: "params",
         "batch_stats", and the same below "ema" if it keeps an average."""
         config = self.config
-        transforms, views = config.eval_transform, config.eval_views
-        made = variable_shapes(
-            self.model, input_shape(transforms, self.image_shape, views)
-        )
+        shape = input_shape(config.eval_transform, self.image_shape, config.eval_views)
+        made = variable_shapes(self.model, shape)
         weights = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
         if config.has_average:
             weights["ema"] = dict(weights)
@@ -116,15 +115,15 @@ class Forward:
 
     def batch_shapes(self, rows: int) -> dict[str, Any]:
         """Returns the shapes of a batch of `rows` rows over all devices."""
-        shapes = {
-            "image": jax.ShapeDtypeStruct((rows, *self.image_shape), jnp.uint8),
-            "label": label_shape(rows, self.num_labels),
-            "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_),
-        }
-        return with_sharding(batch_sharded(self.mesh), shapes)
+        return row_shapes(self.mesh, rows, self.image_shape, self.num_labels)
+
+    def eval_batches(self, source: Source) -> EvalBatches:
+        """Returns the batches of a split, each record once, padded to fill all devices."""
+        size = self.config.evaluation.batch_size
+        return EvalBatches(source, batch_size=size, rows_multiple=self.mesh.size)
 
     def eval_batch_shapes(self) -> dict[str, Any]:
-        """Returns the shapes of a batch of evaluation, padded to fill all devices."""
+        """Returns the shapes of one of eval_batches()."""
         rows = padded_rows(self.config.evaluation.batch_size, self.mesh.size)
         return self.batch_shapes(rows)
 
@@ -145,17 +144,28 @@ class Forward:
         return trace(jitted, variables, self.eval_batch_shapes())
 
 
-def label_shape(rows: int, num_labels: int | None) -> jax.ShapeDtypeStruct:
-    """Returns the shape of labels.
+def row_shapes(
+    mesh: Mesh, rows: int, image_shape: tuple[int, ...], num_labels: int | None
+) -> dict[str, Any]:
+    """Returns the shapes of rows that are spread over devices: "image" uint8 [rows,
+    *image_shape], "label" and "mask" bool [rows].
 
     Args:
-      rows: number of labels.
-      num_labels: classes that an image may have or not, uint8 [rows, num_labels] of ones and
-        zeros; None where it has exactly one, int32 [rows].
+      mesh: the devices.
+      rows: how many, a multiple of the devices.
+      image_shape: of one image.
+      num_labels: classes that an image may have or not, so that labels are uint8 [rows,
+        num_labels], ones and zeros; None where it has exactly one, int32 [rows].
     """
-    if num_labels is None:
-        return jax.ShapeDtypeStruct((rows,), jnp.int32)
-    return jax.ShapeDtypeStruct((rows, num_labels), jnp.uint8)
+    label: Any = (rows,), jnp.int32
+    if num_labels is not None:
+        label = (rows, num_labels), jnp.uint8
+    shapes = {
+        "image": jax.ShapeDtypeStruct((rows, *image_shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(*label),
+        "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+    }
+    return with_sharding(batch_sharded(mesh), shapes)
 
 
 def variable_shapes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -222,8 +232,8 @@ def eval_step(
       model: the network.
       transforms: deterministic, ending in normalised floats.
       views: of each image, over which the logits are averaged; None for the image alone.
-      loss: what was trained with. It says of which kind the labels are, and nothing else: what
-        is measured is the same whatever was trained with.
+      loss: that of training. It tells the kind of the labels, and nothing else: the metrics
+        are the same whatever the loss.
 
     Returns:
       Sums over the images of the batch, and the logits where mAP needs them.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from jax.sharding import Mesh
 from jaxcls import config as config_lib
 from jaxcls.checkpoint import checkpoints
 from jaxcls.config import Config
+from jaxcls.data.opening import open_split
+from jaxcls.data.sources import Source, Split
 from jaxcls.errors import UserError
 from jaxcls.inference.forward import Forward
 from jaxcls.parallel import make_mesh
@@ -44,7 +47,7 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """What lies beside the weights of a checkpoint, and the way to them.
+    """What a checkpoint holds besides its weights, and the way to them.
 
     Attributes:
       folder: of its step.
@@ -64,13 +67,24 @@ class SavedRun:
           UserError: if there is none, or it cannot be read.
         """
         folder = checkpoints.find_checkpoint(Path(path))
-        info = checkpoints.read_run(folder)
+        info = checkpoints.read_info(folder)
         return cls(folder, info, config_lib.from_dict(info["config"]))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The name of each class, in the order of the logits."""
         return tuple(self.info["class_names"])
+
+    def source(self, split: Split) -> Source:
+        """Opens a split of its data; prints a note on stderr if the split has changed."""
+        source = open_split(self.config.data, split)
+        was = self.info[f"{split}_source"]
+        if repr(source) != was:
+            print(
+                f"note: the {split} split of the run was {was}, this is {source!r}",
+                file=sys.stderr,
+            )
+        return source
 
     def forward(self, mesh: Mesh) -> Forward:
         """Binds its config to devices."""
@@ -97,9 +111,11 @@ class SavedRun:
         Raises:
           UserError: if the checkpoint is damaged or of another network.
         """
-        shapes = forward.weight_shapes()
-        wanted = {"ema": shapes.pop("ema")} if "ema" in shapes and ema else {}
-        wanted |= shapes if raw else {}
+        wanted = forward.weight_shapes()
+        if not ema:
+            wanted.pop("ema", None)
+        if not raw:
+            wanted = {"ema": wanted["ema"]}
         found = checkpoints.restore(self.folder, wanted)
         averaged = {"ema": found.pop("ema")} if "ema" in found else {}
         return {"raw": found, **averaged} if raw else averaged

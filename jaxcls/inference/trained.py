@@ -21,6 +21,27 @@ from jaxcls.models.weights.catalogue import (
 )
 
 
+def load_teacher(
+    config: Config, class_names: Sequence[str], image_shape: tuple[int, ...]
+) -> Trained | None:
+    """Returns the network that a run learns from, None if it learns from the labels alone.
+
+    Args:
+      config: of the run.
+      class_names: of its data, in the order of the labels.
+      image_shape: of the records, (height, width, channels).
+
+    Raises:
+      UserError: if the weights cannot be had, or the network cannot teach this run.
+    """
+    if config.distill is None:
+        return None
+    source, name = config.distill.teacher, config.distill.teacher_model
+    teacher = load_trained(source, name, platform=jax.default_backend())
+    check_teaches(teacher, config, class_names, image_shape)
+    return teacher
+
+
 def check_teaches(
     teacher: Trained,
     config: Config,
@@ -76,11 +97,11 @@ def load_trained(
     Raises:
       UserError: if the weights cannot be had or are of another network.
     """
-    if not is_weight_set(source) and Path(source).is_dir():
+    is_set = is_weight_set(source)
+    if not is_set and Path(source).is_dir():
         return SavedRun.open(source).trained(name, platform)
-    weights = None
-    if is_weight_set(source):
-        name, weights = name or find_weights(source).model, source
+    if is_set:
+        name = name or find_weights(source).model
     else:
         check_path(source)
     if name is None:
@@ -89,7 +110,7 @@ def load_trained(
             "`python -m jaxcls.models` lists them."
         )
     variables = pretrained.load_variables(source, name, **options)
-    model = Model(name=name, weights=weights, **options)
+    model = Model(name=name, weights=source if is_set else None, **options)
     layer = variables["params"]
     for part in model.create(1).HEADS[0].split("/"):
         layer = layer[part]

@@ -1,4 +1,4 @@
-"""Rows of images as one picture, with their labels in words."""
+"""Rows of images as one picture, with their labels below them."""
 
 import io
 from collections.abc import Sequence
@@ -26,36 +26,32 @@ def contact_sheet(
     font = ImageFont.load_default(LINE - 3)
     pictures = [[_picture(image) for image in images] for _, images, _ in rows]
     widest = max(picture.width for row in pictures for picture in row)
-    count = len(pictures[0])
     captions = [
         [
-            "" if (mixed[i] == targets[i]).all() else words(mixed[i], names)
-            for i in range(count)
+            "" if index and (label == given).all() else label_text(label, names)
+            for label, given in zip(labels, targets, strict=True)
         ]
-        for _, _, mixed in rows
-    ]
-    captions[0] = [words(target, names) for target in targets]
-    lines = [
-        max(caption.count("\n") + 1 if caption else 0 for caption in row)
-        for row in captions
+        for index, (_, _, labels) in enumerate(rows)
     ]
     heights = [
-        LINE + max(picture.height for picture in row) + LINE * extra + 2 * GAP
-        for row, extra in zip(pictures, lines, strict=True)
+        LINE * (1 + max(len(text.splitlines()) for text in texts))
+        + max(picture.height for picture in row)
+        + 2 * GAP
+        for row, texts in zip(pictures, captions, strict=True)
     ]
-    sheet = Image.new("RGB", (count * (widest + GAP) + GAP, sum(heights)), "white")
+    width = len(targets) * (widest + GAP) + GAP
+    sheet = Image.new("RGB", (width, sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     top = 0
-    for (title, _, _), row, text, height in zip(
-        rows, pictures, captions, heights, strict=True
-    ):
+    for index, (title, _, _) in enumerate(rows):
         draw.text((GAP, top), title, fill="black", font=font)
-        for index, picture in enumerate(row):
-            left = GAP + index * (widest + GAP)
+        left = GAP
+        for picture, text in zip(pictures[index], captions[index], strict=True):
             sheet.paste(picture, (left, top + LINE))
             below = (left, top + LINE + picture.height)
-            draw.text(below, text[index], fill="black", font=font, spacing=1)
-        top += height
+            draw.text(below, text, fill="black", font=font, spacing=1)
+            left += widest + GAP
+        top += heights[index]
     return sheet
 
 
@@ -68,8 +64,8 @@ def _picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(levels.repeat(times, 0).repeat(times, 1))
 
 
-def words(target: np.ndarray, names: Sequence[str]) -> str:
-    """Returns a soft label in words, its largest parts first: "70% cat\\n30% dog"."""
+def label_text(target: np.ndarray, names: Sequence[str]) -> str:
+    """Returns a soft label as text, its largest parts first: "70% cat\\n30% dog"."""
     order = np.argsort(-target, kind="stable")
     parts = [index for index in order[:3] if target[index] > 0.005]
     if all(target[part] > 0.995 for part in parts):  # whole labels, one or several

@@ -26,10 +26,6 @@ class Progress:
                 bar_format="{n_fmt}/{total_fmt} steps {bar} {desc}",
             )
 
-    def say(self, text: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        say(text)
-
     def advance(self, step: int) -> None:
         """Moves the bar to `step`."""
         if self._bar is not None:
@@ -41,7 +37,7 @@ class Progress:
         text = (
             f"loss {values['train/loss']:.4f}  top-1 {values['train/top1']:.2%}  "
             f"lr {values['lr']:.2e}  {values['img_per_s']:,.0f} img/s  "
-            f"data wait {values['data_wait']:.0%}  ETA {_duration(seconds_left)}"
+            f"data wait {values['data_wait']:.0%}  ETA {tqdm.format_interval(seconds_left)}"
         )
         if values["bad_steps"]:
             text += f"  {values['bad_steps']} steps that changed nothing"
@@ -50,7 +46,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {values['epoch']:.1f}  {text}")
         else:
-            self.say(
+            say(
                 f"step {values['step']:>6}/{self._total_steps}  "
                 f"epoch {values['epoch']:6.2f}  {text}"
             )
@@ -65,12 +61,6 @@ def say(text: str) -> None:
     """Prints a line, above the bar if there is one; in any thread."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def eval_line(values: dict[str, Any]) -> str:

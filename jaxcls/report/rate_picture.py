@@ -22,11 +22,10 @@ def check_picture(path: Path) -> None:
         )
     if path.is_dir():
         raise UserError(f"cannot write the picture {path}: it is a folder.")
-    place = path if path.exists() else path.absolute().parent
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK) or (place != path and not place.is_dir()):
-        kind = "a file" if place == path else "a folder"
+    whole = path.absolute()
+    place = next(place for place in (whole, *whole.parents) if place.exists())
+    if not os.access(place, os.W_OK) or (place != whole and not place.is_dir()):
+        kind = "a file" if place == whole else "a folder"
         raise UserError(
             f"cannot write the picture {path}: {place} is not {kind} that may be written."
         )

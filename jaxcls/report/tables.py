@@ -1,4 +1,4 @@
-"""What a run says about itself at its start and at its end."""
+"""Tables and sentences that a run prints at its start and at its end."""
 
 import dataclasses
 import math
@@ -38,26 +38,20 @@ def parameters(params: Any) -> str:
 
 
 def treatments(sets: Sequence[Treated]) -> str:
-    """Returns a table with a line for each set of parameters: learning rate, weight decay,
-    thaw, and, where the optimizer is made of several, the one that trains; how many values and
-    arrays it has, and which."""
+    """Returns a table with a line for each set of parameters: learning rate, weight decay and
+    thaw; how many values and arrays it has, and which; and the part of the optimizer that
+    trains it, where there are several."""
     columns = ["learning rate", "weight decay", "trained", "values", "arrays"]
     lines = [["by", *columns, "which"]]
     for one in sets:
         names, sizes = zip(*one.members, strict=True)
-        frozen = math.isinf(one.thaws_at)
-        when = f"from step {one.thaws_at:,}" if one.thaws_at else "always"
-        lines.append(
-            [
-                one.by,
-                "-" if frozen else f"{one.learning_rate:.4g}",
-                "-" if frozen else f"{one.weight_decay:.4g}",
-                "never" if frozen else when,
-                f"{sum(sizes):,}",
-                f"{len(sizes):,}",
-                _summary(names),
-            ]
-        )
+        if math.isinf(one.thaws_at):
+            treatment = ["-", "-", "never"]
+        else:
+            when = f"from step {one.thaws_at:,}" if one.thaws_at else "always"
+            treatment = [f"{one.learning_rate:.4g}", f"{one.weight_decay:.4g}", when]
+        counts = [f"{sum(sizes):,}", f"{len(sizes):,}"]
+        lines.append([one.by, *treatment, *counts, _summary(names)])
     if len({one.by for one in sets} - {"-"}) < 2:  # it goes without saying
         lines = [line[1:] for line in lines]
     return _aligned(lines)
@@ -65,14 +59,13 @@ def treatments(sets: Sequence[Treated]) -> str:
 
 def _aligned(lines: list[list[str]]) -> str:
     """Returns the lines of a table, each column but the last aligned on the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)][:-1]
-            + line[-1:]
-        )
-        for line in lines
-    )
+    *columns, last = (list(column) for column in zip(*lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    padded = [
+        [cell.rjust(width) for cell in column]
+        for column, width in zip(columns, widths, strict=True)
+    ]
+    return "\n".join(map("  ".join, zip(*padded, last, strict=True)))
 
 
 def _summary(names: Sequence[str]) -> str:
@@ -84,7 +77,7 @@ def _summary(names: Sequence[str]) -> str:
     return f"{', '.join(layers)}: {', '.join(kinds)}"
 
 
-def run(
+def overview(
     data: str,
     *,
     num_classes: int,
@@ -94,7 +87,7 @@ def run(
     steps_per_epoch: int,
     peak_rate: str,
 ) -> str:
-    """Returns what is trained on what, and for how long."""
+    """Returns the data, the devices and the length of a run."""
     epochs = total_steps / steps_per_epoch
     return (
         f"data: {data}, {num_classes} classes\n"

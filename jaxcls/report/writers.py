@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,17 @@ from tensorboardX import SummaryWriter
 
 from jaxcls.errors import UserError
 
+METRICS = "metrics.jsonl"
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+
+def read_metrics(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
     """Returns the lines of a metrics.jsonl, null as NaN; [] if there is none.
 
     A last line that a killed run left unfinished is left out.
+
+    Args:
+      path: the file.
+      last_step: lines of later steps are left out.
 
     Raises:
       UserError: if another line is not what MetricWriter writes.
@@ -40,7 +47,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 f"line {number} of {path} is damaged ({text[:40]!r}): mend or delete that "
                 "line. The evaluation that it may have held is then lost."
             )
-    return lines
+    return [line for line in lines if line["step"] <= last_step]
+
+
+def evaluations_in(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns those lines of metrics that evaluations wrote."""
+    return [line for line in lines if "eval/top1" in line]
 
 
 class MetricWriter:
@@ -55,23 +67,22 @@ class MetricWriter:
           step: steps made so far.
           tensorboard: also write event files, into workdir/tensorboard.
         """
-        self.path = workdir / "metrics.jsonl"
-        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-        self._evaluations = [line for line in lines if "eval/top1" in line]
+        self.path = workdir / METRICS
+        lines = read_metrics(self.path, step)
+        self.evaluations = evaluations_in(lines)
+        """The evaluations of the run so far, in the order of their steps."""
         rewritten = self.path.with_suffix(".tmp")
         rewritten.write_text("".join(_to_json(line) for line in lines))
         os.replace(rewritten, self.path)
         self._file = self.path.open("a")
         self._events = None
         if tensorboard:
-            self._events = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=step + 1
-            )
+            folder = str(workdir / "tensorboard")
+            self._events = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, values: dict[str, Any]) -> None:
         """Appends one line; `values` holds "step". Values that are not finite become null."""
-        if "eval/top1" in values:
-            self._evaluations.append(values)
+        self.evaluations += evaluations_in([values])
         self._file.write(_to_json(values))
         self._file.flush()
         if self._events is not None:
@@ -81,15 +92,11 @@ class MetricWriter:
 
     def evaluated(self, step: int) -> dict[str, Any]:
         """Returns the evaluation of a step; {} if there was none."""
-        return next((v for v in self._evaluations if v["step"] == step), {})
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Returns the evaluations of the run so far, in the order of their steps."""
-        return self._evaluations
+        return next((v for v in self.evaluations if v["step"] == step), {})
 
     def last_evaluation(self) -> dict[str, Any]:
         """Returns the latest evaluation; {} if there was none."""
-        return self._evaluations[-1] if self._evaluations else {}
+        return self.evaluations[-1] if self.evaluations else {}
 
     def sync(self) -> None:
         """Puts all lines on the disk: called before a checkpoint that relies on them."""

@@ -24,7 +24,7 @@ STRENGTHS = tuple(10.0**exponent for exponent in range(2, -7, -1))
 """The strengths that are tried, the strongest first: 100, 10, ..., 1e-6."""
 
 HELD_OUT = 0.2
-"""Share of the images of each class by which the strength is chosen."""
+"""Share of the images of each class that choose the strength."""
 
 CHUNK = 8192
 """Images whose features are turned into float64 at once."""

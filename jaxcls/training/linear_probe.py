@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from jaxcls import config as config_lib
-from jaxcls import parallel
 from jaxcls.checkpoint import weights_only
 from jaxcls.config import Config
 from jaxcls.data import Dataset
@@ -22,10 +22,10 @@ from jaxcls.data.opening import open_split
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.inference.features import compute_features
+from jaxcls.report.progress import say
 from jaxcls.training import linear_head
 from jaxcls.training.program import Program
-from jaxcls.training.run import open_run
-from jaxcls.training.warm_start import warm_start
+from jaxcls.training.run import Run, open_run
 
 
 def probe(
@@ -38,8 +38,8 @@ def probe(
     """Fits a new head to the features of a network, saves both, and evaluates them.
 
     The training images pass through the network once, as eval_transform makes them: without
-    augmentation. The test images pass once, when the result is evaluated. What the recipe says
-    of training is not read.
+    augmentation. The test images pass once, when the result is evaluated. The recipe's options
+    of training play no part.
 
     Args:
       config: a recipe whose model.weights name the network's weights; random ones, if None.
@@ -60,34 +60,31 @@ def probe(
     weights_only.check_free(out)
     _check(config, head, strength)
     run = open_run(config, out)
-    parallel.enable_compilation_cache()
-    program = Program(
-        run.config,
-        run.plan,
-        mesh=parallel.make_mesh(config.devices),
-        num_classes=len(run.run_info["class_names"]),
-        image_shape=run.run_info["image_shape"],
-    )
-    variables = _variables(program)
-    source = open_split(without_chance(run.config.data), "train")
-    found, labels = compute_features(program, variables, source)
-    strengths = linear_head.STRENGTHS if strength is None else (strength,)
+    data = dataclasses.replace(run.config.data, placement="host")
+    bare = dataclasses.replace(run.config, data=data, distill=None)
+    run = dataclasses.replace(run, config=bare, teacher=None)
+    variables = _variables(run)
+    source = open_split(without_chance(data), "train")
+    found, labels = compute_features(run.program, variables, source)
     layer, strength = linear_head.fit(
         head,
         found,
         labels,
-        num_classes=program.num_classes,
-        strengths=strengths,
+        num_classes=run.program.num_classes,
+        strengths=linear_head.STRENGTHS if strength is None else (strength,),
         seed=config.seed,
     )
     made_by = (
         f"a {head} head of strength {strength:g} on {found.shape[1]:,} features of "
         f"{config.model.weights or 'random weights'}, fitted to {len(labels):,} images"
     )
-    print(made_by, flush=True)
-    _save(
-        out, program, variables, layer, {**run.run_info, weights_only.MADE_BY: made_by}
-    )
+    say(made_by)
+    # The config as it was given, without views: the head is fitted to the image alone.
+    given = config_lib.from_dict(run.info["config"])
+    saved = weights_only.without_average(dataclasses.replace(given, eval_views=None))
+    info = {**run.info, "step": 0, "config": config_lib.to_dict(saved)}
+    info[weights_only.MADE_BY] = made_by
+    weights_only.write(out, _with_head(run.program, variables, layer), info)
     return evaluate_checkpoint(out)
 
 
@@ -107,28 +104,24 @@ def _check(config: Config, head: str, strength: float | None) -> None:
         )
 
 
-def _variables(program: Program) -> dict[str, Any]:
-    """Returns "params" and "batch_stats" on the devices, and says where they come from.
+def _variables(run: Run) -> dict[str, Any]:
+    """Returns "params" and "batch_stats" on the devices, and prints where they come from.
 
     Raises:
       UserError: if they cannot be had, or the network does not say which layer is its last.
     """
-    source = program.config.model.weights
-    if not hasattr(program.model, "HEADS"):
+    model = run.config.model
+    if not hasattr(run.program.model, "HEADS"):
         raise UserError(
-            f"{program.config.model.name} does not say which of its layers gives the logits: "
-            "give it HEADS, as the networks of jaxcls/models have."
+            f"{model.name} does not say which of its layers gives the logits: give it HEADS, "
+            "as the networks of jaxcls/models have."
         )
-    state = program.init()
-    if source is None:
+    if model.weights is None:
         print(
             "note: model.weights is None: these are the features of random weights",
             file=sys.stderr,
         )
-        return state.variables()
-    state, messages = warm_start(state, program, source)
-    print("\n".join(messages), flush=True)
-    return state.variables()
+    return run.initial_state().variables()
 
 
 def without_chance(data: Dataset) -> Dataset:
@@ -137,32 +130,17 @@ def without_chance(data: Dataset) -> Dataset:
         datasets = tuple(map(without_chance, data.datasets))
         return dataclasses.replace(data, datasets=datasets)
     canvas = getattr(data, "canvas", None)
-    if canvas is None:
-        return data
-    changed: Any = {"canvas": canvas.evaluation()}
-    return dataclasses.replace(data, **changed)
+    still: Any = {} if canvas is None else {"canvas": canvas.evaluation()}
+    return dataclasses.replace(data, **still)
 
 
-def _save(
-    out: Path,
-    program: Program,
-    variables: dict[str, Any],
-    layer: linear_head.Head,
-    run_info: dict[str, Any],
-) -> None:
-    """Writes the network with its new head."""
-    # The config in its own words, without views: the head is fitted to the image alone.
-    said = config_lib.from_dict(run_info["config"])
-    config = weights_only.without_average(dataclasses.replace(said, eval_views=None))
-    fitted = {"kernel": np.float32(layer.kernel), "bias": np.float32(layer.bias)}
-    path: tuple[str, ...] = tuple(program.model.HEADS[0].split("/"))
-    params = _replaced(jax.device_get(variables["params"]), path, fitted)
-    run = {**run_info, "step": 0, "config": config_lib.to_dict(config)}
-    weights_only.write(out, {**jax.device_get(variables), "params": params}, run)
-
-
-def _replaced(tree: Any, path: tuple[str, ...], leaf: Any) -> dict[str, Any]:
-    """Returns a tree of dicts with another leaf at a path."""
-    if not path:
-        return leaf
-    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaf)}
+def _with_head(
+    program: Program, variables: dict[str, Any], head: linear_head.Head
+) -> dict[str, Any]:
+    """Returns variables on the host, with another head."""
+    path = tuple(program.model.HEADS[0].split("/"))
+    params = traverse_util.flatten_dict(jax.device_get(variables["params"]))
+    params[*path, "kernel"] = np.float32(head.kernel)
+    params[*path, "bias"] = np.float32(head.bias)
+    fitted = {"params": traverse_util.unflatten_dict(params)}
+    return {**jax.device_get(variables), **fitted}

@@ -19,9 +19,8 @@ from jaxcls.data.bad_images import BadImages
 from jaxcls.errors import Diverged
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.parallel import replicated
-from jaxcls.report.progress import Progress, eval_line
+from jaxcls.report.progress import Progress, eval_line, say
 from jaxcls.report.writers import MetricWriter
-from jaxcls.training import plateau
 from jaxcls.training.prefetch import DevicePrefetch
 from jaxcls.training.program import Program
 from jaxcls.training.reestimate import Reestimate
@@ -29,30 +28,6 @@ from jaxcls.training.signals import StopSignal
 from jaxcls.training.state import TrainState
 
 MAX_IN_FLIGHT = 2
-
-
-class Clock:
-    """Seconds of training: it runs between two blocked points and stands still while the
-    run compiles, evaluates or saves."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._since: float | None = None
-
-    def read(self) -> float:
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        return self._seconds + running
-
-    @property
-    def paused(self) -> bool:
-        return self._since is None
-
-    def run(self) -> None:
-        self._since = time.perf_counter()
-
-    def pause(self) -> None:
-        self._seconds = self.read()
-        self._since = None
 
 
 @dataclasses.dataclass
@@ -71,10 +46,6 @@ class InFlight:
     report: dict[str, jax.Array]
     interval: metrics.TrainMetrics | None
 
-    def is_done(self) -> bool:
-        step: Any = self.report["step"]  # jax.Array's stub leaves out is_ready
-        return step.is_ready()
-
 
 @dataclasses.dataclass
 class Loop:
@@ -86,7 +57,7 @@ class Loop:
       state: the state; always that after the last call dispatched.
       evaluator: evaluates the test split.
       checkpoints: where states are saved.
-      run_info: what is saved beside them.
+      info: the JSON that is saved with each.
       writer: takes the lines of metrics, and knows the evaluations of the run so far.
       progress: shows them.
       bad_images: the training images that could not be read so far.
@@ -99,7 +70,7 @@ class Loop:
     state: TrainState
     evaluator: Evaluator
     checkpoints: Checkpoints
-    run_info: dict[str, Any]
+    info: dict[str, Any]
     writer: MetricWriter
     progress: Progress
     bad_images: BadImages
@@ -109,15 +80,18 @@ class Loop:
     def __post_init__(self) -> None:
         self.config, self.plan = self.program.config, self.program.plan
         self.step = int(self.state.step)
-        self._clock = Clock()
         self._in_flight: collections.deque[InFlight] = collections.deque()
         self._empty = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.state.metrics
         )
-        # At the last line of metrics: steps made, seconds of training, and of waiting.
-        self._last_line = (self.step, 0.0, 0.0)
-        self._waiting_lines = 0
-        self._reestimated = -1  # the step of the last time
+        # Where the interval began: its step, and the seconds waited for data until then.
+        self._interval = (self.step, 0.0)
+        # When it began, moved on by all pauses since: no time passes while the run compiles,
+        # evaluates or saves.
+        self._began = time.perf_counter()
+        self._paused: float | None = self._began
+        self._slow_lines = 0
+        self._reestimated_at = -1
 
     def run(self, batches: DevicePrefetch) -> bool:
         """Trains on `batches`, each of one call, the first of which begins with the state's
@@ -130,42 +104,44 @@ class Loop:
         Raises:
           Diverged: if max_bad_steps steps in a row were not finite.
         """
-        calls = self.plan.calls(self.step)
+        calls, self._batches = self.plan.calls(self.step), batches
         # A signal may have cut short what was due at the step that was saved.
         self._do_what_is_due()
         while not (self._is_over() or self.should_stop()):
-            batch = batches.next(self._devices_idle, count=not self._clock.paused)
-            if self._clock.paused:
-                self._clock.run()
+            batch = batches.next(self._devices_idle, count=self._paused is None)
+            if self._paused is not None:
+                self._began += time.perf_counter() - self._paused
+                self._paused = None
             length = next(calls)
-            self.state, report = self.train_steps[length](
-                self.state, batch, self.program.constants
-            )
+            train_step = self.train_steps[length]
+            self.state, report = train_step(self.state, batch, self.program.constants)
             self.step += length
-            self._in_flight.append(
-                InFlight(self.step, length, report, self._end_interval())
-            )
+            interval = self._end_interval()
+            self._in_flight.append(InFlight(self.step, length, report, interval))
             while len(self._in_flight) > MAX_IN_FLIGHT:
-                self._retire(batches)
+                self._retire()
             if self._evaluation_is_due() or self._save_is_due():
-                self._drain(batches)
+                self._drain()
                 self._do_what_is_due()
-        self._drain(batches)
+        self._drain()
         complete = self._is_over() and not self._evaluation_is_due()
         if self.step > 0 and not self.checkpoints.has(self.step):
             self._save()
         return complete
 
     def _is_over(self) -> bool:
-        """Whether the end is reached, or a plateau."""
-        on_plateau = plateau.reached(
-            self.writer.evaluations(), self.config.stop_early, self.plan.patience
+        """Whether the run has reached its end, or a plateau."""
+        early, evaluations = self.config.stop_early, self.writer.evaluations
+        return self.step == self.plan.total_steps or (
+            early is not None and early.reached(evaluations, self.plan.patience)
         )
-        return self.step == self.plan.total_steps or on_plateau
 
     def _devices_idle(self) -> bool:
         """Whether the devices have done all that was dispatched."""
-        return not self._in_flight or self._in_flight[-1].is_done()
+        if not self._in_flight:
+            return True
+        step: Any = self._in_flight[-1].report["step"]
+        return step.is_ready()  # jax.Array's stub leaves it out
 
     def _evaluation_is_due(self) -> bool:
         due = self.plan.is_due(self.plan.evaluate_every, self.step)
@@ -177,13 +153,13 @@ class Loop:
 
     def _do_what_is_due(self) -> None:
         """Evaluates before it saves, so that the best checkpoint is known to be the best."""
-        if self._evaluation_is_due() and not self._evaluate():
-            return
-        if self._save_is_due():
+        stopped = self._evaluation_is_due() and not self._evaluate()
+        if self._save_is_due() and not stopped:
             self._save()
 
     def _end_interval(self) -> metrics.TrainMetrics | None:
-        """At the end of an interval takes its sums out of the state and begins new ones."""
+        """Takes the sums of an interval that ends here out of the state, which begins new
+        ones; None within an interval."""
         if not self.plan.is_due(self.plan.log_every, self.step):
             return None
         interval = self.state.metrics
@@ -191,14 +167,14 @@ class Loop:
         self.state = dataclasses.replace(self.state, metrics=empty)
         return interval
 
-    def _drain(self, batches: DevicePrefetch) -> None:
+    def _drain(self) -> None:
         """Waits until all that was dispatched is done; stops the clock."""
         while self._in_flight:
-            self._retire(batches)
-        if not self._clock.paused:
-            self._clock.pause()
+            self._retire()
+        if self._paused is None:
+            self._paused = time.perf_counter()
 
-    def _retire(self, batches: DevicePrefetch) -> None:
+    def _retire(self) -> None:
         """Waits for the oldest call in flight and writes the line of metrics it may end.
 
         Raises:
@@ -214,46 +190,38 @@ class Loop:
             return
         report = jax.device_get(done.report)
         if done.interval is not None:
-            self._write_train_line(done.step, done.interval, report, batches)
+            self._write_train_line(done.step, done.interval, report)
         if report["bad_in_a_row"] >= self.config.max_bad_steps:
             raise Diverged(self._why_diverged(done.step - int(report["bad_in_a_row"])))
 
     def _why_diverged(self, first: int) -> str:
         self.checkpoints.wait()
         saved = self.checkpoints.steps()
-        last = (
-            f"checkpoint is of step {saved[-1]}"
-            if saved
-            else "checkpoint was not reached"
-        )
+        last = f"is of step {saved[-1]}" if saved else "was not reached"
         return (
             f"the loss, the gradients or the update were not finite in "
             f"{self.config.max_bad_steps} steps in a row, from step {first} on (the first "
-            f"step is 0). Nothing of them was kept: the last {last}. Begin anew with a lower "
-            "optimizer.learning_rate, a longer schedule.warmup or clip=ClipNorm(max_norm=1.0), in another "
-            "--workdir or with --fresh."
+            f"step is 0). Nothing of them was kept: the last checkpoint {last}. Begin anew "
+            "with a lower optimizer.learning_rate, a longer schedule.warmup or "
+            "clip=ClipNorm(max_norm=1.0), in another --workdir or with --fresh."
         )
 
     def _write_train_line(
-        self,
-        step: int,
-        interval: metrics.TrainMetrics,
-        report: dict[str, np.ndarray],
-        batches: DevicePrefetch,
+        self, step: int, sums: metrics.TrainMetrics, report: dict[str, np.ndarray]
     ) -> None:
-        last_step, last_seconds, last_waited = self._last_line
-        seconds, waited = self._clock.read(), batches.waited
-        self._last_line = (step, seconds, waited)
-        steps, passed = step - last_step, max(seconds - last_seconds, 1e-9)
+        waited = self._batches.waited
+        (first, waited_before), began = self._interval, self._began
+        self._interval, self._began = (step, waited), time.perf_counter()
+        steps, passed = step - first, max(self._began - began, 1e-9)
         values = {
             "step": step,
             "epoch": step / self.plan.run.steps_per_epoch,
-            **metrics.compute(jax.device_get(interval), "train"),
+            **metrics.compute(jax.device_get(sums), "train"),
             "lr": float(report["learning_rate"]),
             "bad_steps": int(report["bad_steps"]),
             "img_per_s": steps * self.config.batch_size / passed,
             "seconds_per_step": passed / steps,
-            "data_wait": min((waited - last_waited) / passed, 1.0),
+            "data_wait": min((waited - waited_before) / passed, 1.0),
         }
         if self.bad_images:
             values["bad_images"] = len(self.bad_images)
@@ -262,15 +230,15 @@ class Loop:
         self._advise(values["data_wait"])
 
     def _advise(self, data_wait: float) -> None:
-        """Says once, in a sentence, that the input is the bottleneck: when three lines in a row
-        show it, because a busy machine may hold up any one."""
-        if self._waiting_lines == 3:
+        """Prints once that the input is the bottleneck: when three lines in a row show it,
+        because a busy machine may hold up any one."""
+        if self._slow_lines == 3:
             return
-        self._waiting_lines = self._waiting_lines + 1 if data_wait > 0.1 else 0
-        if self._waiting_lines < 3:
+        self._slow_lines = self._slow_lines + 1 if data_wait > 0.1 else 0
+        if self._slow_lines < 3:
             return
         data = self.config.data
-        self.progress.say(
+        say(
             f"The devices wait for data {data_wait:.0%} of the time: raise data.workers (now "
             f"{data.workers}) or data.threads (now {data.threads or 'one a core'})."
         )
@@ -292,24 +260,23 @@ class Loop:
             "eval/seconds": time.perf_counter() - started,
         }
         self.writer.write(values)
-        self.progress.say(eval_line(values))
+        say(eval_line(values))
         return True
 
     def _estimate_statistics(self) -> None:
         """Gives the averaged weights of this step batch statistics of their own. Training never
         reads them, so that it does not depend on when they are needed."""
-        if self.reestimate is None or self._reestimated == self.step:
+        if self.reestimate is None or self._reestimated_at == self.step:
             return
         estimated = self.reestimate(self.state.ema)
         estimated = jax.device_put(estimated, replicated(self.program.mesh))
         average = {**self.state.ema, "batch_stats": estimated}
         self.state = dataclasses.replace(self.state, ema=average)
-        self._reestimated = self.step
+        self._reestimated_at = self.step
 
     def _save(self) -> None:
         """Starts saving the state, with every line of metrics up to it already on disk."""
         self._estimate_statistics()
         self.writer.sync()
-        self.checkpoints.save(
-            self.step, self.state, {**self.run_info, "step": self.step}
-        )
+        info = {**self.info, "step": self.step}
+        self.checkpoints.save(self.step, self.state, info)

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcls import parallel
 from jaxcls.augment import stages_of_run
 from jaxcls.config import Config, Evaluation
 from jaxcls.data.loader import start_loader
 from jaxcls.duration import RunLength, steps
 from jaxcls.errors import UserError
-from jaxcls.metrics import TrainMetrics, compute
+from jaxcls.metrics import compute
 from jaxcls.optim import Freeze, Schedule
 from jaxcls.training.run import Run, open_run
 
@@ -80,7 +79,7 @@ def sweep(
     Args:
       config: the run. Its schedule, length, averages and evaluation play no part. Of what
         changes in the course of it the sweep sees the beginning: what thaws later than after
-        num_steps stays frozen, and images have the size of the first stage.
+        num_steps stays frozen, and images have the size they begin with.
       num_steps: at most, 10 or more.
       low: rate of the first step, above 0.
       high: rate of the last, above `low`.
@@ -100,7 +99,7 @@ def sweep(
     program = run.program
     step = program.trace_train_step().compile(config.deterministic)
     state = run.initial_state()
-    empty = jax.device_put(TrainMetrics.empty(), parallel.replicated(program.mesh))
+    empty = jax.tree.map(jnp.copy, state.metrics)
     rates, losses = [], []
     batches = program.train_batches(run.train_source)
     with start_loader(batches, run.config.data) as loader:
@@ -108,12 +107,12 @@ def sweep(
             # Copied, because the state is donated with what is in it.
             state = dataclasses.replace(state, metrics=jax.tree.map(jnp.copy, empty))
             state, report = step(state, program.put(batch), program.constants)
-            rate, loss = report["learning_rate"], compute(state.metrics, "train")
-            if not math.isfinite(loss["train/loss"]):
+            loss = compute(state.metrics, "train")["train/loss"]
+            if not math.isfinite(loss):
                 break
-            rates.append(float(rate))
-            losses.append(loss["train/loss"])
-            if losses[-1] > EXPLODED * min(losses):
+            rates.append(float(report["learning_rate"]))
+            losses.append(loss)
+            if loss > EXPLODED * min(losses):
                 break
     if len(losses) < 10:
         raise UserError(
@@ -125,45 +124,10 @@ def sweep(
 
 
 def _opened(config: Config, num_steps: int, low: float, high: float) -> Run:
-    """Opens the run of the sweep, which is like the beginning of the recipe's."""
-    run = open_run(_swept(config, num_steps, low, high), Path())
-    length = dataclasses.replace(run.plan.run, total_steps=None)
-    total = config.duration.to_steps(length)
-    changed = _at_the_beginning(
-        run.config, num_steps, dataclasses.replace(length, total_steps=total)
-    )
-    return dataclasses.replace(run, config=changed)
-
-
-def _at_the_beginning(config: Config, num_steps: int, length: RunLength) -> Config:
-    """Returns a config of num_steps steps in which things change when they would in a run of
-    another length, as far as it goes.
-
-    Args:
-      config: of the sweep.
-      num_steps: of the sweep.
-      length: of the recipe's run, total_steps included.
-    """
-
-    def thawing(freeze: Freeze) -> Freeze:
-        if freeze.until is None:
-            return freeze
-        thaws_at = freeze.until.to_steps(length)
-        until = steps(thaws_at) if thaws_at < num_steps else None
-        return dataclasses.replace(freeze, until=until)
-
-    (_, transforms), *_ = stages_of_run(config.augment, num_steps)
-    return dataclasses.replace(
-        config,
-        freeze=tuple(thawing(freeze) for freeze in config.frozen),
-        augment=transforms,
-    )
-
-
-def _swept(config: Config, num_steps: int, low: float, high: float) -> Config:
-    """Returns the config of the sweep."""
+    """Opens the run of the sweep, which is like the beginning of the recipe's: what changes in
+    the course of that changes when it would there, as far as the sweep goes."""
     optimizer = dataclasses.replace(config.optimizer, learning_rate=high, rate_per=None)
-    return dataclasses.replace(
+    swept = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, placement="host"),
         optimizer=optimizer,
@@ -177,6 +141,21 @@ def _swept(config: Config, num_steps: int, low: float, high: float) -> Config:
         steps_per_call=1,
         checkpoint=dataclasses.replace(config.checkpoint, best="eval/top1"),
     )
+    run = open_run(swept, Path())
+    length = dataclasses.replace(run.plan.run, total_steps=None)
+    length = dataclasses.replace(length, total_steps=config.duration.to_steps(length))
+
+    def thawing(freeze: Freeze) -> Freeze:
+        if freeze.until is None:
+            return freeze
+        thaws_at = freeze.until.to_steps(length)
+        until = steps(thaws_at) if thaws_at < num_steps else None
+        return dataclasses.replace(freeze, until=until)
+
+    (_, transforms), *_ = stages_of_run(run.config.augment, num_steps)
+    freeze = tuple(map(thawing, run.config.frozen))
+    changed = dataclasses.replace(run.config, freeze=freeze, augment=transforms)
+    return dataclasses.replace(run, config=changed)
 
 
 def suggestion(curve: Curve) -> float:
@@ -203,14 +182,14 @@ def suggestion(curve: Curve) -> float:
 
 
 def advice(config: Config, curve: Curve, suggested: float) -> str:
-    """Returns the suggestion as a person would say it, and the option that follows it."""
-    option = suggested
+    """Returns a sentence with the suggestion, and the option that follows it."""
     optimizer = config.optimizer
+    peak, option = optimizer.peak(config.batch_size), suggested
     if optimizer.rate_per is not None:
-        option *= optimizer.learning_rate / optimizer.peak(config.batch_size)
+        option *= optimizer.learning_rate / peak
     lowest = curve.rates[curve.smoothed().argmin()]
     return (
         f"the loss falls the fastest at a rate of {suggested:.2g}; it is lowest at "
-        f"{lowest:.2g} (now {optimizer.peak(config.batch_size):.2g} at the peak)\n"
+        f"{lowest:.2g} (now {peak:.2g} at the peak)\n"
         f"  --config.optimizer.learning_rate={option:.2g}"
     )

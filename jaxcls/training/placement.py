@@ -10,7 +10,6 @@ copy of all records, in a layout four times as large, to look up rows of it.
 
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 from jaxcls.data.loader import padded_rows
 from jaxcls.errors import UserError
-from jaxcls.inference.forward import label_shape
-from jaxcls.parallel import batch_sharded, put_batch, with_sharding
+from jaxcls.inference.forward import row_shapes
+from jaxcls.parallel import put
+from jaxcls.report.progress import say
 
 MEGABYTE = 1e6
 
@@ -35,16 +35,11 @@ def record_shapes(
     image_shape: tuple[int, ...],
     num_labels: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the shapes of the records on the devices: "image" uint8 [n, height * width *
-    channels], "label" as label_shape() says and "mask" bool [n], n being `num_records` rounded
-    up to a multiple of the devices."""
-    n = padded_rows(num_records, mesh.size)
-    shapes = {
-        "image": jax.ShapeDtypeStruct((n, math.prod(image_shape)), jnp.uint8),
-        "label": label_shape(n, num_labels),
-        "mask": jax.ShapeDtypeStruct((n,), jnp.bool_),
-    }
-    return with_sharding(batch_sharded(mesh), shapes)
+    """Returns the shapes of the records on the devices: row_shapes(), but each image is one row
+    of bytes, "image" uint8 [n, height * width * channels], and n is `num_records` rounded up to
+    a multiple of the devices."""
+    rows = padded_rows(num_records, mesh.size)
+    return row_shapes(mesh, rows, (math.prod(image_shape),), num_labels)
 
 
 def check_memory(
@@ -78,50 +73,44 @@ def check_memory(
 
 
 def place(
-    batches: Iterator[dict[str, np.ndarray]], num_records: int, mesh: Mesh
+    batches: Iterator[dict[str, np.ndarray]], num_records: int, shapes: dict[str, Any]
 ) -> dict[str, jax.Array]:
-    """Moves all records to the devices and says so.
+    """Moves all records to the devices, and prints how long that took.
 
     Args:
       batches: the records in their own order, "image", "label" and "mask"; rows of the last
         batch beyond the last record are left out.
       num_records: the records.
-      mesh: the devices.
+      shapes: as record_shapes() gives them.
 
     Returns:
-      Arrays of record_shapes(); records that are padding are zero and masked False.
+      Arrays of these shapes; records that are padding are zero and masked False.
     """
     started = time.perf_counter()
-    names = ("image", "label", "mask")
-    records: dict[str, np.ndarray] = {}
+    records = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
     done = 0
     with tqdm(
         total=num_records,
         desc="loading onto the devices",
         unit="image",
         leave=False,
-        disable=not sys.stderr.isatty(),
+        disable=None,  # where stderr is no terminal
     ) as bar:
         while done < num_records:
             batch = next(batches)
             rows = min(len(batch["label"]), num_records - done)
-            for name in names:
-                values = batch[name]
-                if name == "image":
-                    values = values.reshape(len(values), -1)
-                if name not in records:
-                    padded = padded_rows(num_records, mesh.size)
-                    records[name] = np.zeros((padded, *values.shape[1:]), values.dtype)
-                records[name][done : done + rows] = values[:rows]
+            for name, values in records.items():
+                part = values[done : done + rows]
+                part[:] = batch[name][:rows].reshape(part.shape)
             done += rows
             bar.update(rows)
-    placed = jax.block_until_ready(put_batch(mesh, records))
+    placed = jax.block_until_ready(put(shapes, records))
     size = sum(values.nbytes for values in records.values())
-    print(
+    devices = placed["mask"].devices()
+    say(
         f"placement: {num_records:,} training images ({size / MEGABYTE:,.1f} MB) in the "
-        f"memory of {mesh.size} x {mesh.devices.flat[0].device_kind}, loaded in "
-        f"{time.perf_counter() - started:.1f} s",
-        flush=True,
+        f"memory of {len(devices)} x {next(iter(devices)).device_kind}, loaded in "
+        f"{time.perf_counter() - started:.1f} s"
     )
     return placed
 
@@ -147,16 +136,6 @@ def gather(
       "image" uint8 [batch, height, width, channels], "label" int32 [batch] (or uint8 [batch,
       classes]) and "mask" bool [batch], each device having its rows.
     """
-    rows = _rows(mesh, records, ids)
-    return {**rows, "image": rows["image"].reshape(len(ids), *image_shape)}
-
-
-def _rows(
-    mesh: Mesh, records: dict[str, jax.Array], ids: jax.Array
-) -> dict[str, jax.Array]:
-    """Returns the rows `ids` of each array."""
-    if mesh.size == 1:
-        return jax.tree.map(lambda part: part[ids], records)
 
     def rows_of_this_device(
         records: dict[str, jax.Array], ids: jax.Array
@@ -175,10 +154,14 @@ def _rows(
 
         return jax.tree.map(rows, records)
 
-    over_devices = PartitionSpec("data")
-    return jax.shard_map(
-        rows_of_this_device,
-        mesh=mesh,
-        in_specs=(over_devices, PartitionSpec()),
-        out_specs=over_devices,
-    )(records, ids)
+    if mesh.size == 1:
+        rows = jax.tree.map(lambda part: part[ids], records)
+    else:
+        over_devices = PartitionSpec("data")
+        rows = jax.shard_map(
+            rows_of_this_device,
+            mesh=mesh,
+            in_specs=(over_devices, PartitionSpec()),
+            out_specs=over_devices,
+        )(records, ids)
+    return {**rows, "image": rows["image"].reshape(len(ids), *image_shape)}

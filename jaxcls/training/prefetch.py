@@ -1,5 +1,7 @@
 """Batches on the devices before they are asked for, and an honest account of waiting."""
 
+import contextlib
+import functools
 import itertools
 import queue
 import threading
@@ -10,10 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcls.data.loader import Batch
 
-def in_calls(
-    batches: Iterator[dict[str, np.ndarray]], lengths: Iterable[int]
-) -> Iterator[dict[str, np.ndarray]]:
+Put = Callable[[Batch], dict[str, jax.Array]]
+"""Starts moving a batch to the devices."""
+
+
+def in_calls(batches: Iterator[Batch], lengths: Iterable[int]) -> Iterator[Batch]:
     """Yields what each call of the train step takes: the next batch as it is for a call of one
     step, arrays [steps, rows, ...] for one of several.
 
@@ -36,49 +41,32 @@ class DevicePrefetch:
     Use it in a `with` statement: leaving it ends the thread.
     """
 
-    def __init__(
-        self,
-        loader: Iterator[dict[str, np.ndarray]],
-        put: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
-        depth: int,
-    ):
+    def __init__(self, loader: Iterator[Batch], put: Put, depth: int):
         """Starts moving.
 
         Args:
           loader: gives this host's rows of each batch.
-          put: starts moving one to the devices.
+          put: moves one to the devices.
           depth: batches that wait on the devices, 1 or more; one more is on its way.
         """
         self.waited = 0.0
-        """Seconds in which the devices had nothing to do for want of data."""
+        """Seconds that the devices stood idle, waiting for data."""
         self._ready: queue.Queue[Any] = queue.Queue(depth)
         self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._fill, args=(loader, put), daemon=True
-        )
+        fill = functools.partial(self._fill, loader, put)
+        self._thread = threading.Thread(target=fill, daemon=True)
         self._thread.start()
 
-    def _fill(
-        self,
-        loader: Iterator[dict[str, np.ndarray]],
-        put: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
-    ) -> None:
+    def _fill(self, loader: Iterator[Batch], put: Put) -> None:
+        last: BaseException = StopIteration()
         try:
             for batch in loader:
-                if not self._put(put(batch)):
+                self._ready.put(put(batch))
+                if self._closed.is_set():
                     return
-            self._put(StopIteration())
         except BaseException as error:  # handed to the reader
-            self._put(error)
-
-    def _put(self, item: Any) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+            last = error
+        self._ready.put(last)
 
     def next(
         self, devices_idle: Callable[[], bool], *, count: bool = True
@@ -107,21 +95,18 @@ class DevicePrefetch:
 
     def _wait(self, devices_idle: Callable[[], bool]) -> tuple[Any, float]:
         """Returns the next item and the seconds that the devices were idle for it."""
-        idle_since: float | None = None
-        while True:
-            if idle_since is None and devices_idle():
-                idle_since = time.perf_counter()
-            try:
-                item = self._ready.get(timeout=0.0005 if idle_since is None else 1)
-                break
-            except queue.Empty:
-                continue
-        now = time.perf_counter()
-        return item, now - (now if idle_since is None else idle_since)
+        while not devices_idle():
+            with contextlib.suppress(queue.Empty):
+                return self._ready.get(timeout=0.0005), 0.0
+        idle_since = time.perf_counter()
+        return self._ready.get(), time.perf_counter() - idle_since
 
     def __enter__(self) -> "DevicePrefetch":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._closed.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):  # makes room for what it puts last
+                self._ready.get(timeout=0.01)
         self._thread.join()

@@ -1,5 +1,7 @@
 """Draws what a recipe does to images."""
 
+import collections
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,12 +64,10 @@ def _examples(source: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns images and labels of the first records, one of each class (or choice of classes,
     where an image may be of any number) before a second of any."""
     looked_at = [source[i] for i in range(min(len(source), max(20 * count, 200)))]
-    seen: dict[bytes, int] = {}
-    order = []
+    by_label = collections.defaultdict(list)
     for place, record in enumerate(looked_at):
-        label = np.asarray(record["label"]).tobytes()
-        order.append((seen.get(label, 0), place))
-        seen[label] = seen.get(label, 0) + 1
+        by_label[np.asarray(record["label"]).tobytes()].append(place)
+    order = [pair for places in by_label.values() for pair in enumerate(places)]
     chosen = [looked_at[place] for _, place in sorted(order)[:count]]
     images = np.stack([record["image"] for record in chosen])
     return images, np.stack([record["label"] for record in chosen])
@@ -77,9 +77,8 @@ def _apply(
     transforms: Sequence[Transform], rng: jax.Array, images: Any, targets: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Applies transforms; returns grey levels, with any Normalize undone, and targets."""
-    changed, mixed = jax.jit(
-        lambda rng, images, targets: augment.apply(transforms, rng, images, targets)
-    )(rng, images, targets)
+    apply = jax.jit(functools.partial(augment.apply, transforms))
+    changed, mixed = apply(rng, images, targets)
     for transform in transforms:
         if isinstance(transform, Normalize):
             mean, std = np.array(transform.mean), np.array(transform.std)

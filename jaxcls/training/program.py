@@ -28,7 +28,7 @@ from jaxcls.optim.chain import chain, learning_rate, weight_decay
 from jaxcls.optim.groups import resolve
 from jaxcls.optim.optimizers import Optimizer
 from jaxcls.optim.treatment import Treatments, path_of
-from jaxcls.parallel import replicated, with_sharding
+from jaxcls.parallel import put, replicated, with_sharding
 from jaxcls.report.tables import Treated
 from jaxcls.training import placement
 from jaxcls.training.batch_statistics import moments_step
@@ -36,49 +36,33 @@ from jaxcls.training.state import TrainState, create_state
 from jaxcls.training.step import train_step
 
 
-def layers(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Returns the names of a network's parts from the stem to the head.
-
-    Raises:
-      UserError: if the network does not know them.
-    """
-    if not hasattr(model, "layers"):
+def check_names_its_parts(model: nn.Module, config: Config) -> None:
+    """Raises UserError if a network does not name the parts that options are about."""
+    name = type(model).__name__
+    if config.layer_decay is not None and not hasattr(model, "layers"):
         raise UserError(
-            f"layer_decay needs to know the order of the layers of {type(model).__name__}: "
-            "give it a method layers() as the networks of jaxcls/models have, or set "
-            "layer_decay to None."
+            f"layer_decay needs to know the order of the layers of {name}: give it a method "
+            "layers() as the networks of jaxcls/models have, or set layer_decay to None."
         )
-    return model.layers()
-
-
-def heads(model: nn.Module) -> tuple[str, ...]:
-    """Returns the paths of a network's last layers.
-
-    Raises:
-      UserError: if the network does not know them.
-    """
-    if not hasattr(model, "HEADS"):
+    if config.head_rate != 1 and not hasattr(model, "HEADS"):
         raise UserError(
-            f"head_rate needs to know the last layer of {type(model).__name__}: give it an "
-            "attribute HEADS as the networks of jaxcls/models have, or use "
-            "Group(pattern=..., rate=...) in groups."
+            f"head_rate needs to know the last layer of {name}: give it an attribute HEADS "
+            "as the networks of jaxcls/models have, or use Group(pattern=..., rate=...) in "
+            "groups."
         )
-    return model.HEADS
 
 
 def stacked(shapes: dict[str, Any], steps: int) -> dict[str, Any]:
     """Returns the shapes of `steps` batches as one: a new first axis, which every device
     holds whole."""
-    return {
-        name: jax.ShapeDtypeStruct(
-            (steps, *shape.shape),
-            shape.dtype,
-            sharding=NamedSharding(
-                shape.sharding.mesh, PartitionSpec(None, *shape.sharding.spec)
-            ),
-        )
-        for name, shape in shapes.items()
-    }
+
+    def of(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        one: Any = leaf.sharding
+        sharding = NamedSharding(one.mesh, PartitionSpec(None, *one.spec))
+        shape = (steps, *leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(of, shapes)
 
 
 def check_divides(config: Config, num_devices: int) -> None:
@@ -106,7 +90,7 @@ class Program(Forward):
       treatments: what each parameter gets of rate and decay, and when it is frozen.
       learning_rate: the rate of each good step.
       constants: what stays on the devices besides the state: "teacher", its variables, and
-        "records", the training images, once they have been put there.
+        "records", the training images, once they are there.
     """
 
     def __init__(
@@ -133,8 +117,8 @@ class Program(Forward):
           teacher: a network to learn from, its variables on the host; None for none.
 
         Raises:
-          UserError: if the batch does not divide among the devices, or the options of groups
-            do not fit the parameters.
+          UserError: if the batch does not divide among the devices, the records do not fit
+            into their memory, or the options of groups do not fit the parameters.
         """
         check_divides(config, mesh.size)
         super().__init__(
@@ -142,11 +126,15 @@ class Program(Forward):
         )
         self.plan = plan
         self.num_records = num_records
+        if num_records is not None:
+            placement.check_memory(mesh, num_records, self.image_shape, self.num_labels)
         self._input_shape = input_shape(config.augment, self.image_shape)
+        check_names_its_parts(self.model, config)
+        model: Any = self.model
         self.treatments = resolve(
-            variable_shapes(self.model, self._input_shape)["params"],
-            layers(self.model) if config.layer_decay is not None else (),
-            heads(self.model) if config.head_rate != 1 else (),
+            variable_shapes(model, self._input_shape)["params"],
+            model.layers() if config.layer_decay is not None else (),
+            model.HEADS if config.head_rate != 1 else (),
             groups=config.groups,
             freeze=config.frozen,
             layer_decay=config.layer_decay,
@@ -178,20 +166,15 @@ class Program(Forward):
             run=plan.run,
             teacher=None if teacher is None else teacher.model,
         )
-        self._init = jax.jit(self._create_state, out_shardings=replicated(mesh))
 
     def _create_state(self) -> TrainState:
-        return create_state(
-            self.model,
-            self.optimizer,
-            self._input_shape,
-            self.config.seed,
-            with_ema=self.config.has_average,
-        )
+        shape, seed = self._input_shape, self.config.seed
+        with_ema = self.config.has_average
+        return create_state(self.model, self.optimizer, shape, seed, with_ema)
 
     def init(self) -> TrainState:
         """Returns the state before the first step, on the devices."""
-        return self._init()
+        return jax.jit(self._create_state, out_shardings=replicated(self.mesh))()
 
     @functools.cached_property
     def state_shapes(self) -> TrainState:
@@ -221,12 +204,10 @@ class Program(Forward):
             [steps, rows, ...], and the report is that of the last.
         """
         function = self.train_step if steps == 1 else self.train_steps
-        jitted = jax.jit(
-            function, out_shardings=replicated(self.mesh), donate_argnums=0
-        )
-        return trace(
-            jitted, self.state_shapes, self._call_shapes(steps), self.constant_shapes()
-        )
+        whole = replicated(self.mesh)
+        jitted = jax.jit(function, out_shardings=whole, donate_argnums=0)
+        batch, constants = self._call_shapes(steps), self.constant_shapes()
+        return trace(jitted, self.state_shapes, batch, constants)
 
     def train_step(
         self, state: TrainState, batch: dict[str, jax.Array], constants: dict[str, Any]
@@ -281,11 +262,7 @@ class Program(Forward):
           batch: "image", "label" and "mask", or "id" alone if the images lie on the devices.
         """
         rows = batch["id"]
-        shapes = self._call_shapes(1 if rows.ndim == 1 else len(rows))
-        return {
-            name: jax.make_array_from_process_local_data(shape.sharding, batch[name])
-            for name, shape in shapes.items()
-        }
+        return put(self._call_shapes(1 if rows.ndim == 1 else len(rows)), batch)
 
     def trace_moments_step(self) -> Traced:
         """Traces moments_step(variables, batch) for batches of training images."""
@@ -325,17 +302,6 @@ class Program(Forward):
             for name, curve in curves.items()
         }
 
-    def trained_sets(self) -> list[Treated]:
-        """Returns the parameters in sets that are trained alike."""
-        optimizer = self.config.optimizer
-        return trained_alike(
-            self.state_shapes.params,
-            self.treatments,
-            optimizer.peak(self.config.batch_size),
-            optimizer.weight_decay,
-            optimizer,
-        )
-
 
 def trained_alike(
     params: Any,
@@ -366,7 +332,6 @@ def trained_alike(
             order = (treatment.thaws_at, -rate, -treatment.decay, by)
         members[order].append((path, leaf.size))
     return [
-        Treated(by, -rate * peak_rate, -decay * weight_decay, thaw, members[order])
-        for order in sorted(members)
-        for thaw, rate, decay, by in [order]
+        Treated(by, -rate * peak_rate, -decay * weight_decay, thaw, alike)
+        for (thaw, rate, decay, by), alike in sorted(members.items())
     ]

@@ -1,11 +1,11 @@
 """Batch statistics of averaged weights, estimated over training images."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jaxcls.data.loader import start_loader
 from jaxcls.data.sources import Source
-from jaxcls.inference.forward import Traced
 from jaxcls.parallel import put_batch
 from jaxcls.training.batch_statistics import from_moments
 from jaxcls.training.program import Program
@@ -15,11 +15,13 @@ class Reestimate:
     """Estimates batch statistics for weights, as often as asked, over the same images each
     time: the first of the run, in its order. Use it in a `with` statement."""
 
-    def __init__(self, moments_step: Traced, source: Source, program: Program):
-        """Compiles, and starts loading.
+    def __init__(
+        self, moments_step: Callable[..., Any], source: Source, program: Program
+    ):
+        """Starts loading.
 
         Args:
-          moments_step: the traced step.
+          moments_step: the compiled step.
           source: the training split.
           program: its config has precise_bn.
         """
@@ -27,7 +29,7 @@ class Reestimate:
         assert config.precise_bn is not None
         wanted = math.ceil(config.precise_bn / config.batch_size)
         self._num_batches = min(wanted, program.plan.run.steps_per_epoch)
-        self._moments_step = moments_step.compile(config.deterministic)
+        self._moments_step = moments_step
         self._mesh = program.mesh
         batches = program.train_batches(source, self._num_batches)
         self._loader = start_loader(batches, config.data, repeat=True)

@@ -18,26 +18,21 @@ from jaxcls.checkpoint.checkpoints import Checkpoints
 from jaxcls.checkpoint.weights_only import refuse_training
 from jaxcls.config import Config, Plan
 from jaxcls.data.bad_images import BadImages
-from jaxcls.data.loader import Batch, EvalBatches, start_loader
+from jaxcls.data.loader import Batch, start_loader
 from jaxcls.data.opening import open_splits
 from jaxcls.data.sampling import class_counts
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.inference.forward import Traced
-from jaxcls.inference.trained import (
-    Trained,
-    check_exists,
-    check_teaches,
-    load_trained,
-)
+from jaxcls.inference.trained import Trained, check_exists, load_teacher
 from jaxcls.report import tables
 from jaxcls.report.progress import Progress, eval_line, say
-from jaxcls.report.writers import MetricWriter, read_metrics
-from jaxcls.training import placement, plateau
+from jaxcls.report.writers import METRICS, MetricWriter, evaluations_in, read_metrics
+from jaxcls.training import placement
 from jaxcls.training.loop import Loop
 from jaxcls.training.prefetch import DevicePrefetch, in_calls
-from jaxcls.training.program import Program
+from jaxcls.training.program import Program, trained_alike
 from jaxcls.training.reestimate import Reestimate
 from jaxcls.training.run_folder import check_same_run, locked, newest_checkpoint
 from jaxcls.training.signals import StopSignal
@@ -47,7 +42,7 @@ from jaxcls.training.warm_start import warm_start
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
       complete: whether the run reached its end; False if a signal stopped it.
@@ -68,10 +63,10 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
     Args:
       config: the run.
       workdir: its folder; made if it does not exist.
-      fresh: begin anew, moving an earlier run in the folder aside.
+      fresh: moves an earlier run in the folder aside and begins anew.
 
     Returns:
-      What became of it.
+      The outcome.
 
     Raises:
       UserError: for a mistake in the config, the folder, its checkpoints or the data.
@@ -81,23 +76,21 @@ def train(config: Config, workdir: str | Path, *, fresh: bool = False) -> Result
     begins = fresh or newest_checkpoint(workdir) is None
     run = open_run(config, workdir, begins=begins)
     if fresh:
-        _ = (
-            run.program
-        )  # mistakes that show here shall not cost the earlier run its place
+        # Mistakes that show here shall not cost the earlier run its place.
+        _ = run.program
     with StopSignal() as stop, locked(workdir, fresh):
         newest = newest_checkpoint(workdir)
         if newest is not None:
-            saved = checkpoints.read_run(newest)
+            saved = checkpoints.read_info(newest)
             refuse_training(saved, workdir)
-            check_same_run(saved, run.run_info, workdir)
-            if result := run.already_complete(saved["step"]):
-                return result
+            check_same_run(saved, run.info, workdir)
         return run.train(newest, stop)
 
 
 def dry_run(config: Config) -> None:
-    """Says what a config would train: its parameters in groups, the memory and the schedule.
-    Trains and writes nothing; of the data it loads the first image of each split alone.
+    """Prints what a config would train: its parameters in groups, the memory and the schedule.
+
+    Trains and writes nothing, and loads nothing but the first image of each split.
 
     Raises:
       UserError: as train() does.
@@ -111,7 +104,7 @@ def open_run(config: Config, workdir: Path, *, begins: bool = False) -> "Run":
     Args:
       config: the run.
       workdir: its folder.
-      begins: whether the run begins, so that the weights to begin with must exist.
+      begins: whether the run begins, so that the weights it starts from must exist.
 
     Raises:
       UserError: for a mistake in the config or the data.
@@ -124,28 +117,23 @@ def open_run(config: Config, workdir: Path, *, begins: bool = False) -> "Run":
     loss.check_classes(len(class_names))
     for split in (train, test):
         loss.check_labels(split.first["label"], repr(split.source))
-    run_info = {
+    info = {
         "jaxcls_version": __version__,
-        # In its own words, before the loss counts the labels: a resume compares these.
+        # As it was given, before the loss counts the labels: a resume compares these.
         "config": config_lib.to_dict(config),
         "class_names": list(class_names),
         "image_shape": list(train.image_shape),
         "train_source": repr(train.source),
         "test_source": repr(test.source),
     }
-    teacher = None
-    if (distill := config.distill) is not None:
-        platform = parallel.platform(parallel.make_mesh(config.devices))
-        teacher = load_trained(
-            distill.teacher, distill.teacher_model, platform=platform
-        )
-        check_teaches(teacher, config, class_names, train.image_shape)
-        print(f"learns from {teacher.source}", flush=True)
-        run_info["teacher"] = teacher.digest()  # a run goes on with the same ones
+    teacher = load_teacher(config, class_names, train.image_shape)
+    if teacher is not None:
+        say(f"learns from {teacher.source}")
+        info["teacher"] = teacher.digest()  # a run goes on with the same weights
     if loss.needs_counts:
         loss = loss.fitted(class_counts(train.source), len(train.source))
         config = dataclasses.replace(config, loss=loss)
-    return Run(config, plan, workdir, train.source, test.source, run_info, teacher)
+    return Run(config, plan, workdir, train.source, test.source, info, teacher)
 
 
 @dataclasses.dataclass
@@ -156,9 +144,9 @@ class Run:
       config: a valid config, whose loss knows the training labels where it depends on them.
       plan: its durations in steps.
       workdir: the run's folder.
-      train_source: what is trained on.
-      test_source: what is evaluated on.
-      run_info: what is saved with every checkpoint, so that it stands alone, as JSON.
+      train_source: the training split.
+      test_source: the split that is evaluated.
+      info: the JSON that every checkpoint holds besides the state, so that it stands alone.
       teacher: the network to learn from, its variables on the host; None for none.
     """
 
@@ -167,7 +155,7 @@ class Run:
     workdir: Path
     train_source: Source
     test_source: Source
-    run_info: dict[str, Any]
+    info: dict[str, Any]
     teacher: Trained | None
 
     @functools.cached_property
@@ -184,39 +172,29 @@ class Run:
             self.config,
             self.plan,
             mesh=parallel.make_mesh(self.config.devices),
-            num_classes=len(self.run_info["class_names"]),
-            image_shape=self.run_info["image_shape"],
+            num_classes=len(self.info["class_names"]),
+            image_shape=self.info["image_shape"],
             num_records=len(self.train_source) if on_devices else None,
             teacher=self.teacher,
         )
-        if program.num_records is not None:
-            placement.check_memory(
-                program.mesh,
-                program.num_records,
-                program.image_shape,
-                program.num_labels,
-            )
         program.train_batches(self.train_source)  # raises where they cannot be drawn
         return program
 
-    def already_complete(self, step: int) -> Result | None:
-        """Says so if the run's end, or a plateau, is reached at `step` and evaluated; None if
-        it is not."""
-        plan, lines = self.plan, read_metrics(self.workdir / "metrics.jsonl")
-        evaluations = [
-            line for line in lines if line["step"] <= step and "eval/top1" in line
-        ]
+    def _already_complete(self, step: int) -> Result | None:
+        """Returns the outcome, and prints it, if the run has ended at `step`, on time or on a
+        plateau, and evaluated it; None otherwise."""
+        evaluations = evaluations_in(read_metrics(self.workdir / METRICS, step))
+        early, plan = self.config.stop_early, self.plan
         if not evaluations or evaluations[-1]["step"] != step:
             return None
-        on_plateau = plateau.reached(evaluations, self.config.stop_early, plan.patience)
+        on_plateau = early is not None and early.reached(evaluations, plan.patience)
         if step != plan.total_steps and not on_plateau:
             return None
-        print(
+        say(
             f"the run in {self.workdir} is complete at step {step}:\n"
             f"{eval_line(evaluations[-1])}\n"
             "To start another, choose another --workdir, or --fresh to begin this one "
-            "anew.",
-            flush=True,
+            "anew."
         )
         return Result(True, step, evaluations[-1], self.workdir)
 
@@ -225,9 +203,8 @@ class Run:
         program = self.program
         self._print_plan()
         self._trace_moments()
-        traced = program.trace_train_step(max(self.plan.call_lengths(0)))
-        compiled = traced.compile(self.config.deterministic)
-        print(tables.compiled(_seconds({"train step": traced})))
+        train_step = program.trace_train_step(max(self.plan.call_lengths(0)))
+        compiled = self._compiled({"train step": train_step})["train step"]
         shapes = program.state_shapes
         parts = {
             "parameters and batch statistics": (shapes.params, shapes.batch_stats),
@@ -235,11 +212,9 @@ class Run:
             "averaged weights": shapes.ema,
             **program.constant_shapes(),
         }
-        memory: Any = compiled.memory_analysis()
-        temporary = memory.temp_size_in_bytes
-        print(tables.memory(parts, temporary))
+        say(tables.memory(parts, compiled.memory_analysis().temp_size_in_bytes))
         for name, curve in program.curves().items():
-            print(tables.schedule(name, *curve), flush=True)
+            say(tables.schedule(name, *curve))
 
     def train(self, newest: Path | None, stop: StopSignal) -> Result:
         """Restores or initialises, compiles, trains and reports.
@@ -248,66 +223,69 @@ class Run:
           newest: the folder of the checkpoint to continue from, or None.
           stop: becomes true when a signal asks to stop.
         """
-        config, plan, program = self.config, self.plan, self.program
         step = 0 if newest is None else int(newest.name)
-        # Traced here, before anything is written: shapes that do not fit fail now.
-        traced = {n: program.trace_train_step(n) for n in plan.call_lengths(step)}
-        traced_eval = program.trace_eval_step(program.state_shapes.variables())
-        traced_moments = self._trace_moments()
+        if result := self._already_complete(step):
+            return result
+        config, plan, program = self.config, self.plan, self.program
+        # Traced before anything is written: shapes that do not fit fail now.
+        lengths = plan.call_lengths(step)
+        names = {n: "train step" if n == 1 else f"{n} train steps" for n in lengths}
+        traced = {name: program.trace_train_step(n) for n, name in names.items()}
+        traced["eval step"] = program.trace_eval_step(program.state_shapes.variables())
+        traced |= self._trace_moments()
         # Leaving the stack closes what was opened, the last first, however the run ends.
         with contextlib.ExitStack() as stack:
             self._print_plan()
             writer = stack.enter_context(contextlib.closing(self._writer(step)))
+            state = self.initial_state() if newest is None else self._restored(newest)
+            compiled = self._compiled(traced)
+            calls = in_calls(self._batches(step, stack), plan.calls(step))
+            prefetch = DevicePrefetch(calls, program.put, config.data.prefetch)
+            stack.enter_context(prefetch)
+            reestimate = None
+            if (moments_step := compiled.get("statistics step")) is not None:
+                reestimate = Reestimate(moments_step, self.train_source, program)
+                stack.enter_context(reestimate)
+            evaluator = Evaluator(compiled["eval step"], self.test_source, program)
             store = Checkpoints(
                 self.workdir,
                 config.checkpoint.keep,
                 lambda step: writer.evaluated(step).get(config.checkpoint.best),
             )
-            stack.enter_context(store)
-            state = self.initial_state() if newest is None else self._restored(newest)
-            train_steps, eval_step = self._compiled(traced, traced_eval)
-            bad_images = self._bad_images()
-            batches = self._batches(step, bad_images, stack)
-            evaluator = Evaluator(eval_step, self.test_source, program)
-            reestimate = None
-            if traced_moments is not None:
-                reestimate = stack.enter_context(
-                    Reestimate(traced_moments, self.train_source, program)
-                )
             progress = Progress(step=step, total_steps=plan.total_steps)
             loop = Loop(
                 program=program,
-                train_steps=train_steps,
+                train_steps={n: compiled[name] for n, name in names.items()},
                 state=state,
                 evaluator=stack.enter_context(evaluator),
-                checkpoints=store,
-                run_info=self.run_info,
+                checkpoints=stack.enter_context(store),
+                info=self.info,
                 writer=writer,
                 progress=stack.enter_context(contextlib.closing(progress)),
-                bad_images=bad_images,
+                bad_images=self.bad_images,
                 reestimate=reestimate,
                 should_stop=stop,
             )
             del state  # its buffers are donated to the first step
-            calls = in_calls(batches, plan.calls(step))
-            prefetch = DevicePrefetch(calls, program.put, config.data.prefetch)
-            complete = loop.run(stack.enter_context(prefetch))
+            complete = loop.run(prefetch)
             store.wait()
             progress.close()
             if complete:
-                self._print_complete(store, writer.evaluations())
+                self._print_complete(store, writer.evaluations)
             else:
-                self._print_stopped(stop, loop.step)
+                saved = "all saved" if loop.step else "nothing to save yet"
+                say(
+                    f"stopped by {stop.name} at step {loop.step} of {plan.total_steps}, "
+                    f"{saved}: run the same command again to continue."
+                )
             return Result(complete, loop.step, writer.last_evaluation(), self.workdir)
 
     def _writer(self, step: int) -> MetricWriter:
         """Writes the config into the run's folder and opens the files of its metrics."""
-        writer = MetricWriter(
-            self.workdir, step=step, tensorboard=self.config.log.tensorboard
-        )
-        (self.workdir / "config.json").write_text(
-            json.dumps(self.run_info["config"], indent=2) + "\n"
-        )
+        log = self.config.log
+        writer = MetricWriter(self.workdir, step=step, tensorboard=log.tensorboard)
+        text = json.dumps(self.info["config"], indent=2)
+        (self.workdir / "config.json").write_text(f"{text}\n")
         return writer
 
     def initial_state(self) -> TrainState:
@@ -315,85 +293,81 @@ class Run:
         config.model.weights names."""
         state, source = self.program.init(), self.config.model.weights
         if source is not None:
-            class_names = self.run_info["class_names"]
+            class_names = self.info["class_names"]
             state, messages = warm_start(state, self.program, source, class_names)
-            print("\n".join(messages), flush=True)
+            say("\n".join(messages))
         return state
 
     def _restored(self, newest: Path) -> TrainState:
         shapes = self.program.state_shapes
         state = checkpoints.restore(newest, shapes, whole=True)
         count = len(jax.tree.leaves(shapes))
-        print(
+        say(
             f"continuing at step {newest.name}: restored all {count} arrays of {newest}"
         )
         return state
 
-    def _compiled(
-        self, traced: dict[int, Traced], traced_eval: Traced
-    ) -> tuple[dict[int, Any], Any]:
-        """Compiles the train steps, by their number in a call, and the eval step."""
+    def _compiled(self, traced: dict[str, Traced]) -> dict[str, Any]:
+        """Compiles programs, by their names, and prints how long each took."""
         deterministic = self.config.deterministic
-        steps = {n: one.compile(deterministic) for n, one in traced.items()}
-        eval_step = traced_eval.compile(deterministic)
-        names = ("train step" if n == 1 else f"{n} train steps" for n in traced)
-        programs = {
-            **dict(zip(names, traced.values(), strict=True)),
-            "eval step": traced_eval,
-        }
-        print(tables.compiled(_seconds(programs)), flush=True)
-        return steps, eval_step
+        compiled = {name: one.compile(deterministic) for name, one in traced.items()}
+        seconds = {n: (t.trace_seconds, t.compile_seconds) for n, t in traced.items()}
+        say(tables.compiled(seconds))
+        return compiled
 
-    def _bad_images(self) -> BadImages:
+    @functools.cached_property
+    def bad_images(self) -> BadImages:
+        """The training images that could not be read so far."""
         return BadImages(self.train_source, "train", say=say)
 
-    def _batches(
-        self, step: int, bad_images: BadImages, stack: contextlib.ExitStack
-    ) -> Iterator[Batch]:
+    def _batches(self, step: int, stack: contextlib.ExitStack) -> Iterator[Batch]:
         """Returns the batches from `step` on: of images, or of indices into those that it
         moves to the devices."""
         program, data = self.program, self.config.data
         order = program.train_batches(self.train_source)
         if program.num_records is None:
             loader = start_loader(order, data, start=step)
-            return bad_images.watched(stack.enter_context(loader))
-        every_image = EvalBatches(self.train_source, batch_size=256)
-        with start_loader(every_image, data) as loader:
-            records = bad_images.watched(loader)
-            placed = placement.place(records, program.num_records, program.mesh)
-        program.constants["records"] = placed
+            return self.bad_images.watched(stack.enter_context(loader))
+        with start_loader(program.eval_batches(self.train_source), data) as loader:
+            records = self.bad_images.watched(loader)
+            program.constants["records"] = placement.place(
+                records, program.num_records, program.record_shapes()
+            )
         steps = range(step, self.plan.total_steps)
         return ({"id": order.ids(later).astype(np.int32)} for later in steps)
 
-    def _trace_moments(self) -> Traced | None:
-        """Returns the step that estimates batch statistics, if the config asks for it."""
-        asked = self.config.precise_bn is not None
-        return self.program.trace_moments_step() if asked else None
+    def _trace_moments(self) -> dict[str, Traced]:
+        """Returns the step that estimates batch statistics, {} if the config has none."""
+        if self.config.precise_bn is None:
+            return {}
+        return {"statistics step": self.program.trace_moments_step()}
 
     def _print_plan(self) -> None:
         """Prints the parameters in their groups, the data and the length of the run."""
-        config, program = self.config, self.program
-        print(tables.parameters(program.state_shapes.params))
-        print(tables.treatments(program.trained_sets()))
-        print(
-            tables.run(
+        config, program, plan = self.config, self.program, self.plan
+        params, optimizer = program.state_shapes.params, config.optimizer
+        peak = optimizer.peak(config.batch_size)
+        peak_rate = f"{peak:g}"
+        if optimizer.rate_per is not None:
+            peak_rate += (
+                f" ({optimizer.learning_rate:g} per {optimizer.rate_per} images, "
+                f"{optimizer.rate_scaling} scaling)"
+            )
+        alike = trained_alike(
+            params, program.treatments, peak, optimizer.weight_decay, optimizer
+        )
+        say(tables.parameters(params))
+        say(tables.treatments(alike))
+        say(
+            tables.overview(
                 f"{self.train_source!r}, {self.test_source!r}",
                 num_classes=program.num_classes,
                 devices=program.mesh.devices,
                 batch_size=config.batch_size,
-                total_steps=self.plan.total_steps,
-                steps_per_epoch=self.plan.run.steps_per_epoch,
-                peak_rate=_peak_rate(config),
-            ),
-            flush=True,
-        )
-
-    def _print_stopped(self, stop: StopSignal, step: int) -> None:
-        saved = "all saved" if step else "nothing to save yet"
-        print(
-            f"stopped by {stop.name} at step {step} of {self.plan.total_steps}, {saved}: run "
-            "the same command again to continue.",
-            flush=True,
+                total_steps=plan.total_steps,
+                steps_per_epoch=plan.run.steps_per_epoch,
+                peak_rate=peak_rate,
+            )
         )
 
     def _print_complete(
@@ -401,28 +375,12 @@ class Run:
     ) -> None:
         early, last = self.config.stop_early, evaluations[-1]
         if early is not None and last["step"] < self.plan.total_steps:
-            best = plateau.best(evaluations, early)
-            print(
+            best = early.best(evaluations)
+            say(
                 f"on a plateau at step {last['step']}: {early.metric} has not risen more "
                 f"than {early.min_delta:g} above the {best[early.metric]:.4f} of step "
                 f"{best['step']} in {early.patience}"
             )
         steps = store.directory
         last_step, best_step = steps / str(last["step"]), steps / str(store.best())
-        print(tables.finished(self.workdir, last_step, best_step, last), flush=True)
-
-
-def _peak_rate(config: Config) -> str:
-    """Returns the learning rate at the peak, and what it comes from."""
-    optimizer = config.optimizer
-    peak = f"{optimizer.peak(config.batch_size):g}"
-    if optimizer.rate_per is None:
-        return peak
-    return (
-        f"{peak} ({optimizer.learning_rate:g} per {optimizer.rate_per} images, "
-        f"{optimizer.rate_scaling} scaling)"
-    )
-
-
-def _seconds(programs: dict[str, Traced]) -> dict[str, tuple[float, float]]:
-    return {n: (p.trace_seconds, p.compile_seconds) for n, p in programs.items()}
+        say(tables.finished(self.workdir, last_step, best_step, last))

@@ -11,6 +11,7 @@ from typing import Any
 from jaxcls import config as config_lib
 from jaxcls.checkpoint import checkpoints
 from jaxcls.errors import UserError
+from jaxcls.report.progress import say
 
 
 @contextlib.contextmanager
@@ -84,7 +85,7 @@ def _move_aside(workdir: Path) -> None:
         while (aside := workdir.with_name(f"{workdir.name}.old-{number}")).exists():
             number += 1
         workdir.rename(aside)
-    print(f"the earlier run is now in {aside}", flush=True)
+    say(f"the earlier run is now in {aside}")
 
 
 def newest_checkpoint(workdir: Path) -> Path | None:
@@ -93,25 +94,23 @@ def newest_checkpoint(workdir: Path) -> Path | None:
     return steps[-1] if steps else None
 
 
-def check_same_run(
-    saved: dict[str, Any], run_info: dict[str, Any], workdir: Path
-) -> None:
+def check_same_run(saved: dict[str, Any], info: dict[str, Any], workdir: Path) -> None:
     """Raises UserError if the config or the data are not those of the run in the folder.
 
     Args:
       saved: what was saved with the checkpoint to continue from.
-      run_info: what would be saved with the next one.
+      info: what would be saved with the next one.
       workdir: the folder.
     """
     # Through the types, so that an option which has come since is at its default.
     old = config_lib.to_dict(config_lib.from_dict(saved["config"]))
-    changed = config_lib.differences(old, run_info["config"])
+    changed = config_lib.differences(old, info["config"])
     for name in ("train_source", "test_source"):
-        if saved[name] != run_info[name]:
-            changed.append(f"{name}: {saved[name]} -> {run_info[name]}")
-    if saved.get("teacher") != run_info.get("teacher"):
+        if saved[name] != info[name]:
+            changed.append(f"{name}: {saved[name]} -> {info[name]}")
+    if saved.get("teacher") != info.get("teacher"):
         changed.append("distill.teacher: its weights are others than at the start")
-    if saved["class_names"] != run_info["class_names"]:
+    if saved["class_names"] != info["class_names"]:
         changed.append("class names: those of the training split have changed")
     if changed:
         raise UserError(

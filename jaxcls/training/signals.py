@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 FORCED_EXIT = 130  # 128 + SIGINT, a shell's code for a process that Ctrl-C ended
@@ -30,17 +30,11 @@ class StopSignal:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _handle(self, number: int, _: FrameType | None) -> None:
         # os.write and descriptor 2: print is not safe in a handler, and sys.stderr may be an
         # object without a descriptor.
         if number == signal.SIGINT and self.name == "SIGINT":

@@ -61,17 +61,15 @@ def create_state(
     # Stream 0 of the seed initialises; the train step takes the others.
     rng = jax.random.fold_in(jax.random.key(seed), 0)
     variables = model.init(rng, jnp.zeros(image_shape), train=False)
-    params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
-    averaged = {"params": params, "batch_stats": batch_stats}
+    weights = {"params": variables["params"], "batch_stats": batch_stats}
     return TrainState(
         step=jnp.int32(0),
         bad_steps=jnp.int32(0),
         bad_in_a_row=jnp.int32(0),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        **weights,
+        opt_state=optimizer.init(weights["params"]),
         # Copied, because a donated state may not hold one buffer twice.
-        ema=jax.tree.map(jnp.copy, averaged) if with_ema else None,
+        ema=jax.tree.map(jnp.copy, weights) if with_ema else None,
         metrics=TrainMetrics.empty(),
     )

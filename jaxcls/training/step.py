@@ -18,10 +18,7 @@ from jaxcls.augment import RunPosition, Transform
 from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
 from jaxcls.losses import as_targets, distillation_loss
-from jaxcls.metrics import (
-    TrainMetrics,
-    train_metrics,
-)
+from jaxcls.metrics import TrainMetrics, train_metrics
 from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import ema
 from jaxcls.optim.treatment import Treatments, path_of, stop_gradients
@@ -30,23 +27,16 @@ from jaxcls.training.state import TrainState
 # Streams of random numbers within a step.
 AUGMENT, DROPOUT = 0, 1
 
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A network to learn from.
-
-    Attributes:
-      model: the network.
-      variables: its "params" and "batch_stats", which do not change.
-    """
-
-    model: nn.Module
-    variables: Any
+Rows = dict[str, jax.Array]
+"""Rows of an augmented batch: "images" float32 [rows, height, width, channels], "targets" float32
+[rows, classes] and "mask" bool [rows]."""
+Results = tuple[jax.Array, jax.Array, Any]
+"""The losses and logits of rows, and the batch statistics after them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What is compiled anew on the way through a run.
+    """A part of a run in which neither the augmentation nor what is frozen changes.
 
     Attributes:
       first: its first step.
@@ -65,13 +55,13 @@ def stages(config: Config, treatments: Treatments, total_steps: int) -> list[Sta
     """Returns the stages of a run; most runs have one."""
     of_images = augment.stages_of_run(config.augment, total_steps)
     of_parameters = treatments.frozen_by_step()
-    found = []
+    result = []
     for first in sorted({step for step, _ in (*of_images, *of_parameters)}):
         transforms = [value for begin, value in of_images if begin <= first][-1]
         frozen = [value for begin, value in of_parameters if begin <= first][-1]
         modules = treatments.frozen_modules(frozen)
-        found.append(Stage(first, transforms, frozen, modules))
-    return found
+        result.append(Stage(first, transforms, frozen, modules))
+    return result
 
 
 def train_step(
@@ -106,7 +96,7 @@ def train_step(
         image may be of any number of classes, uint8 [batch, classes] of ones and zeros, over all
         devices, and "mask" bool [batch], False for rows without an image.
       teacher_variables: of the teacher, if there is one.
-      config: how is trained: augmentation, loss, accumulation, average, seed and so on.
+      config: augmentation, loss, accumulation, average, seed and so on.
       model: the network. The losses of auxiliary heads, if it sows any "aux_logits", join the
         loss with its `aux_weight`; the metrics are of the main logits alone.
       optimizer: the optax chain, which takes `step`.
@@ -127,24 +117,18 @@ def train_step(
     position = RunPosition(state.step, run.steps_per_epoch, run.total_steps)
     mask = batch["mask"]
     given = as_targets(batch["label"], num_classes) * mask[:, None]
-    teaching = None if teacher is None else Teacher(teacher, teacher_variables)
     # By the count that the chain goes by, so that what thaws there thaws here.
     good_steps = state.step - state.bad_steps
 
     def forward_and_backward(stage: Stage) -> tuple[Any, ...]:
+        key = jax.random.fold_in(rng, AUGMENT)
         images, targets = augment.apply(
-            stage.transforms,
-            jax.random.fold_in(rng, AUGMENT),
-            batch["image"],
-            given,
-            position,
+            stage.transforms, key, batch["image"], given, position
         )
         rows = {"images": images, "targets": targets, "mask": mask}
-        compute = Gradients(config, model, teaching, stage)
-        grads, results = compute(
-            state.params, state.batch_stats, rows, jax.random.fold_in(rng, DROPOUT)
-        )
-        return grads, results, targets
+        compute = Gradients(config, model, stage, teacher, teacher_variables)
+        noise = jax.random.fold_in(rng, DROPOUT)
+        return *compute(state.params, state.batch_stats, rows, noise), targets
 
     course = stages(config, treatments, run.total_steps)
     index = sum(good_steps >= stage.first for stage in course[1:])
@@ -172,16 +156,12 @@ def train_step(
 
 
 def _averaged(
-    config: Config,
-    state: TrainState,
-    weights: dict[str, Any],
-    opt_state: optax.OptState,
-    run: RunLength,
+    config: Config, state: TrainState, weights: Any, opt_state: Any, run: RunLength
 ) -> Any:
     """Returns the averaged weights after a step, None if none are kept.
 
     Args:
-      config: says how they are averaged.
+      config: how to average them.
       state: before the step.
       weights: "params" and "batch_stats" after it.
       opt_state: after it.
@@ -208,8 +188,7 @@ def _accepted(
     good: jax.Array,
     may_change: jax.Array,
 ) -> TrainState:
-    """Returns the state after a step, in which nothing but the counters has changed if the step
-    is not good.
+    """Returns the state after a step. If the step is not good, only the counters change.
 
     Args:
       state: before the step.
@@ -238,26 +217,27 @@ class Gradients:
     Attributes:
       config: gives the loss, accumulation and sharpness-aware minimisation.
       model: the network.
-      teacher: a network to learn from, or None.
       stage: says which parameters have gradients of zero, and which batch norms work as in
         evaluation, because all of their parameters are frozen.
+      teacher: a network to learn from, or None.
+      teacher_variables: its "params" and "batch_stats", which do not change.
     """
 
     config: Config
     model: nn.Module
-    teacher: Teacher | None
     stage: Stage
+    teacher: nn.Module | None
+    teacher_variables: Any
 
     def __call__(
-        self, params: Any, batch_stats: Any, rows: dict[str, jax.Array], rng: jax.Array
-    ) -> tuple[Any, tuple[jax.Array, jax.Array, Any]]:
-        """Returns gradients and (losses, logits, new batch statistics).
+        self, params: Any, batch_stats: Any, rows: Rows, rng: jax.Array
+    ) -> tuple[Any, Results]:
+        """Returns the gradients, and the results of the forward pass.
 
         Args:
           params: the parameters.
           batch_stats: the running statistics before the step.
-          rows: "images" float32 [batch, height, width, channels], "targets" float32 [batch,
-            classes] and "mask" bool [batch].
+          rows: of the whole batch.
           rng: of dropout.
         """
         grads, results = self._accumulated(params, batch_stats, rows, rng)
@@ -268,8 +248,8 @@ class Gradients:
         return grads, results
 
     def _accumulated(
-        self, params: Any, batch_stats: Any, rows: dict[str, jax.Array], rng: jax.Array
-    ) -> tuple[Any, tuple[jax.Array, jax.Array, Any]]:
+        self, params: Any, batch_stats: Any, rows: Rows, rng: jax.Array
+    ) -> tuple[Any, Results]:
         """Goes through the batch in parts and adds up their gradients."""
         parts = self.config.accumulate
         # Means over all rows become means over images: exactly 1 where every row has one.
@@ -280,13 +260,9 @@ class Gradients:
         def one(carry: tuple[Any, Any], given: Any) -> tuple[Any, Any]:
             added, batch_stats = carry
             part, index = given
-            grads, (losses, logits, batch_stats) = self._part(
-                params,
-                batch_stats,
-                part,
-                jax.random.fold_in(rng, index),
-                rows_per_image / parts,
-            )
+            key, scale = jax.random.fold_in(rng, index), rows_per_image / parts
+            grads, results = self._part(params, batch_stats, part, key, scale)
+            losses, logits, batch_stats = results
             return (jax.tree.map(jnp.add, added, grads), batch_stats), (losses, logits)
 
         # Part i takes the rows i, i + parts, ...: of each device its own, so that none travel.
@@ -305,22 +281,18 @@ class Gradients:
         self,
         params: Any,
         batch_stats: Any,
-        rows: dict[str, jax.Array],
+        rows: Rows,
         rng: jax.Array,
         scale: jax.Array,
-    ) -> tuple[Any, tuple[jax.Array, jax.Array, Any]]:
+    ) -> tuple[Any, Results]:
         """Returns the gradients of `scale` x the mean of the losses of some rows."""
 
         def total_loss(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
             params = stop_gradients(params, self.stage.frozen)
+            is_frozen = self.stage.frozen_modules.__contains__
+            frozen = frozen_collection(batch_stats, is_frozen)
             logits, updated = self.model.apply(
-                {
-                    "params": params,
-                    "batch_stats": batch_stats,
-                    "frozen": frozen_collection(
-                        batch_stats, self.stage.frozen_modules.__contains__
-                    ),
-                },
+                {"params": params, "batch_stats": batch_stats, "frozen": frozen},
                 rows["images"],
                 train=True,
                 mutable=["batch_stats", "aux_logits"],
@@ -329,41 +301,39 @@ class Gradients:
             losses = self._losses(logits, rows)
             total = losses.mean()
             for aux_logits in jax.tree.leaves(updated.get("aux_logits", {})):
-                total += (
-                    self.model.aux_weight * self._label_losses(aux_logits, rows).mean()
-                )
+                aux_loss = self._label_losses(aux_logits, rows).mean()
+                total += self.model.aux_weight * aux_loss
             new_stats = self._thawed(batch_stats, updated.get("batch_stats", {}))
             return total * scale, (losses, logits, new_stats)
 
         return jax.grad(total_loss, has_aux=True)(params)
 
     def _thawed(self, before: Any, after: Any) -> Any:
-        """Returns the new statistics, but the old ones of norms that are frozen: a network of
-        a user's own may have norms that do not know of it."""
-        if not self.stage.frozen_modules:
+        """Returns the new statistics, but the old ones of norms that are frozen: a user's own
+        network may have norms that do not know "frozen"."""
+        frozen = self.stage.frozen_modules
+        if not frozen:
             return after
-        return jax.tree_util.tree_map_with_path(
-            lambda path, old, new: (
-                old if path_of(path[:-1]) in self.stage.frozen_modules else new
-            ),
-            before,
-            after,
-        )
 
-    def _losses(self, logits: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+        def chosen(path: Any, old: Any, new: Any) -> Any:
+            return old if path_of(path[:-1]) in frozen else new
+
+        return jax.tree_util.tree_map_with_path(chosen, before, after)
+
+    def _losses(self, logits: jax.Array, rows: Rows) -> jax.Array:
         """Returns the loss of each row, with the teacher's share."""
         losses = self._label_losses(logits, rows)
         distill = self.config.distill
         if distill is None:
             return losses
         assert self.teacher is not None
-        theirs: Any = self.teacher.model.apply(
-            self.teacher.variables, rows["images"], train=False
+        theirs: Any = self.teacher.apply(
+            self.teacher_variables, rows["images"], train=False
         )
         taught = distillation_loss(logits, theirs, distill.temperature) * rows["mask"]
         return (1 - distill.alpha) * losses + distill.alpha * taught
 
-    def _label_losses(self, logits: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+    def _label_losses(self, logits: jax.Array, rows: Rows) -> jax.Array:
         losses = self.config.loss(logits, rows["targets"])
         # Without an image there are no labels, which a loss of several could not tell from
         # an image of nothing.

@@ -36,7 +36,7 @@ def warm_start(
         new. None goes by their number alone, as it must where weights do not say theirs.
 
     Returns:
-      The state, and a sentence on each thing that the log should say.
+      The state, and sentences for the log.
 
     Raises:
       UserError: if the weights cannot be had or are of another network.
@@ -60,15 +60,14 @@ def warm_start(
     messages += changed
     if is_weight_set(source):
         messages += _notes(config, source)
-    weights = {"batch_stats": {}, **fitted}
-    weights = jax.device_put(weights, replicated(program.mesh))
+    everywhere = replicated(program.mesh)
+    weights = jax.device_put({"batch_stats": {}, **fitted}, everywhere)
     # Copied, because a donated state may not hold one buffer twice.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, weights)
     # Anew, because an optimizer may have kept something of the parameters.
-    init = jax.jit(program.optimizer.init, out_shardings=replicated(program.mesh))
-    opt_state = init(weights["params"])
-    state = dataclasses.replace(state, **weights, ema=ema, opt_state=opt_state)
-    return state, messages
+    init = jax.jit(program.optimizer.init, out_shardings=everywhere)
+    changed_state = {**weights, "ema": ema, "opt_state": init(weights["params"])}
+    return dataclasses.replace(state, **changed_state), messages
 
 
 def _check_computes_the_same(source: str, trained: Trained, model: Any) -> None:
@@ -83,7 +82,8 @@ def _check_computes_the_same(source: str, trained: Trained, model: Any) -> None:
 
 
 def _notes(config: Config, source: str) -> list[str]:
-    """Says where a recipe feeds published weights otherwise than they were trained."""
+    """Returns a note on each difference between a recipe's images and those that published
+    weights were trained with."""
     known = find_weights(source)
     notes = []
     if config.model.stem == "small":
@@ -91,12 +91,11 @@ def _notes(config: Config, source: str) -> list[str]:
             "note: these weights were trained with model.stem='imagenet', which has larger "
             "strides than 'small'"
         )
-    for transform in config.eval_transform:
-        if isinstance(transform, Normalize):
-            if (transform.mean, transform.std) != (known.mean, known.std):
-                notes.append(
-                    f"note: these weights were trained with Normalize(mean={known.mean}, "
-                    f"std={known.std}); the recipe has mean={transform.mean}, "
-                    f"std={transform.std}"
-                )
+    normalize = [one for one in config.eval_transform if isinstance(one, Normalize)]
+    for mean, std in [(one.mean, one.std) for one in normalize]:
+        if (mean, std) != (known.mean, known.std):
+            notes.append(
+                f"note: these weights were trained with Normalize(mean={known.mean}, "
+                f"std={known.std}); the recipe has mean={mean}, std={std}"
+            )
     return notes

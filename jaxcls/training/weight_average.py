@@ -7,7 +7,6 @@ https://arxiv.org/abs/2203.05482, section 2).
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,6 @@ from jaxcls import config as config_lib
 from jaxcls import parallel
 from jaxcls.checkpoint import checkpoints, weights_only
 from jaxcls.config import Config
-from jaxcls.data.opening import open_split
 from jaxcls.errors import UserError
 from jaxcls.inference.saved_run import SavedRun
 from jaxcls.training.program import Program
@@ -50,8 +48,8 @@ def average(
     al. (section 3.2) do.
 
     Args:
-      paths: runs' folders, whose newest checkpoint is taken, or folders of single steps. What
-        the result says of its data and transforms is the first's.
+      paths: runs' folders, whose newest checkpoint is taken, or folders of single steps. The
+        result has the data and the transforms of the first.
       out: the folder to write, which must not exist. It is like that of a run, but has nothing
         that training could continue with.
       last: takes the newest so many checkpoints of the one run in `paths`.
@@ -64,8 +62,8 @@ def average(
       were averaged.
 
     Raises:
-      UserError: if a checkpoint is missing or damaged, they do not go together, or an argument
-        is out of range.
+      UserError: if a checkpoint is missing or damaged, the checkpoints do not go together, or
+        an argument is out of range.
     """
     out = Path(out)
     weights_only.check_free(out)
@@ -73,9 +71,7 @@ def average(
         raise UserError(
             f"precise_bn must be a number of images, 1 or more, not {precise_bn}."
         )
-    members = [
-        SavedRun.open(folder) for folder in _folders(list(map(Path, paths)), last)
-    ]
+    members = list(map(SavedRun.open, _folders(list(map(Path, paths)), last)))
     _check_alike(members, weights)
     first = members[0]
     if len(members) == 1 and precise_bn is None:
@@ -92,22 +88,20 @@ def average(
     if precise_bn is not None:
         variables["batch_stats"] = _estimated(config, first, variables, precise_bn)
     names = ", ".join(str(member.folder) for member in members)
-    run = {
+    info = {
         **first.info,
         "step": max(member.info["step"] for member in members),
         "config": config_lib.to_dict(config),
         weights_only.MADE_BY: f"the average of the {weights} weights of {names}",
     }
-    return weights_only.write(out, variables, run)
+    return weights_only.write(out, variables, info)
 
 
 def mean(trees: Sequence[Any]) -> Any:
     """Returns the mean of trees of arrays: added up in float64, in the dtype of the first."""
-
-    def of(*leaves: np.ndarray) -> np.ndarray:
-        return np.mean(leaves, axis=0, dtype=np.float64).astype(leaves[0].dtype)
-
-    return jax.tree.map(of, *trees)
+    return jax.tree.map(
+        lambda *leaves: np.mean(leaves, 0, np.float64).astype(leaves[0].dtype), *trees
+    )
 
 
 def _folders(paths: Sequence[Path], last: int | None) -> list[Path]:
@@ -142,17 +136,18 @@ def _folders(paths: Sequence[Path], last: int | None) -> list[Path]:
 def _check_alike(members: Sequence[SavedRun], weights: Kind) -> None:
     """Raises UserError unless all checkpoints are of one network, which sees images in one way
     and tells the same classes apart, and have the weights that are wanted."""
-    first, *others = members
-    known = _known(first)
-    for other in others:
-        for (name, one), two in zip(known.items(), _known(other).values(), strict=True):
-            if one != two:
-                kinds = "" if "array" in name else f": {_short(one)} and {_short(two)}"
-                raise UserError(
-                    f"{first.folder} and {other.folder} cannot be averaged, because they "
-                    f"differ in {name}{kinds}. Take runs of one network on the same classes."
-                )
+    first = members[0]
+    wanted = _comparable(first)
     for member in members:
+        for name, value in _comparable(member).items():
+            if value == wanted[name]:
+                continue
+            both = f": {_short(wanted[name])} and {_short(value)}"
+            raise UserError(
+                f"{first.folder} and {member.folder} cannot be averaged, because they differ "
+                f"in {name}{'' if 'array' in name else both}. Take runs of one network on "
+                "the same classes."
+            )
         if weights == "ema" and not member.config.has_average:
             raise UserError(
                 f"{member.folder} has no averaged weights, as its run kept none: take "
@@ -160,16 +155,13 @@ def _check_alike(members: Sequence[SavedRun], weights: Kind) -> None:
             )
 
 
-def _known(member: SavedRun) -> dict[str, Any]:
-    """Returns what must be the same of all networks that are averaged, in words -> value."""
+def _comparable(member: SavedRun) -> dict[str, Any]:
+    """Returns what all networks that are averaged must have in common: name -> value."""
     forward = member.forward(parallel.make_mesh(1))
     shapes, model = forward.weight_shapes(), forward.model
     leaves, structure = jax.tree.flatten([shapes["params"], shapes["batch_stats"]])
-    options = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in TRAINING_ONLY
-    }
+    names = [field.name for field in dataclasses.fields(model)]
+    options = {n: getattr(model, n) for n in names if n not in TRAINING_ONLY}
     return {
         "model.name": member.config.model.name,
         "the options of the network": options,
@@ -181,7 +173,7 @@ def _known(member: SavedRun) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Returns a value in words; of a long list the first elements and how many there are."""
+    """Returns a value as text: of a long list the first elements, and how many there are."""
     if isinstance(value, list) and len(value) > 5:
         return f"{', '.join(map(str, value[:5]))}, ... ({len(value)} in all)"
     return str(value)
@@ -209,17 +201,11 @@ def _estimated(
     parallel.enable_compilation_cache()
     devices = min(config.devices or jax.device_count(), jax.device_count())
     config = dataclasses.replace(config, devices=devices, precise_bn=images)
-    source = open_split(config.data, "train")
+    source = saved.source("train")
     if tuple(source.class_names) != saved.class_names:
         raise UserError(
             f"{source!r} has other classes than when the checkpoints were trained: "
             "--precise_bn needs their training images."
-        )
-    trained_on = saved.info["train_source"]
-    if repr(source) != trained_on:
-        print(
-            f"note: trained on {trained_on}, the statistics are those of {source!r}",
-            file=sys.stderr,
         )
     program = Program(
         config,
@@ -229,5 +215,6 @@ def _estimated(
         image_shape=saved.info["image_shape"],
     )
     on_devices = jax.device_put(variables, parallel.replicated(program.mesh))
-    with Reestimate(program.trace_moments_step(), source, program) as reestimate:
+    moments_step = program.trace_moments_step().compile(config.deterministic)
+    with Reestimate(moments_step, source, program) as reestimate:
         return reestimate(on_devices)

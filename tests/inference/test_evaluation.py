@@ -211,7 +211,8 @@ def test_logits_do_not_wait_on_the_devices_for_the_end_of_the_split(
         return output
 
     def watched(values: Any) -> Any:
-        if any(values is logits for logits in given):
+        leaves = jax.tree.leaves(values)
+        if any(leaf is logits for leaf in leaves for logits in given):
             taken.append(len(given))
         return device_get(values)
 
@@ -242,8 +243,8 @@ def test_any_number_of_labels_on_the_devices(devices: int) -> None:
     mesh, source = parallel.make_mesh(devices), Several(101)
     batches = EvalBatches(source, batch_size=16)
     every = (batches[index] for index in range(len(batches)))
-    records = placement.place(every, len(source), mesh)
     shapes = placement.record_shapes(mesh, 101, (3, 3, 1), CLASSES)
+    records = placement.place(every, len(source), shapes)
     for name, shape in shapes.items():
         assert (records[name].shape, records[name].dtype) == (shape.shape, shape.dtype)
     ids = np.random.default_rng(1).permutation(96).astype(np.int32)

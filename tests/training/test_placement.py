@@ -20,6 +20,7 @@ from jaxcls.data.loader import EvalBatches
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
+from jaxcls.inference import forward
 from jaxcls.train import train
 from jaxcls.training import placement
 from tests import commands
@@ -58,7 +59,9 @@ def without_a_third(source: ArraySource) -> ArraySource:
 def placed(source: ArraySource, devices: int, batch_size: int) -> dict[str, jax.Array]:
     batches = EvalBatches(source, batch_size=batch_size)
     every = (batches[index] for index in range(len(batches)))
-    return placement.place(every, len(source), parallel.make_mesh(devices))
+    mesh, shape = parallel.make_mesh(devices), source.images.shape[1:]
+    shapes = placement.record_shapes(mesh, len(source), shape)
+    return placement.place(every, len(source), shapes)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
@@ -131,7 +134,7 @@ def test_what_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         local_devices = (Device(),)
 
     monkeypatch.setattr(
-        placement, "batch_sharded", lambda _: parallel.batch_sharded(mesh)
+        forward, "batch_sharded", lambda _: parallel.batch_sharded(mesh)
     )
     small: Any = Small()
     placement.check_memory(small, 800_000, (6, 5, 3))  # 9.5 of 10 MB on each

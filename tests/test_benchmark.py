@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import augment
+from jaxcls import augment, options
 from jaxcls.benchmark import main
 from jaxcls.benchmarks.augmentation import (
     every_branch,
@@ -66,7 +66,7 @@ def test_the_lessons_pipeline_takes_its_images() -> None:
     assert images.std((1, 2, 3)).min() > 10  # not flat
     transforms = lesson(32)
     for transform in transforms:
-        transform.validate()
+        options.check(transform)
     result, _ = jax.eval_shape(
         lambda: augment.apply(transforms, jax.random.key(0), images, jnp.ones((16, 10)))
     )

@@ -25,7 +25,7 @@ from jaxcls.data.formats.archives import Archive
 from jaxcls.download import Published, cache, cache_folder, cached_path, fetch, network
 from jaxcls.errors import UserError
 from jaxcls.models.weights import catalogue as weights
-from jaxcls.models.weights.catalogue import WEIGHTS, WeightSet, find
+from jaxcls.models.weights.catalogue import WEIGHTS, WeightSet, find_weights
 
 CONTENT = safetensors.numpy.save(
     {"weight": np.random.default_rng(0).normal(size=(700, 1000)).astype(np.float32)}
@@ -133,7 +133,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 def torchvision_set(digest: str = SHA256) -> WeightSet:
     """A set whose file's name says how its hash begins."""
     return dataclasses.replace(
-        find("torchvision/resnet50:v2"), file=f"resnet50-{digest[:8]}.pth"
+        find_weights("torchvision/resnet50:v2"), file=f"resnet50-{digest[:8]}.pth"
     )
 
 
@@ -142,7 +142,7 @@ def archive(server: Server, digest: str = SHA256) -> Archive:
     return Archive("pets", f"{server.address}/pets.tar.gz", digest)
 
 
-HUB_SET = find("timm/resnet50.a1_in1k")
+HUB_SET = find_weights("timm/resnet50.a1_in1k")
 BOTH = [HUB_SET, torchvision_set()]
 
 
@@ -272,7 +272,7 @@ def test_no_hash_because_the_server_is_ill(server: Server) -> None:
 
 def test_a_file_instead_needs_the_options_that_the_name_brings(server: Server) -> None:
     server.status = 503
-    message = failure(find("timm/tf_efficientnet_b0.in1k"))
+    message = failure(find_weights("timm/tf_efficientnet_b0.in1k"))
     wanted = "instead of the name, model.bn_epsilon=0.001, model.padding='same'."
     assert message.endswith(wanted)
     assert failure(HUB_SET).endswith("instead of the name.")
@@ -370,8 +370,8 @@ def test_killed(server: Server) -> None:
     server.midway = lambda: wait(go_on)
     code = """
         from jaxcls.download import fetch
-        from jaxcls.models.weights.catalogue import find
-        fetch(find("timm/resnet50.a1_in1k"))
+        from jaxcls.models.weights.catalogue import find_weights
+        fetch(find_weights("timm/resnet50.a1_in1k"))
     """
     folder = cache_folder() / "weights"
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])

@@ -102,7 +102,7 @@ def test_what_thaws_after_the_sweep_stays_frozen() -> None:
         )
     )
     program = _opened(config, 20, 1e-4, 1.0).program
-    found = {name: one.thaws_at for name, one in program.groups.by_path.items()}
+    found = {name: one.thaws_at for name, one in program.treatments.by_path.items()}
     assert found == {
         "Conv_0/kernel": None,
         "BatchNorm_0/bias": 10,

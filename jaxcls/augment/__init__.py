@@ -30,10 +30,10 @@ from jaxcls.augment.geometry import (
     Resize,
     VerticalFlip,
 )
-from jaxcls.augment.kernels.one_operation import deal
+from jaxcls.augment.kernels.one_operation import one_operation_per_image
 from jaxcls.augment.kernels.operations import apply_op
 from jaxcls.augment.mix import CutMix, MixUp, MixUpOrCutMix
-from jaxcls.augment.pipeline import Moment, Transform, apply
+from jaxcls.augment.pipeline import ImageTransform, RunPosition, Transform, apply
 from jaxcls.augment.policies import (
     AugMix,
     AutoAugment,
@@ -42,8 +42,7 @@ from jaxcls.augment.policies import (
     TimmRandAugment,
     TrivialAugmentWide,
 )
-from jaxcls.augment.schedule import Growing, Scheduled
-from jaxcls.augment.stages import Staged, in_stages
+from jaxcls.augment.schedule import Growing, Scheduled, Staged, stages_of_run
 from jaxcls.augment.views import (
     AirbenchViews,
     FiveCrops,
@@ -53,58 +52,3 @@ from jaxcls.augment.views import (
     Views,
     averaged_logits,
 )
-
-__all__ = [
-    "AirbenchViews",
-    "AlternatingFlip",
-    "AugMix",
-    "AutoAugment",
-    "CenterCrop",
-    "ColorJitter",
-    "CutMix",
-    "Cutout",
-    "FiveCrops",
-    "FlipViews",
-    "GaussianBlur",
-    "Growing",
-    "HorizontalFlip",
-    "MixUp",
-    "MixUpOrCutMix",
-    "Moment",
-    "Normalize",
-    "RandAugment",
-    "RandomAffine",
-    "RandomAutoContrast",
-    "RandomContrast",
-    "RandomCrop",
-    "RandomEqualize",
-    "RandomErasing",
-    "RandomGamma",
-    "RandomGrayscale",
-    "RandomInvert",
-    "RandomPerspective",
-    "RandomPosterize",
-    "RandomResizedCrop",
-    "RandomRotation",
-    "RandomSharpness",
-    "RandomSolarize",
-    "RandomTranslation",
-    "RandomZoom",
-    "Resize",
-    "Scales",
-    "Scheduled",
-    "Staged",
-    "TenCrops",
-    "ThreeAugment",
-    "TimmRandAugment",
-    "Transform",
-    "TrivialAugmentWide",
-    "VerticalFlip",
-    "Views",
-    "apply",
-    "apply_op",
-    "around_normalize",
-    "averaged_logits",
-    "deal",
-    "in_stages",
-]

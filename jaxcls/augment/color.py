@@ -2,32 +2,26 @@
 
 import abc
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval, MinLen
 
-from jaxcls.augment.kernels import pillow_color as tones
-from jaxcls.augment.pipeline import (
-    Transform,
-    check_amount,
-    check_range,
-    sometimes,
-)
+from jaxcls.augment.kernels import pillow_color
+from jaxcls.augment.kernels.images import sometimes, uniform
+from jaxcls.augment.kernels.platforms import repeated
+from jaxcls.augment.pipeline import ImageTransform, RandomGreyLevelTransform, Transform
 from jaxcls.errors import UserError
+from jaxcls.options import AboveZero, Ascending, Share, ZeroOrMore
 
 SMALLEST_STD = 1e-6
 """Of Normalize: far below the spread of any images, far above where float32 overflows."""
 
-_LEVELS = jnp.uint8
-"""In which images wait for their next change, but on TPUs."""
-
 
 @dataclasses.dataclass(kw_only=True)
-class Normalize(Transform):
+class Normalize(ImageTransform):
     """(pixel / 255 - mean) / std, as torchvision's ToTensor and Normalize.
 
     Attributes:
@@ -35,16 +29,12 @@ class Normalize(Transform):
       std: a value for each channel in 1e-6..1, or one for all.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Annotated[tuple[float, ...], MinLen(1)]
+    std: Annotated[tuple[float, ...], MinLen(1)]
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del rng
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         self.check_channels(images.shape[-1])
-        mean, std = jnp.array(self.mean), jnp.array(self.std)
-        return (images / 255 - mean) / std, targets
+        return (images / 255 - jnp.array(self.mean)) / jnp.array(self.std)
 
     def check_channels(self, channels: int) -> None:
         """Raises UserError unless there is one value for all channels, or one for each."""
@@ -56,13 +46,8 @@ class Normalize(Transform):
                 )
 
     def validate(self) -> None:
-        for name, values, low in (
-            ("mean", self.mean, 0),
-            ("std", self.std, SMALLEST_STD),
-        ):
-            if not values:
-                raise UserError(f"Normalize.{name} is empty: give a value a channel.")
-            for value in values:
+        for name, low in (("mean", 0), ("std", SMALLEST_STD)):
+            for value in getattr(self, name):
                 if not low <= value <= 1:
                     raise UserError(
                         f"Normalize.{name} must lie in {low:g}..1, where 1 stands for grey "
@@ -71,33 +56,24 @@ class Normalize(Transform):
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Recolor(Transform):
+class _Recolor(RandomGreyLevelTransform):
     """A change of grey levels that each image undergoes with probability `p`.
 
     Attributes:
       p: probability, 0..1.
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
-    p: float
+    p: Share = 0.5
 
     @abc.abstractmethod
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         """Returns all images changed, each by a draw of its own."""
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         if self.p == 0:
-            return images, targets
+            return images
         choice, change = jax.random.split(rng)
-        changed = self.recolored(change, images)
-        return sometimes(choice, self.p, changed, images), targets
-
-    def validate(self) -> None:
-        check_range(self, "p", 0, 1)
+        return sometimes(choice, self.p, self.recolored(change, images), images)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -109,19 +85,19 @@ class ColorJitter(_Recolor):
     the same for all its images, where torchvision draws one for each image.
 
     Attributes:
-      brightness: a factor is drawn from 1 - brightness (at least 0) .. 1 + brightness. 0 or
-        more; 0 leaves it alone, which holds for all four.
-      contrast: likewise, about the mean grey level of the image.
-      saturation: likewise, about the grey image.
-      hue: turns of the colour circle: one is drawn from -hue..hue. 0..0.5.
+      brightness: 0 or more; the factor is drawn from 1 - brightness (at least 0) .. 1 +
+        brightness. 0 changes nothing, here and in the next three.
+      contrast: the same, about the mean grey level of the image.
+      saturation: the same, about the grey image.
+      hue: 0..0.5; the turn of the colour circle is drawn from -hue..hue.
       p: probability, 0..1, of any change to an image.
     """
 
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    p: float = 1.0
+    brightness: ZeroOrMore = 0.0
+    contrast: ZeroOrMore = 0.0
+    saturation: ZeroOrMore = 0.0
+    hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
+    p: Share = 1.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         changes: list[Callable[[jax.Array], jax.Array]] = []
@@ -132,50 +108,34 @@ class ColorJitter(_Recolor):
             if low == high:
                 return
             key = jax.random.fold_in(rng, len(changes))
-            amounts = jax.random.uniform(key, (len(images),), minval=low, maxval=high)
+            amounts = uniform(key, len(images), (low, high))
             changes.append(lambda images: change(images, amounts))
 
-        add(tones.brightness, max(0, 1 - self.brightness), 1 + self.brightness)
-        add(tones.contrast, max(0, 1 - self.contrast), 1 + self.contrast)
-        add(tones.saturation, max(0, 1 - self.saturation), 1 + self.saturation)
-        add(tones.hue, -self.hue, self.hue)
+        add(pillow_color.brightness, max(0, 1 - self.brightness), 1 + self.brightness)
+        add(pillow_color.contrast, max(0, 1 - self.contrast), 1 + self.contrast)
+        add(pillow_color.saturation, max(0, 1 - self.saturation), 1 + self.saturation)
+        add(pillow_color.hue, -self.hue, self.hue)
         if not changes:
             return images
         order = jax.random.permutation(
             jax.random.fold_in(rng, len(changes)), len(changes)
         )
 
-        def in_turn(images: jax.Array, dtype: Any) -> jax.Array:
+        def change_once(index: jax.Array, levels: jax.Array) -> jax.Array:
             # Converted within a branch, where that is one loop with the change.
             branches = [
                 lambda levels, change=change: change(
                     levels.astype(images.dtype)
-                ).astype(dtype)
+                ).astype(levels.dtype)
                 for change in changes
             ]
-            return jax.lax.fori_loop(
-                0,
-                len(changes),
-                lambda turn, levels: jax.lax.switch(order[turn], branches, levels),
-                images.astype(dtype),
-            ).astype(images.dtype)
+            return jax.lax.switch(order[index], branches, levels)
 
-        # uint8 is quicker to copy from turn to turn; TPUs would convert it slowly.
-        return jax.lax.platform_dependent(
-            images,
-            tpu=functools.partial(in_turn, dtype=images.dtype),
-            default=functools.partial(in_turn, dtype=_LEVELS),
-        )
-
-    def validate(self) -> None:
-        super().validate()
-        for name in ("brightness", "contrast", "saturation"):
-            check_amount(self, name)
-        check_range(self, "hue", 0, 0.5)
+        return repeated(len(changes), change_once, images, tpu_dtype=images.dtype)
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomContrast(Transform):
+class RandomContrast(RandomGreyLevelTransform):
     """Changes the contrast of each channel about its own mean (Keras' RandomContrast with
     value_range=(0, 255)), rounded to whole grey levels.
 
@@ -183,28 +143,18 @@ class RandomContrast(Transform):
       factor: each image's contrast is drawn from 1 - factor .. 1 + factor. 0..1.
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
+    factor: Share
 
-    factor: float
-
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         if self.factor == 0:
-            return images, targets
+            return images
+        low, high = 1 - self.factor, 1 + self.factor
         factor = jax.random.uniform(
-            rng,
-            (len(images), 1, 1, 1),
-            minval=1 - self.factor,
-            maxval=1 + self.factor,
+            rng, (len(images), 1, 1, 1), minval=low, maxval=high
         )
         mean = images.mean((1, 2), keepdims=True)
         changed = jnp.clip(mean + factor * (images - mean), 0, 255)
-        return jnp.round(changed), targets
-
-    def validate(self) -> None:
-        check_range(self, "factor", 0, 1)
+        return jnp.round(changed)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -216,11 +166,10 @@ class RandomGrayscale(_Recolor):
       p: probability, 0..1.
     """
 
-    p: float = 0.1
+    p: Share = 0.1
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        del rng
-        return tones.grayscale(images)
+        return pillow_color.grayscale(images)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -236,26 +185,18 @@ class GaussianBlur(_Recolor):
     """
 
     kernel_size: int
-    sigma: tuple[float, float] = (0.1, 2.0)
-    p: float = 1.0
+    sigma: Annotated[tuple[AboveZero, AboveZero], Ascending()] = (0.1, 2.0)
+    p: Share = 1.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        low, high = self.sigma
-        sigma = jax.random.uniform(rng, (len(images),), minval=low, maxval=high)
-        return tones.gaussian_blur(images, self.kernel_size, sigma)
+        sigma = uniform(rng, len(images), self.sigma)
+        return pillow_color.gaussian_blur(images, self.kernel_size, sigma)
 
     def validate(self) -> None:
-        super().validate()
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(
                 "GaussianBlur.kernel_size must be an odd number of pixels, 1 or more, not "
                 f"{self.kernel_size}."
-            )
-        low, high = self.sigma
-        if not 0 < low <= high < math.inf:
-            raise UserError(
-                "GaussianBlur.sigma must be the least and the greatest of two numbers above "
-                f"0, not {self.sigma}."
             )
 
 
@@ -268,18 +209,12 @@ class RandomSolarize(_Recolor):
       p: probability, 0..1.
     """
 
-    threshold: float = 128.0
-    p: float = 0.5
+    threshold: Annotated[float, Interval(ge=0, le=256)] = 128.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        del rng
         if self.threshold > 255:
             return images
-        return tones.solarize(images, jnp.full(len(images), self.threshold))
-
-    def validate(self) -> None:
-        super().validate()
-        check_range(self, "threshold", 0, 256)
+        return pillow_color.solarize(images, jnp.full(len(images), self.threshold))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -291,18 +226,12 @@ class RandomPosterize(_Recolor):
       p: probability, 0..1.
     """
 
-    bits: int
-    p: float = 0.5
+    bits: Annotated[int, Interval(ge=1, le=8)]
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        del rng
         if self.bits == 8:
             return images
-        return tones.posterize(images, jnp.full(len(images), self.bits))
-
-    def validate(self) -> None:
-        super().validate()
-        check_range(self, "bits", 1, 8)
+        return pillow_color.posterize(images, jnp.full(len(images), self.bits))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -314,11 +243,8 @@ class RandomEqualize(_Recolor):
       p: probability, 0..1.
     """
 
-    p: float = 0.5
-
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        del rng
-        return tones.equalize(images)
+        return pillow_color.equalize(images)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -330,11 +256,8 @@ class RandomAutoContrast(_Recolor):
       p: probability, 0..1.
     """
 
-    p: float = 0.5
-
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        del rng
-        return tones.autocontrast(images)
+        return pillow_color.autocontrast(images)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -345,11 +268,8 @@ class RandomInvert(_Recolor):
       p: probability, 0..1.
     """
 
-    p: float = 0.5
-
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        del rng
-        return tones.invert(images)
+        return pillow_color.invert(images)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -361,18 +281,12 @@ class RandomSharpness(_Recolor):
       p: probability, 0..1.
     """
 
-    factor: float
-    p: float = 0.5
+    factor: ZeroOrMore
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        del rng
         if self.factor == 1:
             return images
-        return tones.sharpness(images, jnp.full(len(images), self.factor))
-
-    def validate(self) -> None:
-        super().validate()
-        check_amount(self, "factor")
+        return pillow_color.sharpness(images, jnp.full(len(images), self.factor))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -385,24 +299,14 @@ class RandomGamma(_Recolor):
       p: probability, 0..1.
     """
 
-    gamma: tuple[float, float]
-    p: float = 1.0
+    gamma: Annotated[tuple[ZeroOrMore, ZeroOrMore], Ascending()]
+    p: Share = 1.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        low, high = self.gamma
-        if low == high == 1:
+        if self.gamma == (1, 1):
             return images
-        exponent = jax.random.uniform(rng, (len(images),), minval=low, maxval=high)
-        return tones.gamma(images, exponent)
-
-    def validate(self) -> None:
-        super().validate()
-        low, high = self.gamma
-        if not 0 <= low <= high < math.inf:
-            raise UserError(
-                "RandomGamma.gamma must be the least and the greatest of two exponents, 0 or "
-                f"more, not {self.gamma}."
-            )
+        exponent = uniform(rng, len(images), self.gamma)
+        return pillow_color.gamma(images, exponent)
 
 
 def around_normalize(

@@ -2,24 +2,23 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment.boxes import Boxes
-from jaxcls.augment.geometry import check_choice, check_interval
+from jaxcls.augment.kernels.boxes import Boxes
 from jaxcls.augment.kernels.resample import Interpolation, kernel, nearest
-from jaxcls.augment.pipeline import LARGEST_SIDE, Transform, check_range
-from jaxcls.errors import UserError
+from jaxcls.augment.pipeline import RandomGreyLevelTransform, Side
+from jaxcls.options import AboveZero, Ascending, ShareAboveZero
 
 _TRIES = 10
 """How often torchvision draws a box before it takes the middle of the image."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomResizedCrop(Transform):
+class RandomResizedCrop(RandomGreyLevelTransform):
     """Cuts a box of random area and shape out of each image and resizes it to a square
     (torchvision's RandomResizedCrop; Szegedy et al., "Going Deeper with Convolutions", 2014).
 
@@ -36,86 +35,52 @@ class RandomResizedCrop(Transform):
         (torchvision's antialias=False; no different for "nearest").
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
-    size: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: Side
+    scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()] = (0.08, 1.0)
+    ratio: Annotated[tuple[AboveZero, AboveZero], Ascending()] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
     antialiased: bool = True
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, _ = images.shape
-        boxes = random_boxes(rng, batch, height, width, self.scale, self.ratio)
-        resized = resize_boxes(
+        boxes = self.boxes(rng, batch, height, width)
+        return resize_boxes(
             images, boxes, self.size, self.interpolation, self.antialiased
         )
-        return resized, targets
 
-    def validate(self) -> None:
-        check_range(self, "size", 1, LARGEST_SIDE)
-        check_choice(self, "interpolation", Interpolation)
-        for name in ("scale", "ratio"):
-            check_interval(self, name)
-            low, _ = getattr(self, name)
-            if not low > 0:
-                raise UserError(f"RandomResizedCrop.{name} must be above 0, not {low}.")
-        if self.scale[1] > 1:
-            raise UserError(
-                "RandomResizedCrop.scale must not be above 1, the whole image, not "
-                f"{self.scale[1]}."
-            )
+    def boxes(self, rng: jax.Array, batch: int, height: int, width: int) -> Boxes:
+        """Draws a box in each of `batch` images of height x width.
 
+        The first that fits of ten tries is taken. If none fits, the box is the middle of the
+        image, cut to the nearest ratio that is allowed.
+        """
+        area_key, ratio_key, top_key, left_key = jax.random.split(rng, 4)
+        shape = (batch, _TRIES)
+        low, high = self.scale
+        area = (
+            height
+            * width
+            * jax.random.uniform(area_key, shape, minval=low, maxval=high)
+        )
+        low, high = (math.log(bound) for bound in self.ratio)
+        aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
+        tried_w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+        tried_h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+        fits = (0 < tried_w) & (tried_w <= width) & (0 < tried_h) & (tried_h <= height)
+        first = fits & (jnp.cumsum(fits, 1) == 1)
+        box_h = (tried_h * first).sum(1)
+        box_w = (tried_w * first).sum(1)
 
-def random_boxes(
-    rng: jax.Array,
-    batch: int,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> Boxes:
-    """Draws a box in each of `batch` images of height x width, as torchvision's
-    RandomResizedCrop: ten tries, of which the first that fits is taken. If none fits, the box
-    is the middle of the image, cut to the nearest ratio that is allowed.
-
-    Args:
-      rng: a random key.
-      batch: number of images.
-      height: of the images.
-      width: of the images.
-      scale: the least and greatest area, as a fraction of the image's.
-      ratio: the least and greatest width by height.
-    """
-    area_key, ratio_key, top_key, left_key = jax.random.split(rng, 4)
-    shape = (batch, _TRIES)
-    low, high = scale
-    area = height * width * jax.random.uniform(area_key, shape, minval=low, maxval=high)
-    low, high = (math.log(bound) for bound in ratio)
-    aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
-    tried_w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
-    tried_h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
-    fits = (0 < tried_w) & (tried_w <= width) & (0 < tried_h) & (tried_h <= height)
-    first = fits & (jnp.cumsum(fits, 1) == 1)
-    box_h = (tried_h * first).sum(1)
-    box_w = (tried_w * first).sum(1)
-
-    none = ~fits.any(1)
-    fallback_h, fallback_w = _middle_box(height, width, ratio)
-    box_h = jnp.where(none, fallback_h, box_h)
-    box_w = jnp.where(none, fallback_w, box_w)
-    spare_h, spare_w = height - box_h, width - box_w
-    top = jax.random.randint(top_key, (batch,), 0, spare_h + 1)
-    left = jax.random.randint(left_key, (batch,), 0, spare_w + 1)
-    return Boxes(
-        top=jnp.where(none, spare_h // 2, top),
-        left=jnp.where(none, spare_w // 2, left),
-        height=box_h,
-        width=box_w,
-    )
+        none = ~fits.any(1)
+        fallback_h, fallback_w = _middle_box(height, width, self.ratio)
+        box_h = jnp.where(none, fallback_h, box_h)
+        box_w = jnp.where(none, fallback_w, box_w)
+        spare_h, spare_w = height - box_h, width - box_w
+        top = jax.random.randint(top_key, (batch,), 0, spare_h + 1)
+        left = jax.random.randint(left_key, (batch,), 0, spare_w + 1)
+        top = jnp.where(none, spare_h // 2, top)
+        left = jnp.where(none, spare_w // 2, left)
+        return Boxes(top, left, box_h, box_w)
 
 
 def _middle_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
@@ -152,11 +117,7 @@ def resize_boxes(
     """
     _, height, width, _ = images.shape
     # Grey levels, and weights that are 0 and 1, are exact in the fastest kind of product.
-    precision = (
-        jax.lax.Precision.DEFAULT
-        if interpolation == "nearest"
-        else jax.lax.Precision.HIGHEST
-    )
+    precision = "default" if interpolation == "nearest" else "highest"
     across = _weights(boxes.left, boxes.width, width, size, interpolation, antialiased)
     down = _weights(boxes.top, boxes.height, height, size, interpolation, antialiased)
     columns = jnp.einsum("bsw,bhwc->bhsc", across, images, precision=precision)

@@ -2,23 +2,27 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval, MinLen
 
-from jaxcls.augment.boxes import Boxes, below
-from jaxcls.augment.pipeline import LARGEST_SIDE, Transform, check_range
+from jaxcls.augment.kernels.boxes import Boxes, below
+from jaxcls.augment.pipeline import ImageTransform, Side
 from jaxcls.errors import UserError
+from jaxcls.options import AboveZero, Ascending, Share
 
 Fill = Literal["constant", "color", "pixel"]
+
+_Count = Annotated[int, Interval(ge=1, le=100)]
 
 _TRIES = 10
 """How often torchvision and timm draw a box that may turn out too large."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomErasing(Transform):
+class RandomErasing(ImageTransform):
     """Erases boxes of random sizes, shapes and places (Zhong et al. 2020, arXiv 1708.04896).
 
     A box covers a fraction of the image drawn evenly from `scale`, with a height / width
@@ -43,34 +47,32 @@ class RandomErasing(Transform):
 
     random: ClassVar[bool] = True
 
-    p: float = 0.5
-    scale: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
+    p: Share = 0.5
+    scale: Annotated[tuple[Share, Share], Ascending()] = (0.02, 0.33)
+    ratio: Annotated[tuple[AboveZero, AboveZero], Ascending()] = (0.3, 3.3)
     fill: Fill = "constant"
-    value: tuple[float, ...] = (0.0,)
-    count: tuple[int, int] = (1, 1)
+    value: Annotated[tuple[float, ...], MinLen(1)] = (0.0,)
+    count: Annotated[tuple[_Count, _Count], Ascending()] = (1, 1)
 
     @property
     def keeps_grey_levels(self) -> bool:  # type: ignore[override]
         whole = all(0 <= v <= 255 and v == int(v) for v in self.value)
         return self.fill == "constant" and whole
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         if self.p == 0:
-            return images, targets
+            return images
         batch, height, width, channels = images.shape
         box_rng, fill_rng = jax.random.split(rng)
         erased = self._boxes(box_rng, batch, height, width).mask(height, width)
         if self.fill != "color":
             fill = self._fill(fill_rng, (batch, height, width, channels))
-            return jnp.where(erased.any(1), fill, images), targets
+            return jnp.where(erased.any(1), fill, images)
         colors = jax.random.normal(fill_rng, (batch, self.count[1], 1, 1, channels))
         # Where boxes overlap, the later one lies on top.
         for box in range(self.count[1]):
             images = jnp.where(erased[:, box], colors[:, box], images)
-        return images, targets
+        return images
 
     def _fill(self, rng: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
         """Returns what shows where a pixel is erased, broadcasts to the shape of the images."""
@@ -111,43 +113,11 @@ class RandomErasing(Transform):
         left = below(width - box_width + 1, column)
         return Boxes(top, left, box_height, box_width)
 
-    def validate(self) -> None:
-        check_range(self, "p", 0, 1)
-        low, high = self.scale
-        if not 0 <= low <= high <= 1:
-            raise UserError(
-                "RandomErasing.scale must be the smallest and the largest fraction of the "
-                f"area, both in 0..1, not {self.scale}."
-            )
-        low, high = self.ratio
-        if not 0 < low <= high < math.inf:
-            raise UserError(
-                "RandomErasing.ratio must be the smallest and the largest height / width, "
-                f"both above 0, not {self.ratio}."
-            )
-        known = get_args(Fill)
-        if self.fill not in known:
-            raise UserError(
-                f"RandomErasing.fill must be one of {', '.join(map(repr, known))}, not "
-                f"{self.fill!r}."
-            )
-        if not self.value or not all(map(math.isfinite, self.value)):
-            raise UserError(
-                "RandomErasing.value must be a number for each channel, or one for all, not "
-                f"{self.value}."
-            )
-        fewest, most = self.count
-        if not 1 <= fewest <= most <= 100:
-            raise UserError(
-                "RandomErasing.count must be the fewest and the most boxes, both in 1..100, "
-                f"not {self.count}."
-            )
-
 
 @dataclasses.dataclass(kw_only=True)
-class Cutout(Transform):
-    """Sets a square to 0 whose middle is any pixel of the image with equal probability; what
-    of it lies outside is lost (DeVries and Taylor 2017, arXiv 1708.04552).
+class Cutout(ImageTransform):
+    """Sets a square to 0 (DeVries and Taylor 2017, arXiv 1708.04552). Its middle is any pixel of
+    the image with equal probability, and the part outside of the image is lost.
 
     0 is the mean colour behind Normalize, as published, and black before.
 
@@ -158,22 +128,16 @@ class Cutout(Transform):
 
     random: ClassVar[bool] = True
 
-    size: int
-    p: float = 1.0
+    size: Side
+    p: Share = 1.0
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         if self.p == 0:
-            return images, targets
+            return images
         batch, height, width, _ = images.shape
         chosen, row, column = jax.random.uniform(rng, (3, batch))
         side = self.size * (chosen < self.p)
         row, column = below(height, row), below(width, column)
         half = self.size // 2
         erased = Boxes(row - half, column - half, side, side).mask(height, width)
-        return jnp.where(erased, 0.0, images), targets
-
-    def validate(self) -> None:
-        check_range(self, "size", 1, LARGEST_SIDE)
-        check_range(self, "p", 0, 1)
+        return jnp.where(erased, 0.0, images)

@@ -1,31 +1,54 @@
 """Transforms that move pixels."""
 
+import abc
 import dataclasses
-import math
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 
+from jaxcls.augment.kernels.images import per_image, sometimes, symmetric, take, uniform
 from jaxcls.augment.kernels.pillow_warp import FillMode, rotate, warp
 from jaxcls.augment.kernels.resample import Interpolation, resample, resized_shape
 from jaxcls.augment.pipeline import (
     LARGEST_SIDE,
-    Moment,
+    ImageTransform,
+    Maps,
+    RandomGreyLevelTransform,
+    RunPosition,
+    Side,
     Transform,
     Warp,
-    check_range,
+    WholeGreyLevel,
+    product,
 )
 from jaxcls.errors import UserError
+from jaxcls.options import AboveZero, Ascending, Share, ShareBelowOne, ZeroOrMore
 
 CropMode = Literal["constant", "edge", "reflect"]
 
+Spread = ZeroOrMore | Annotated[tuple[float, float], Ascending()]
+"""Uniform between two numbers; one number d means -d to d."""
+
+_Shift = Annotated[float, Interval(ge=-1, le=1)]
+_Zoom = Annotated[float, Interval(gt=-1, le=1)]
+_ShearAngle = Annotated[float, Interval(gt=-90, lt=90)]
+
+ShiftSpread = Share | Annotated[tuple[_Shift, _Shift], Ascending()]
+ZoomSpread = ShareBelowOne | Annotated[tuple[_Zoom, _Zoom], Ascending()]
+ShearSpread = (
+    Annotated[float, Interval(ge=0, lt=90)]
+    | Annotated[tuple[_ShearAngle, _ShearAngle], Ascending()]
+    | tuple[_ShearAngle, _ShearAngle, _ShearAngle, _ShearAngle]
+)
+
 
 @dataclasses.dataclass(kw_only=True)
-class Resize(Transform):
+class Resize(ImageTransform):
     """Resizes the shorter side to `size`, keeping the aspect ratio, with antialiasing.
 
-    torchvision's Resize(size) on Pillow images, to the last bit (jaxcls/augment/resample.py
+    torchvision's Resize(size) on Pillow images, to the last bit (kernels/resample.py
     says how). Two matrix products; "nearest" copies pixels, without antialiasing.
 
     Attributes:
@@ -35,26 +58,19 @@ class Resize(Transform):
 
     on_grey_levels: ClassVar[bool] = True
 
-    size: int
+    size: Side
     interpolation: Interpolation = "bilinear"
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del rng
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         _, height, width, _ = images.shape
         if min(height, width) == self.size:
-            return images, targets
+            return images
         height, width = resized_shape(height, width, self.size)
-        return resample(images, height, width, self.interpolation), targets
-
-    def validate(self) -> None:
-        check_range(self, "size", 1, LARGEST_SIDE)
-        check_choice(self, "interpolation", Interpolation)
+        return resample(images, height, width, self.interpolation)
 
 
 @dataclasses.dataclass(kw_only=True)
-class CenterCrop(Transform):
+class CenterCrop(ImageTransform):
     """Cuts a square out of the middle of each image (torchvision's CenterCrop(size)).
 
     An image that is smaller than the square stands in its middle, on black.
@@ -65,12 +81,9 @@ class CenterCrop(Transform):
 
     on_grey_levels: ClassVar[bool] = True
 
-    size: int
+    size: Side
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del rng
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         borders = [(0, 0, 0)] * images.ndim
         for axis in (1, 2):
             side = images.shape[axis]
@@ -78,18 +91,15 @@ class CenterCrop(Transform):
             # How many pixels are added before and behind; what is below 0 is cut off.
             borders[axis] = (-start, start + self.size - side, 0)
         black = jnp.zeros((), images.dtype)
-        return jax.lax.pad(images, black, borders), targets
-
-    def validate(self) -> None:
-        check_range(self, "size", 1, LARGEST_SIDE)
+        return jax.lax.pad(images, black, borders)
 
 
 def center_start(side: int, size: int) -> int:
     """Returns the pixel where torchvision begins the middle `size` of `side` pixels.
 
-    Where an odd number is left over, the greater half of what is cut off lies behind, or
-    before if that makes the start even (Python rounds a half to the even number). Below 0
-    if the image is smaller: the greater half of what is added then lies behind.
+    If an odd number of pixels is left over, the larger half is cut off at the end, or at the
+    beginning if that makes the start even (Python rounds a half to the even number). The start
+    is below 0 if the image is smaller; the larger half is then added at the end.
     """
     if side < size:
         return -((size - side) // 2)
@@ -97,7 +107,7 @@ def center_start(side: int, size: int) -> int:
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomCrop(Transform):
+class RandomCrop(RandomGreyLevelTransform):
     """Pads every side and cuts out a window of the original size, at a place of its own for
     each image (torchvision's RandomCrop(size, padding)).
 
@@ -108,16 +118,11 @@ class RandomCrop(Transform):
       fill: whole grey level 0..255 outside, in mode "constant".
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
-    padding: int
+    padding: Annotated[int, Interval(ge=0, le=LARGEST_SIDE)]
     mode: CropMode = "constant"
-    fill: float = 0.0
+    fill: WholeGreyLevel = 0.0
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, _ = images.shape
         if self.mode == "reflect" and self.padding >= min(height, width):
             raise UserError(
@@ -127,20 +132,14 @@ class RandomCrop(Transform):
         shift = jax.random.randint(rng, (batch, 2), -self.padding, self.padding + 1)
         rows, row_inside = self._source(shift[:, 0], height)
         columns, column_inside = self._source(shift[:, 1], width)
-        # The indices are in bounds: no need for the checks that gather makes by default.
         pick = jax.vmap(
-            lambda image, row, column: (
-                image.at[row]
-                .get(mode="promise_in_bounds")
-                .at[:, column]
-                .get(mode="promise_in_bounds")
-            )
+            lambda image, row, column: take(take(image, row), (slice(None), column))
         )
         cropped = pick(images, rows, columns)
         if self.mode == "constant":
             inside = row_inside[:, :, None] & column_inside[:, None, :]
             cropped = jnp.where(inside[..., None], cropped, self.fill)
-        return cropped, targets
+        return cropped
 
     def _source(self, shift: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """Returns for each pixel along one side where it comes from, int32 [batch, size] in
@@ -152,62 +151,50 @@ class RandomCrop(Transform):
             return last - jnp.abs(last - jnp.abs(place)), inside
         return jnp.clip(place, 0, size - 1), inside
 
-    def validate(self) -> None:
-        check_range(self, "padding", 0, LARGEST_SIDE)
-        check_choice(self, "mode", CropMode)
-        check_level(self, "fill")
+
+@dataclasses.dataclass(kw_only=True)
+class _RandomFlip(ImageTransform):
+    """Mirrors each image along an axis with probability `p`.
+
+    Attributes:
+      p: probability, 0..1.
+    """
+
+    random: ClassVar[bool] = True
+    axis: ClassVar[int]
+
+    p: Share = 0.5
+
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        if self.p == 0:
+            return images
+        return sometimes(rng, self.p, jnp.flip(images, self.axis), images)
 
 
 @dataclasses.dataclass(kw_only=True)
-class HorizontalFlip(Transform):
+class HorizontalFlip(_RandomFlip):
     """Mirrors each image left to right with probability `p`.
 
     Attributes:
       p: probability, 0..1.
     """
 
-    random: ClassVar[bool] = True
-
-    p: float = 0.5
-
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        if self.p == 0:
-            return images, targets
-        flip = jax.random.bernoulli(rng, jnp.float32(self.p), (len(images), 1, 1, 1))
-        return jnp.where(flip, images[:, :, ::-1], images), targets
-
-    def validate(self) -> None:
-        check_range(self, "p", 0, 1)
+    axis: ClassVar[int] = 2
 
 
 @dataclasses.dataclass(kw_only=True)
-class VerticalFlip(Transform):
+class VerticalFlip(_RandomFlip):
     """Mirrors each image upside down with probability `p`.
 
     Attributes:
       p: probability, 0..1.
     """
 
-    random: ClassVar[bool] = True
-
-    p: float = 0.5
-
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        if self.p == 0:
-            return images, targets
-        flip = jax.random.bernoulli(rng, jnp.float32(self.p), (len(images), 1, 1, 1))
-        return jnp.where(flip, images[:, ::-1], images), targets
-
-    def validate(self) -> None:
-        check_range(self, "p", 0, 1)
+    axis: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(kw_only=True)
-class AlternatingFlip(Transform):
+class AlternatingFlip(ImageTransform):
     """Mirrors half of the images left to right, and in the next epoch the other half.
 
     Any two epochs in a row show each image and its mirror once (Jordan, "94% on CIFAR-10 in
@@ -218,29 +205,24 @@ class AlternatingFlip(Transform):
 
     random: ClassVar[bool] = True
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return _FlipInEpoch(epoch=jnp.int32(0))(rng, images, targets)
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        return _FlipInEpoch(epoch=jnp.int32(0)).change(rng, images)
 
-    def at(self, moment: Moment) -> Transform:
-        return _FlipInEpoch(epoch=moment.epoch)
+    def at(self, position: RunPosition) -> Transform:
+        return _FlipInEpoch(epoch=position.epoch)
 
 
 @dataclasses.dataclass(kw_only=True)
-class _FlipInEpoch(Transform):
-    """AlternatingFlip at its moment."""
+class _FlipInEpoch(ImageTransform):
+    """AlternatingFlip in one epoch."""
 
     random: ClassVar[bool] = True
 
     epoch: jax.Array
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del rng
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         flip = (coin(images) + self.epoch) % 2 == 1
-        return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images), targets
+        return jnp.where(per_image(flip), images[:, :, ::-1], images)
 
 
 def coin(images: jax.Array) -> jax.Array:
@@ -277,24 +259,16 @@ class RandomRotation(Warp):
       degrees: counter-clockwise, uniform between the two; one number d means -d to d.
     """
 
-    degrees: float | tuple[float, float]
+    degrees: Spread
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         # As matrices() below, with more digits.
-        angles = _uniform(rng, len(images), self.degrees)
-        return rotate(images, angles, self.interpolation, self.fill), targets
+        angles = uniform(rng, len(images), self.degrees)
+        return rotate(images, angles, self.interpolation, self.fill)
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
-        cos, sin = _cos_sin(_uniform(rng, batch, self.degrees))
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
+        cos, sin = _cos_sin(uniform(rng, batch, self.degrees))
         return _about_middle(cos, -sin, sin, cos, height, width)
-
-    def validate(self) -> None:
-        check_warp(self)
-        check_interval(self, "degrees")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -310,23 +284,21 @@ class RandomAffine(Warp):
         -d to d. Four numbers are the two for x and the two for y. None does not shear.
     """
 
-    degrees: float | tuple[float, float]
-    translate: tuple[float, float] | None = None
-    scale: tuple[float, float] | None = None
-    shear: float | tuple[float, float] | tuple[float, float, float, float] | None = None
+    degrees: Spread
+    translate: tuple[Share, Share] | None = None
+    scale: Annotated[tuple[AboveZero, AboveZero], Ascending()] | None = None
+    shear: ShearSpread | None = None
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         keys = jax.random.split(rng, 6)
-        angle = _uniform(keys[0], batch, self.degrees)
+        angle = uniform(keys[0], batch, self.degrees)
         across, down = self.translate or (0.0, 0.0)
-        move_x = jnp.round(_uniform(keys[1], batch, across * width))
-        move_y = jnp.round(_uniform(keys[2], batch, down * height))
-        scale = _uniform(keys[3], batch, self.scale or (1.0, 1.0))
+        move_x = jnp.round(uniform(keys[1], batch, across * width))
+        move_y = jnp.round(uniform(keys[2], batch, down * height))
+        scale = uniform(keys[3], batch, self.scale or (1.0, 1.0))
         shear_x, shear_y = self._shears()
-        tan_x = jnp.tan(jnp.radians(_uniform(keys[4], batch, shear_x)))
-        tan_y = jnp.tan(jnp.radians(_uniform(keys[5], batch, shear_y)))
+        tan_x = jnp.tan(jnp.radians(uniform(keys[4], batch, shear_x)))
+        tan_y = jnp.tan(jnp.radians(uniform(keys[5], batch, shear_y)))
 
         # The inverse of turning after shearing along y after shearing along x:
         # R(angle) [[1, 0], [-tan_y, 1]] [[1, -tan_x], [0, 1]]. Its determinant is 1.
@@ -336,7 +308,7 @@ class RandomAffine(Warp):
         linear = _about_middle(
             d / scale, -b / scale, -c / scale, a / scale, height, width
         )
-        return _product(linear, _moves(-move_x, -move_y))
+        return product(linear, _moves(-move_x, -move_y))
 
     def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
         if not isinstance(self.shear, tuple):
@@ -346,26 +318,11 @@ class RandomAffine(Warp):
         return self.shear[:2], self.shear[2:]
 
     def validate(self) -> None:
-        check_warp(self)
-        check_interval(self, "degrees")
-        for fraction in self.translate or ():
-            if not 0 <= fraction <= 1:
-                raise UserError(
-                    "RandomAffine.translate must hold fractions of the image in 0..1, not "
-                    f"{fraction}."
-                )
-        if self.scale is not None:
-            check_interval(self, "scale")
-            if not self.scale[0] > 0:
-                raise UserError(
-                    f"RandomAffine.scale must be above 0, not {self.scale[0]}."
-                )
-        for low, high in self._shears():
-            if not -90 < low <= high < 90:
-                raise UserError(
-                    "RandomAffine.shear must go from the smaller to the greater angle, between "
-                    f"-90 and 90 degrees, not {self.shear}."
-                )
+        if any(low > high for low, high in self._shears()):
+            raise UserError(
+                "RandomAffine.shear must go from the smaller to the greater angle, along x and "
+                f"along y, not {self.shear}."
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -379,19 +336,13 @@ class RandomPerspective(Warp):
     """
 
     interpolation: Interpolation = "bilinear"
-    distortion_scale: float = 0.5
-    p: float = 0.5
+    distortion_scale: Share = 0.5
+    p: Share = 0.5
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        if self.p == 0:
-            return images, targets
-        return super().__call__(rng, images, targets)
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        return images if self.p == 0 else super().change(rng, images)
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         corner_key, use_key = jax.random.split(rng)
         far = [int(self.distortion_scale * (side // 2)) for side in (width, height)]
         # Corners clockwise from the upper left one.
@@ -402,11 +353,6 @@ class RandomPerspective(Warp):
         maps = rectangle_from(corners.astype(jnp.float32), height, width)
         used = jax.random.bernoulli(use_key, jnp.float32(self.p), (batch, 1, 1))
         return jnp.where(used, maps, jnp.eye(3))
-
-    def validate(self) -> None:
-        check_warp(self)
-        check_range(self, "distortion_scale", 0, 1)
-        check_range(self, "p", 0, 1)
 
 
 def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
@@ -444,37 +390,30 @@ def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
         ]
     )
     x0, y0 = origin[:, 0].T
-    maps = _product(inverse, _moves(-x0, -y0))
+    maps = product(inverse, _moves(-x0, -y0))
     maps /= maps[:, 2:, 2:]
-    # An affine map is to be known as one, despite of rounding.
+    # An affine map must be recognised as one, despite rounding.
     affine = (g == 0) & (h == 0)
     last = jnp.where(affine[:, None], jnp.array([0.0, 0.0, 1.0]), maps[:, 2])
     return maps.at[:, 2].set(last)
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Reframe(Transform):
+class _Reframe(RandomGreyLevelTransform):
     """A transform that shows more or less of a scene, or another part: see its subclasses."""
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
-    height_factor: float | tuple[float, float]
+    height_factor: ShiftSpread
     fill_mode: FillMode = "reflect"
     interpolation: Interpolation = "bilinear"
-    fill: float = 0.0
+    fill: WholeGreyLevel = 0.0
 
-    def _check(self, *names: str) -> None:
-        check_warp(self)
-        check_choice(self, "fill_mode", FillMode)
-        for name in names:
-            check_interval(self, name)
-            low, high = symmetric(getattr(self, name))
-            if low < -1 or high > 1:
-                raise UserError(
-                    f"{type(self).__name__}.{name} must hold fractions in -1..1, not "
-                    f"{getattr(self, name)}."
-                )
+    @abc.abstractmethod
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
+        """Draws the map of each of `batch` images of height x width pixels."""
+
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        maps = self.matrices(rng, *images.shape[:3])
+        return warp(images, maps, self.interpolation, self.fill, self.fill_mode)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -492,33 +431,17 @@ class RandomZoom(_Reframe):
       fill: whole grey level 0..255.
     """
 
-    width_factor: float | tuple[float, float] | None = None
+    height_factor: ZoomSpread
+    width_factor: ZoomSpread | None = None
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        batch, height, width, _ = images.shape
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         height_key, width_key = jax.random.split(rng)
-        high = 1 + _uniform(height_key, batch, self.height_factor)
+        high = 1 + uniform(height_key, batch, self.height_factor)
         wide = high
         if self.width_factor is not None:
-            wide = 1 + _uniform(width_key, batch, self.width_factor)
+            wide = 1 + uniform(width_key, batch, self.width_factor)
         zero = jnp.zeros_like(high)
-        maps = _about_middle(wide, zero, zero, high, height, width)
-        return warp(
-            images, maps, self.interpolation, self.fill, self.fill_mode
-        ), targets
-
-    def validate(self) -> None:
-        names = ["height_factor"]
-        if self.width_factor is not None:
-            names.append("width_factor")
-        self._check(*names)
-        for name in names:
-            if symmetric(getattr(self, name))[0] == -1:
-                raise UserError(
-                    f"RandomZoom.{name} must stay above -1, which shows nothing but the middle."
-                )
+        return _about_middle(wide, zero, zero, high, height, width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -536,35 +459,13 @@ class RandomTranslation(_Reframe):
       fill: whole grey level 0..255.
     """
 
-    width_factor: float | tuple[float, float]
+    width_factor: ShiftSpread
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        batch, height, width, _ = images.shape
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         height_key, width_key = jax.random.split(rng)
-        down = height * _uniform(height_key, batch, self.height_factor)
-        right = width * _uniform(width_key, batch, self.width_factor)
-        maps = _moves(-right, -down)
-        return warp(
-            images, maps, self.interpolation, self.fill, self.fill_mode
-        ), targets
-
-    def validate(self) -> None:
-        self._check("height_factor", "width_factor")
-
-
-def symmetric(interval: float | tuple[float, float]) -> tuple[float, float]:
-    """Returns the interval itself, or -d to d for a number d."""
-    return interval if isinstance(interval, tuple) else (-interval, interval)
-
-
-def _uniform(
-    rng: jax.Array, batch: int, interval: float | tuple[float, float]
-) -> jax.Array:
-    """Returns float32 [batch], each in the interval (or between -d and d)."""
-    low, high = symmetric(interval)
-    return jax.random.uniform(rng, (batch,), minval=low, maxval=high)
+        down = height * uniform(height_key, batch, self.height_factor)
+        right = width * uniform(width_key, batch, self.width_factor)
+        return _moves(-right, -down)
 
 
 def _cos_sin(degrees: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -597,43 +498,3 @@ def _moves(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns the maps [batch, 3, 3] that add x and y, each [batch]."""
     zero, one = jnp.zeros_like(x), jnp.ones_like(x)
     return _matrices([[one, zero, x], [zero, one, y], [zero, zero, one]])
-
-
-def _product(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Returns the matrix products, in full precision on every device."""
-    return jnp.matmul(first, second, precision=jax.lax.Precision.HIGHEST)
-
-
-def check_choice(node: Transform, name: str, choices: object) -> None:
-    """Raises UserError unless node.name is one of the values of a Literal."""
-    known = get_args(choices)
-    if getattr(node, name) not in known:
-        raise UserError(
-            f"{type(node).__name__}.{name} must be one of {', '.join(map(repr, known))}, not "
-            f"{getattr(node, name)!r}."
-        )
-
-
-def check_level(node: Transform, name: str) -> None:
-    """Raises UserError unless node.name is a whole grey level."""
-    level = getattr(node, name)
-    if not 0 <= level <= 255 or level != int(level):
-        raise UserError(
-            f"{type(node).__name__}.{name} must be a whole grey level in 0..255, not {level}."
-        )
-
-
-def check_warp(node: Transform) -> None:
-    """Raises UserError unless node's interpolation and fill are possible."""
-    check_choice(node, "interpolation", Interpolation)
-    check_level(node, "fill")
-
-
-def check_interval(node: Transform, name: str) -> None:
-    """Raises UserError unless node.name is an interval, or a number of 0 or more."""
-    low, high = symmetric(getattr(node, name))
-    if not -math.inf < low <= high < math.inf:
-        raise UserError(
-            f"{type(node).__name__}.{name} must go from a smaller to a greater number, or be "
-            f"one number of 0 or more, not {getattr(node, name)}."
-        )

@@ -1,32 +1,37 @@
-"""Transforms that mix each image, and its label, with another one of the batch.
+"""Transforms that mix each image and its label with another one of the batch.
 
-Images are mixed among the rows of a group (jaxcls/augment/groups.py), so that none is sent to
+Images are mixed among the rows of a group (kernels/one_operation.py), so that none is sent to
 another device. All are the same sum
 
     mixed = kept * image + (1 - kept) * partner
 
-with a number in 0..1 for MixUp and a map of ones and zeros for CutMix; that the images are
-normalised before or after does not matter.
+where `kept` is a number in 0..1 for MixUp and a map of ones and zeros for CutMix. It does not
+matter whether the images are normalised before or after.
 """
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.boxes import Boxes, below
-from jaxcls.augment.kernels.groups import group_rows
-from jaxcls.augment.pipeline import Transform, check_amount, check_range
-from jaxcls.errors import UserError
+from jaxcls.augment.kernels.boxes import Boxes, below
+from jaxcls.augment.kernels.one_operation import group_rows
+from jaxcls.augment.pipeline import Batch, Transform
+from jaxcls.options import AboveZero, Ascending, Share, ZeroOrMore
 
 Mode = Literal["batch", "pair", "image"]
+
+Shape = tuple[int, ...]
+
+Sides = Annotated[tuple[Share, Share], Ascending()]
+"""Smallest and largest side of a box, as fractions of the image's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """How much of themselves images keep.
+    """How much of itself each image keeps.
 
     Attributes:
       pixels: float32 [..., height or 1, width or 1, 1] in 0..1.
@@ -38,12 +43,12 @@ class _Kept:
 
     @classmethod
     def blended(cls, weight: jax.Array) -> "_Kept":
-        """Returns that of MixUp: every pixel keeps weight, float32 [...]."""
+        """Returns what MixUp keeps: of every pixel its weight, float32 [...]."""
         return cls(weight[..., None, None, None], weight)
 
     @classmethod
     def around(cls, boxes: Boxes, height: int, width: int) -> "_Kept":
-        """Returns that of CutMix: everything but boxes that lie inside the image."""
+        """Returns what CutMix keeps: everything but the boxes, which lie inside the image."""
         outside = ~boxes.mask(height, width)
         pasted = boxes.height * boxes.width / (height * width)
         return cls(outside.astype(jnp.float32), 1 - pasted)
@@ -58,7 +63,7 @@ class _Kept:
 
 @dataclasses.dataclass(kw_only=True)
 class _Mixing(Transform):
-    """What the transforms that mix have in common.
+    """What all transforms that mix have in common.
 
     Attributes:
       p: probability that something is mixed at all, 0..1; drawn as often as `mode` says.
@@ -68,18 +73,14 @@ class _Mixing(Transform):
 
     random: ClassVar[bool] = True
 
-    p: float = 1.0
+    p: Share = 1.0
     mode: Mode = "batch"
 
     @abc.abstractmethod
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         """Draws how much images of height x width keep of themselves, [*shape, ...]."""
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         batch, height, width, _ = images.shape
         if self.p == 0 or batch == 1:
             return images, targets
@@ -113,15 +114,6 @@ class _Mixing(Transform):
 
         return mixed(images, kept.pixels), mixed(targets, kept.label[..., None])
 
-    def validate(self) -> None:
-        check_range(self, "p", 0, 1)
-        known = get_args(Mode)
-        if self.mode not in known:
-            raise UserError(
-                f"{type(self).__name__}.mode must be one of "
-                f"{', '.join(map(repr, known))}, not {self.mode!r}."
-            )
-
 
 def _mirrored(kept: _Kept, rows: int) -> _Kept:
     """Gives the last rows of a group what was drawn for the first, in reverse order."""
@@ -145,49 +137,36 @@ class MixUp(_Mixing):
 
     keeps_grey_levels: ClassVar[bool] = False
 
-    alpha: float = 0.2
+    alpha: ZeroOrMore = 0.2
 
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         return _Kept.blended(symmetric_beta(rng, self.alpha, shape))
-
-    def validate(self) -> None:
-        super().validate()
-        check_amount(self, "alpha")
 
 
 @dataclasses.dataclass(kw_only=True)
 class CutMix(_Mixing):
     """Pastes a box of another image over each image (Yun et al. 2019, arXiv 1905.04899).
 
-    The box covers 1 - weight of the area, with the weight drawn from Beta(alpha, alpha), has
-    the image's aspect ratio, and its middle is any pixel with equal probability. What lies
+    The box covers 1 - weight of the area, where the weight is drawn from Beta(alpha, alpha). It
+    has the image's aspect ratio, and its middle is any pixel with equal probability. The part
     outside of the image is lost: the label's weight is the fraction of pixels really pasted.
 
     Attributes:
-      alpha: of the Beta distribution, above 0; without effect beside `minmax`.
+      alpha: of the Beta distribution, above 0; has no effect if `minmax` is given.
       minmax: smallest and largest side of a box as fractions of the image's, in 0..1: height
-        and width are then drawn evenly and by themselves, and the box lies inside the image
+        and width are then drawn evenly and separately, and the box lies inside the image
         (timm's cutmix_minmax, except that the largest is drawn too). None draws the area.
     """
 
-    alpha: float = 1.0
-    minmax: tuple[float, float] | None = None
+    alpha: AboveZero = 1.0
+    minmax: Sides | None = None
 
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         if self.minmax is None:
             boxes = _boxes_of_area(rng, self.alpha, shape, height, width)
         else:
             boxes = _boxes_of_sides(rng, self.minmax, shape, height, width)
         return _Kept.around(boxes, height, width)
-
-    def validate(self) -> None:
-        super().validate()
-        _check_above_0(self, "alpha")
-        _check_minmax(self, "minmax")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -196,8 +175,8 @@ class MixUpOrCutMix(_Mixing):
 
     Attributes:
       mixup_alpha: of MixUp's Beta distribution, 0 or more.
-      cutmix_alpha: of CutMix's Beta distribution, above 0; without effect beside
-        `cutmix_minmax`.
+      cutmix_alpha: of CutMix's Beta distribution, above 0; has no effect if
+        `cutmix_minmax` is given.
       switch_prob: probability of CutMix, 0..1; drawn as often as `mode` says.
       cutmix_minmax: smallest and largest side of CutMix's box as fractions of the image's;
         None draws its area.
@@ -205,14 +184,12 @@ class MixUpOrCutMix(_Mixing):
 
     keeps_grey_levels: ClassVar[bool] = False
 
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
-    switch_prob: float = 0.5
-    cutmix_minmax: tuple[float, float] | None = None
+    mixup_alpha: ZeroOrMore = 0.8
+    cutmix_alpha: AboveZero = 1.0
+    switch_prob: Share = 0.5
+    cutmix_minmax: Sides | None = None
 
-    def _kept(
-        self, rng: jax.Array, shape: tuple[int, ...], height: int, width: int
-    ) -> _Kept:
+    def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
         switch_rng, mixup_rng, cutmix_rng = jax.random.split(rng, 3)
         cutmix = CutMix(alpha=self.cutmix_alpha, minmax=self.cutmix_minmax)
         pasted = cutmix._kept(cutmix_rng, shape, height, width)
@@ -222,15 +199,8 @@ class MixUpOrCutMix(_Mixing):
         )
         return pasted.where(switched, blended)
 
-    def validate(self) -> None:
-        super().validate()
-        check_amount(self, "mixup_alpha")
-        _check_above_0(self, "cutmix_alpha")
-        check_range(self, "switch_prob", 0, 1)
-        _check_minmax(self, "cutmix_minmax")
 
-
-def symmetric_beta(rng: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+def symmetric_beta(rng: jax.Array, alpha: float, shape: Shape) -> jax.Array:
     """Draws from Beta(alpha, alpha), without the rejections of jax.random.beta: their loops
     make a GPU wait for the host.
 
@@ -254,7 +224,7 @@ def symmetric_beta(rng: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.
 
 
 def _boxes_of_area(
-    rng: jax.Array, alpha: float, shape: tuple[int, ...], height: int, width: int
+    rng: jax.Array, alpha: float, shape: Shape, height: int, width: int
 ) -> Boxes:
     """Draws CutMix's boxes: 1 - weight of the area, clipped to the image."""
     weight_rng, middle_rng = jax.random.split(rng)
@@ -269,8 +239,8 @@ def _boxes_of_area(
 
 def _boxes_of_sides(
     rng: jax.Array,
-    minmax: tuple[float, float],
-    shape: tuple[int, ...],
+    minmax: Sides,
+    shape: Shape,
     height: int,
     width: int,
 ) -> Boxes:
@@ -285,18 +255,3 @@ def _boxes_of_sides(
     top = below(height - box_height + 1, row)
     left = below(width - box_width + 1, column)
     return Boxes(top, left, box_height, box_width)
-
-
-def _check_above_0(node: Transform, name: str) -> None:
-    value = getattr(node, name)
-    if not 0 < value:
-        raise UserError(f"{type(node).__name__}.{name} must be above 0, not {value}.")
-
-
-def _check_minmax(node: Transform, name: str) -> None:
-    minmax = getattr(node, name)
-    if minmax is not None and not 0 <= minmax[0] <= minmax[1] <= 1:
-        raise UserError(
-            f"{type(node).__name__}.{name} must be the smallest and the largest side of a "
-            f"box, as fractions of the image's in 0..1, or None, not {minmax}."
-        )

@@ -9,24 +9,36 @@ values 0..255, so that every transform can mean what it means on uint8.
 
 import abc
 import dataclasses
-import math
+import itertools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from annotated_types import Interval, MultipleOf
 
+from jaxcls.augment.kernels.images import check_images
 from jaxcls.augment.kernels.pillow_warp import Interpolation, warp
 from jaxcls.errors import UserError
 
 LARGEST_SIDE = 16384
 """Pixels of a side, or added to one, at most: typing errors are refused, no image is."""
 
+Side = Annotated[int, Interval(ge=1, le=LARGEST_SIDE)]
+WholeGreyLevel = Annotated[float, Interval(ge=0, le=255), MultipleOf(1)]
+
+
+Batch = tuple[jax.Array, jax.Array]
+"""Images, float32 [batch, height, width, channels], and targets, float32 [batch, classes]."""
+
+Maps = jax.Array
+"""float32 [batch, 3, 3], projective: takes the pixel (x, y, 1) of a result, in pixels from the
+upper left corner of the image, to its place in the original."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
-    """When in a run a batch is transformed, for transforms that change on the way.
+class RunPosition:
+    """How far a run has come when a batch is transformed, for transforms that change on the way.
 
     Attributes:
       step: of the run, int32 scalar from 0, traced.
@@ -46,21 +58,24 @@ class Moment:
 
 @dataclasses.dataclass(kw_only=True)
 class Transform(abc.ABC):
-    """A pure function of a whole batch; also the node of a config that describes it."""
+    """A pure function of a whole batch; also the node of a config that describes it.
+
+    The ranges of its options stand in their annotations (jaxcls/options.py). A method
+    `validate` may check rules between options; it raises UserError.
+    """
 
     random: ClassVar[bool] = False
-    """Whether the result depends on the random key or the moment: such transforms only train."""
+    """Whether the result depends on the random key or on the position in the run: such
+    transforms only train."""
 
     on_grey_levels: ClassVar[bool] = False
     """Whether the images must be grey levels 0..255, so that it comes before Normalize."""
 
     keeps_grey_levels: ClassVar[bool] = True
-    """Whether whole grey levels 0..255 become such, so that what works on them may follow."""
+    """Whether whole grey levels 0..255 stay whole, so that a transform of grey levels may follow."""
 
     @abc.abstractmethod
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         """Transforms a batch. Nothing is checked or converted here: by hand, call apply().
 
         Args:
@@ -73,52 +88,52 @@ class Transform(abc.ABC):
           images float32 [batch, new height, new width, channels], and targets.
         """
 
-    def at(self, moment: Moment) -> "Transform":
-        """Returns what this transform is at a moment of the run: itself, unless it changes."""
-        del moment
+    def at(self, position: RunPosition) -> "Transform":
+        """Returns what this transform is at a position in the run: itself, unless it changes."""
         return self
-
-    def validate(self) -> None:  # noqa: B027 - a transform without options has nothing
-        """Raises UserError for values out of range."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class Warp(Transform):
+class ImageTransform(Transform):
+    """A transform that leaves the targets as they are."""
+
+    @abc.abstractmethod
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        """Returns the images transformed. Takes the arguments of Transform.__call__."""
+
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
+        return self.change(rng, images), targets
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandomGreyLevelTransform(ImageTransform):
+    """A transform that draws for each image, and works on grey levels."""
+
+    random: ClassVar[bool] = True
+    on_grey_levels: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(kw_only=True)
+class Warp(RandomGreyLevelTransform):
     """A transform that moves pixels by a projective map. Neighbours in a pipeline that resample
     alike become one: their maps are multiplied and the pixels are sampled once.
 
     Attributes:
       interpolation: "nearest", "bilinear" or "bicubic" (Keys' with a = -1, as Pillow's
         transform).
-      fill: grey level 0..255 outside of the image.
+      fill: whole grey level 0..255 outside of the image.
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
     interpolation: Interpolation = "nearest"
-    fill: float = 0.0
+    fill: WholeGreyLevel = 0.0
 
     @abc.abstractmethod
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
-        """Returns float32 [batch, 3, 3]: takes the pixel (x, y, 1) of a result, in pixels
-        from the upper left corner of the image, to its place in the original."""
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
+        """Draws the map of each of `batch` images of height x width pixels."""
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         maps = self.matrices(rng, *images.shape[:3])
-        return warp(images, maps, self.interpolation, self.fill), targets
-
-    def merges_with(self, following: Transform) -> bool:
-        """Whether both can be sampled at once."""
-        return (
-            isinstance(following, Warp)
-            and following.interpolation == self.interpolation
-            and following.fill == self.fill
-        )
+        return warp(images, maps, self.interpolation, self.fill)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -127,37 +142,38 @@ class _Merged(Warp):
 
     parts: tuple[Warp, ...]
 
-    def matrices(
-        self, rng: jax.Array, batch: int, height: int, width: int
-    ) -> jax.Array:
+    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         total = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
-        for position, part in enumerate(self.parts):
-            key = jax.random.fold_in(rng, position)
+        for index, part in enumerate(self.parts):
+            key = jax.random.fold_in(rng, index)
             # A pixel of the last result goes to its place in the result before, and so on.
-            total = jnp.matmul(
-                total,
-                part.matrices(key, batch, height, width),
-                precision=jax.lax.Precision.HIGHEST,
-            )
+            total = product(total, part.matrices(key, batch, height, width))
         return total
+
+
+def product(first: Maps, second: Maps) -> Maps:
+    """Returns the matrix products, in full precision on every device."""
+    return jnp.matmul(first, second, precision="highest")
 
 
 def merged(transforms: Sequence[Transform]) -> list[Transform]:
     """Returns the transforms with neighbouring warps that resample alike made one."""
     found: list[Transform] = []
-    for transform in transforms:
-        if found and isinstance(found[-1], Warp) and found[-1].merges_with(transform):
-            assert isinstance(transform, Warp)
-            last = found[-1]
-            parts = last.parts if isinstance(last, _Merged) else (last,)
-            found[-1] = _Merged(
-                interpolation=transform.interpolation,
-                fill=transform.fill,
-                parts=(*parts, transform),
-            )
+    for sampling, alike in itertools.groupby(transforms, _sampling):
+        parts: tuple[Any, ...] = tuple(alike)
+        if sampling is None or len(parts) == 1:
+            found.extend(parts)
         else:
-            found.append(transform)
+            interpolation, fill = sampling
+            found.append(_Merged(interpolation=interpolation, fill=fill, parts=parts))
     return found
+
+
+def _sampling(transform: Transform) -> tuple[Interpolation, float] | None:
+    """Returns how a warp resamples; None for a transform that is no warp."""
+    if not isinstance(transform, Warp):
+        return None
+    return transform.interpolation, transform.fill
 
 
 def apply(
@@ -165,8 +181,8 @@ def apply(
     rng: jax.Array,
     images: jax.Array,
     targets: jax.Array,
-    moment: Moment | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    position: RunPosition | None = None,
+) -> Batch:
     """Applies the transforms in order, each with its own key.
 
     Args:
@@ -175,20 +191,20 @@ def apply(
         the batch is spread over devices.
       images: uint8, or floats, [batch, height, width, channels], one image or more.
       targets: [batch, classes], each row a distribution over the classes.
-      moment: when in the run, for transforms that change on the way; None leaves them as
-        their options say.
+      position: in the run, for transforms that change on the way; None leaves them as their
+        options say.
 
     Returns:
       images float32 [batch, ...] and targets float32 [batch, classes].
 
     Raises:
-      UserError: for arrays of other shapes or dtypes, or what is no sequence of transforms.
+      UserError: for arrays of other shapes or dtypes, or for no sequence of transforms.
     """
     _check_arguments(transforms, images, targets)
     images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
-    now = [t if moment is None else t.at(moment) for t in transforms]
-    for position, transform in enumerate(merged(now)):
-        key = jax.random.fold_in(rng, position)
+    now = [t if position is None else t.at(position) for t in transforms]
+    for index, transform in enumerate(merged(now)):
+        key = jax.random.fold_in(rng, index)
         images, targets = transform(key, images, targets)
     return images, targets
 
@@ -211,50 +227,4 @@ def _check_arguments(
             f"apply takes targets [batch, classes], a row for each of {len(images)} images, "
             f"not {targets.dtype} of shape {targets.shape}: make class numbers rows with "
             "jax.nn.one_hot."
-        )
-
-
-def check_images(function: str, images: jax.Array) -> None:
-    """Raises UserError, naming the function, unless images are uint8 or floats [batch, height,
-    width, channels] with at least one image."""
-    levels = images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
-    if not levels or images.ndim != 4 or 0 in images.shape:
-        raise UserError(
-            f"{function} takes images [batch, height, width, channels], uint8 or float32, one "
-            f"or more, not {images.dtype} of shape {tuple(images.shape)}."
-        )
-
-
-def sometimes(
-    rng: jax.Array, p: float, changed: jax.Array, images: jax.Array
-) -> jax.Array:
-    """Returns for each image the changed one with probability p, else the one as it was.
-
-    Args:
-      rng: a random key.
-      p: 0..1; at 1 nothing is drawn.
-      changed: [batch, ...].
-      images: of the same shape.
-    """
-    if p == 1:
-        return changed
-    drawn = jax.random.bernoulli(rng, jnp.float32(p), (len(images),))
-    return jnp.where(drawn.reshape(-1, *(1,) * (images.ndim - 1)), changed, images)
-
-
-def check_range(node: Transform, name: str, low: float, high: float) -> None:
-    """Raises UserError unless low <= node.name <= high."""
-    value = getattr(node, name)
-    if not low <= value <= high:
-        raise UserError(
-            f"{type(node).__name__}.{name} must lie in {low:g}..{high:g}, not {value}."
-        )
-
-
-def check_amount(node: Transform, name: str) -> None:
-    """Raises UserError unless 0 <= node.name and it is finite."""
-    value = getattr(node, name)
-    if not 0 <= value < math.inf:
-        raise UserError(
-            f"{type(node).__name__}.{name} must be 0 or more, and finite, not {value}."
         )

@@ -1,35 +1,49 @@
 """Policies: which operations are applied, how strongly, how often.
 
 Each image costs as many operations as its policy applies to it, not as many as there are
-(jaxcls/augment/deal.py). The images of one row of a batch's groups share their operation, never
+(kernels/one_operation.py). The images of one row of a batch's groups share their operation, never
 its strength or sign.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jax import lax
 
-from jaxcls.augment.kernels import pillow_color as tones
-from jaxcls.augment.kernels.one_operation import Row, deal, for_rows
-from jaxcls.augment.kernels.operations import OPERATIONS
-from jaxcls.augment.kernels.resample import Interpolation
-from jaxcls.augment.pipeline import Transform, check_range, sometimes
-from jaxcls.errors import UserError
-
-SIGNED = frozenset(
-    "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness".split()
+from jaxcls.augment.kernels import pillow_color
+from jaxcls.augment.kernels.images import per_image, sometimes, uniform
+from jaxcls.augment.kernels.one_operation import (
+    Operation,
+    for_rows,
+    one_operation_per_image,
 )
+from jaxcls.augment.kernels.operations import OPERATIONS
+from jaxcls.augment.kernels.platforms import repeated
+from jaxcls.augment.kernels.resample import Interpolation
+from jaxcls.augment.pipeline import RandomGreyLevelTransform
+from jaxcls.errors import UserError
+from jaxcls.options import Ascending, Share, ZeroOrMore
+
+ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
+SHEARS = ("ShearX", "ShearY")
+TRANSLATIONS = ("TranslateX", "TranslateY")
+SIGNED = {*SHEARS, *TRANSLATIONS, "Rotate", *ENHANCEMENTS}
 """Operations whose magnitude goes either way, each with probability 1/2."""
 
+Space = Callable[[jax.Array], dict[str, jax.Array]]
+"""(level in 0..1) -> the magnitude of each operation at that level, by name."""
 
-_LEVELS = jnp.uint8
-"""In which images wait for their next operation, but on TPUs."""
+_Count = Annotated[int, Interval(ge=0, le=100)]
+_CountFromOne = Annotated[int, Interval(ge=1, le=100)]
+_Bins = Annotated[int, Interval(ge=2, le=1000)]
+_TenthsOfStrength = Annotated[float, Interval(ge=0, le=10)]
+_BlurWidth = Annotated[float, Interval(gt=0, le=100)]
 
 
 def rand_augment_space(
@@ -44,16 +58,12 @@ def rand_augment_space(
     """
     return {
         "Identity": jnp.zeros_like(level),
-        "ShearX": 0.3 * level,
-        "ShearY": 0.3 * level,
+        **dict.fromkeys(SHEARS, 0.3 * level),
         # A third of the 331 pixels of the NASNet search, Cubuk et al. 2018.
         "TranslateX": 150 / 331 * width * level,
         "TranslateY": 150 / 331 * height * level,
         "Rotate": 30 * level,
-        "Brightness": 0.9 * level,
-        "Color": 0.9 * level,
-        "Contrast": 0.9 * level,
-        "Sharpness": 0.9 * level,
+        **dict.fromkeys(ENHANCEMENTS, 0.9 * level),
         "Posterize": 8 - jnp.round(4 * level),
         "Solarize": 255 * (1 - level),
         "AutoContrast": jnp.zeros_like(level),
@@ -68,75 +78,73 @@ def trivial_augment_space(level: jax.Array) -> dict[str, jax.Array]:
       level: float32, 0..1: the bin divided by the last bin. Its shape is the magnitudes'.
     """
     return rand_augment_space(1, 1, level) | {
-        "ShearX": 0.99 * level,
-        "ShearY": 0.99 * level,
-        "TranslateX": 32 * level,
-        "TranslateY": 32 * level,
+        **dict.fromkeys(SHEARS, 0.99 * level),
+        **dict.fromkeys(TRANSLATIONS, 32 * level),
         "Rotate": 135 * level,
-        "Brightness": 0.99 * level,
-        "Color": 0.99 * level,
-        "Contrast": 0.99 * level,
-        "Sharpness": 0.99 * level,
+        **dict.fromkeys(ENHANCEMENTS, 0.99 * level),
         "Posterize": 8 - jnp.round(6 * level),
     }
 
 
 def _signed(rng: jax.Array, name: str, magnitude: jax.Array) -> jax.Array:
-    """Gives half of the magnitudes of an operation that has a sign the other one."""
+    """Gives each magnitude of an operation that goes either way a random sign."""
     if name not in SIGNED:
         return magnitude
     return magnitude * jax.random.rademacher(rng, magnitude.shape, magnitude.dtype)
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Policy(Transform):
-    """What all policies have.
+class _Policy(RandomGreyLevelTransform):
+    """What all policies share.
 
     Attributes:
-      interpolation: "nearest", "bilinear" or "bicubic", of operations that move pixels.
-      fill: grey level 0..255 outside of the image, of those.
+      interpolation: "nearest", "bilinear" or "bicubic", for operations that move pixels.
+      fill: grey level 0..255 outside of the image, for those operations.
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
-
     interpolation: Interpolation = "nearest"
-    fill: float = 0.0
-
-    def validate(self) -> None:
-        check_range(self, "fill", 0, 255)
-        known = get_args(Interpolation)
-        if self.interpolation not in known:
-            raise UserError(
-                f"{type(self).__name__}.interpolation must be one of "
-                f"{', '.join(map(repr, known))}, not {self.interpolation!r}."
-            )
+    fill: Annotated[float, Interval(ge=0, le=255)] = 0.0
 
     def operate(self, name: str, images: jax.Array, magnitude: jax.Array) -> jax.Array:
         """Applies an operation with a magnitude for each image, as this policy resamples."""
         return OPERATIONS[name](images, magnitude, self.interpolation, self.fill)
 
+    def operations_of_any_bin(
+        self, space: Space, bins: int, last: int
+    ) -> list[Operation]:
+        """Returns the operations of a space, each with magnitudes that are drawn.
 
-def _rounds(
-    rng: jax.Array, images: jax.Array, operations: Sequence[Row], count: int
+        Args:
+          space: of the policy.
+          bins: each image's bin is drawn from 0..bins - 1.
+          last: the bin of full strength.
+        """
+
+        def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
+            sign, strength = jax.random.split(key)
+            drawn = jax.random.randint(strength, (len(images),), 0, bins)
+            magnitude = space(drawn / last)[name]
+            return self.operate(name, images, _signed(sign, name, magnitude))
+
+        return [functools.partial(operate, name) for name in _names(space)]
+
+
+def _names(space: Space) -> list[str]:
+    """Returns the names of a space's operations."""
+    return list(space(jnp.zeros(())))
+
+
+def _in_rounds(
+    rng: jax.Array, images: jax.Array, operations: Sequence[Operation], count: int
 ) -> jax.Array:
-    """Deals operations to images [batch, ...] of grey levels a number of times."""
+    """Applies one of the operations to each image, a number of times."""
 
-    def rounds(rng: jax.Array, images: jax.Array, dtype: Any) -> jax.Array:
-        def one(index: jax.Array, levels: jax.Array) -> jax.Array:
-            return deal(jax.random.fold_in(rng, index), levels, operations)
+    def one_round(index: jax.Array, levels: jax.Array) -> jax.Array:
+        return one_operation_per_image(
+            jax.random.fold_in(rng, index), levels, operations
+        )
 
-        # A loop, so that the operations are compiled once.
-        return lax.fori_loop(0, count, one, images.astype(dtype)).astype(images.dtype)
-
-    # Kept in a dtype that holds whole values 0..255 and is quick to copy: on TPUs bfloat16,
-    # which CPUs would convert slowly.
-    return lax.platform_dependent(
-        rng,
-        images,
-        tpu=functools.partial(rounds, dtype=jnp.bfloat16),
-        default=functools.partial(rounds, dtype=_LEVELS),
-    )
+    return repeated(count, one_round, images, tpu_dtype=jnp.bfloat16)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -146,41 +154,37 @@ class RandAugment(_Policy):
     Cubuk et al. 2019, https://arxiv.org/abs/1909.13719.
 
     Attributes:
-      num_ops: operations applied one after the other to each image, 0 or more.
+      num_ops: operations applied one after the other to each image, 0..100.
       magnitude: bin of the strength, 0..bins - 1; need not be whole.
-      bins: bins from no to full strength, 2 or more.
+      bins: bins from no to full strength, 2..1000.
     """
 
-    num_ops: int = 2
-    magnitude: float = 9.0
-    bins: int = 31
+    num_ops: _Count = 2
+    magnitude: ZeroOrMore = 9.0
+    bins: _Bins = 31
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         _, height, width, _ = images.shape
-        operations = list(rand_augment_operations(self, height, width).values())
-        return _rounds(rng, images, operations, self.num_ops), targets
+        operations = list(self.operations(height, width).values())
+        return _in_rounds(rng, images, operations, self.num_ops)
+
+    def operations(self, height: int, width: int) -> dict[str, Operation]:
+        """Returns what may be done to images of height x width pixels, by name."""
+        space = functools.partial(rand_augment_space, height, width)
+
+        def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
+            level = jnp.full(len(images), self.magnitude / (self.bins - 1))
+            magnitude = _signed(key, name, space(level)[name])
+            return self.operate(name, images, magnitude)
+
+        return {name: functools.partial(operate, name) for name in _names(space)}
 
     def validate(self) -> None:
-        super().validate()
-        check_range(self, "num_ops", 0, 100)
-        check_range(self, "bins", 2, 1000)
-        check_range(self, "magnitude", 0, self.bins - 1)
-
-
-def rand_augment_operations(
-    policy: RandAugment, height: int, width: int
-) -> dict[str, Row]:
-    """Returns what the policy may do to images [batch, height, width, channels], by name."""
-
-    def operation(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
-        level = jnp.full(len(images), policy.magnitude / (policy.bins - 1))
-        magnitude = rand_augment_space(height, width, level)[name]
-        return policy.operate(name, images, _signed(key, name, magnitude))
-
-    names = rand_augment_space(height, width, jnp.zeros(()))
-    return {name: functools.partial(operation, name) for name in names}
+        if self.magnitude > self.bins - 1:
+            last = self.bins - 1
+            raise UserError(
+                f"RandAugment.magnitude must lie in 0..{last}, not {self.magnitude}."
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -191,29 +195,16 @@ class TrivialAugmentWide(_Policy):
     TrivialAugmentWide.
 
     Attributes:
-      bins: bins from no to full strength, 2 or more.
+      bins: bins from no to full strength, 2..1000.
     """
 
-    bins: int = 31
+    bins: _Bins = 31
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        def operation(name: str) -> Row:
-            def operate(key: jax.Array, images: jax.Array) -> jax.Array:
-                sign, strength = jax.random.split(key)
-                drawn = jax.random.randint(strength, (len(images),), 0, self.bins)
-                magnitude = trivial_augment_space(drawn / (self.bins - 1))[name]
-                return self.operate(name, images, _signed(sign, name, magnitude))
-
-            return operate
-
-        names = trivial_augment_space(jnp.zeros(()))
-        return deal(rng, images, [operation(name) for name in names]), targets
-
-    def validate(self) -> None:
-        super().validate()
-        check_range(self, "bins", 2, 1000)
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        operations = self.operations_of_any_bin(
+            trivial_augment_space, self.bins, self.bins - 1
+        )
+        return one_operation_per_image(rng, images, operations)
 
 
 def timm_space(
@@ -253,60 +244,46 @@ def timm_space(
 
 @dataclasses.dataclass(kw_only=True)
 class TimmRandAugment(_Policy):
-    """RandAugment as timm has it: "rand-m9-mstd0.5-inc1" is
+    """timm's RandAugment: "rand-m9-mstd0.5-inc1" is
     TimmRandAugment(magnitude=9, magnitude_std=0.5, increasing=True).
 
-    Not as there: the interpolation is not drawn, a translation is of whole pixels, and the fill
-    is one grey level.
+    It differs from timm's in three ways: the interpolation is not drawn, a translation is of
+    whole pixels, and the fill is one grey level.
 
     Attributes:
-      num_ops: operations one after the other, 0 or more.
+      num_ops: operations one after the other, 0..100.
       magnitude: strength, 0..10.
-      magnitude_std: standard deviation of each image's strength about it, 0 or more; the
-        strength is clipped to 0..10.
+      magnitude_std: standard deviation of each image's strength about it, 0..10; the strength
+        is clipped to 0..10.
       increasing: whether a higher magnitude always changes more.
       p: probability, for each image and operation, that it is applied, 0..1.
     """
 
-    fill: float = 128.0
-    num_ops: int = 2
-    magnitude: float = 9.0
-    magnitude_std: float = 0.5
+    fill: Annotated[float, Interval(ge=0, le=255)] = 128.0
+    num_ops: _Count = 2
+    magnitude: _TenthsOfStrength = 9.0
+    magnitude_std: _TenthsOfStrength = 0.5
     increasing: bool = True
-    p: float = 0.5
+    p: Share = 0.5
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         _, height, width, _ = images.shape
         space = functools.partial(timm_space, height, width, increasing=self.increasing)
+        # Without "increasing", enhancements go from 0.1 to 1.9 and have no sign.
+        signed = SIGNED if self.increasing else SIGNED.difference(ENHANCEMENTS)
 
-        def operation(name: str) -> Row:
-            # Without "increasing", enhancements go from 0.1 to 1.9 and have no sign.
-            enhances = name in ("Brightness", "Color", "Contrast", "Sharpness")
-            has_sign = self.increasing or not enhances
+        def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
+            strength, sign, whether = jax.random.split(key, 3)
+            noise = jax.random.normal(strength, (len(images),))
+            level = (self.magnitude + self.magnitude_std * noise) / 10
+            magnitude = space(jnp.clip(level, 0, 1))[name]
+            if name in signed:
+                magnitude = _signed(sign, name, magnitude)
+            changed = self.operate(name, images, magnitude)
+            return sometimes(whether, self.p, changed, images)
 
-            def operate(key: jax.Array, images: jax.Array) -> jax.Array:
-                strength, sign, whether = jax.random.split(key, 3)
-                noise = jax.random.normal(strength, (len(images),))
-                level = (self.magnitude + self.magnitude_std * noise) / 10
-                magnitude = space(jnp.clip(level, 0, 1))[name]
-                if has_sign:
-                    magnitude = _signed(sign, name, magnitude)
-                changed = self.operate(name, images, magnitude)
-                return sometimes(whether, self.p, changed, images)
-
-            return operate
-
-        operations = [operation(name) for name in space(jnp.zeros(()))]
-        return _rounds(rng, images, operations, self.num_ops), targets
-
-    def validate(self) -> None:
-        super().validate()
-        check_range(self, "num_ops", 0, 100)
-        check_range(self, "magnitude", 0, 10)
-        check_range(self, "magnitude_std", 0, 10)
-        check_range(self, "p", 0, 1)
+        operations = [functools.partial(operate, name) for name in _names(space)]
+        return _in_rounds(rng, images, operations, self.num_ops)
 
 
 # Operation, probability and bin of 10 for the first and the second operation of each of 25
@@ -419,12 +396,10 @@ class AutoAugment(_Policy):
 
     policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         _, height, width, _ = images.shape
         table = sub_policies(self.policy)
-        names = sorted({name for entries in table for name, _, _ in entries})
+        names = sorted({name for pair in table for name, _, _ in pair})
         # [sub-policy, first or second].
         which = np.array([[names.index(n) for n, _, _ in pair] for pair in table])
         probability = np.array([[p for _, p, _ in pair] for pair in table], np.float32)
@@ -433,21 +408,18 @@ class AutoAugment(_Policy):
         space["Invert"] = jnp.zeros_like(levels)
         magnitudes = jnp.stack([space[name] for name in names])
 
-        def operation(name: str) -> Callable[..., jax.Array]:
-            def operate(
-                key: jax.Array, images: jax.Array, magnitude: jax.Array
-            ) -> jax.Array:
-                each = jnp.full(len(images), magnitude)
-                return self.operate(name, images, _signed(key, name, each))
+        def operate(
+            name: str, key: jax.Array, images: jax.Array, magnitude: jax.Array
+        ) -> jax.Array:
+            each = jnp.full(len(images), magnitude)
+            return self.operate(name, images, _signed(key, name, each))
 
-            return operate
+        operations = [functools.partial(operate, name) for name in names]
 
-        operations = [operation(name) for name in names]
-
-        def row(key: jax.Array, images: jax.Array) -> jax.Array:
+        def apply_pair(key: jax.Array, images: jax.Array) -> jax.Array:
             pair = jax.random.randint(key, (), 0, len(table))
 
-            def one(i: jax.Array, images: jax.Array) -> jax.Array:
+            def apply_one(i: jax.Array, images: jax.Array) -> jax.Array:
                 sign, whether = jax.random.split(jax.random.fold_in(key, i))
                 index = jnp.asarray(which)[pair, i]
                 changed = lax.switch(
@@ -458,17 +430,9 @@ class AutoAugment(_Policy):
                     drawn < jnp.asarray(probability)[pair, i], changed, images
                 )
 
-            return lax.fori_loop(0, 2, one, images)
+            return lax.fori_loop(0, 2, apply_one, images)
 
-        return for_rows(rng, images, row), targets
-
-    def validate(self) -> None:
-        super().validate()
-        if self.policy not in TABLES:
-            raise UserError(
-                f"AutoAugment.policy must be one of {', '.join(map(repr, TABLES))}, not "
-                f"{self.policy!r}."
-            )
+        return for_rows(rng, images, apply_pair)
 
 
 def augmix_space(height: int, width: int, level: jax.Array) -> dict[str, jax.Array]:
@@ -496,33 +460,21 @@ class AugMix(_Policy):
 
     Attributes:
       severity: strength, 1..10: each operation's bin of 10 is below it.
-      width: chains, 1 or more.
-      depth: operations of a chain, 1 or more, or -1: 1 to 3 of them, drawn for each chain.
-      alpha: of the Dirichlet and Beta distributions of the weights, above 0.
+      width: chains, 1..100.
+      depth: operations of a chain, 1..100, or -1: 1 to 3 of them, drawn for each chain.
+      alpha: of the Dirichlet and Beta distributions of the weights, 0.001..1000.
     """
 
     interpolation: Interpolation = "bilinear"
-    severity: int = 3
-    width: int = 3
-    depth: int = -1
-    alpha: float = 1.0
+    severity: Annotated[int, Interval(ge=1, le=10)] = 3
+    width: _CountFromOne = 3
+    depth: Literal[-1] | _CountFromOne = -1
+    alpha: Annotated[float, Interval(ge=1e-3, le=1e3)] = 1.0
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, _ = images.shape
-
-        def operation(name: str) -> Row:
-            def operate(key: jax.Array, images: jax.Array) -> jax.Array:
-                sign, strength = jax.random.split(key)
-                drawn = jax.random.randint(strength, (len(images),), 0, self.severity)
-                magnitude = augmix_space(height, width, drawn / 9)[name]
-                return self.operate(name, images, _signed(sign, name, magnitude))
-
-            return operate
-
-        names = augmix_space(height, width, jnp.zeros(()))
-        operations = [operation(name) for name in names]
+        space = functools.partial(augmix_space, height, width)
+        operations = self.operations_of_any_bin(space, self.severity, 9)
         longest = 3 if self.depth == -1 else self.depth
         shares, how_much, lengths, chains = jax.random.split(rng, 4)
         weights = jax.random.dirichlet(
@@ -537,64 +489,44 @@ class AugMix(_Policy):
             key = jax.random.fold_in(chains, index)
 
             def link(position: jax.Array, chained: jax.Array) -> jax.Array:
-                changed = deal(jax.random.fold_in(key, position), chained, operations)
-                longer = (position < depth[index]).reshape(-1, 1, 1, 1)
+                link_key = jax.random.fold_in(key, position)
+                changed = one_operation_per_image(link_key, chained, operations)
+                longer = per_image(position < depth[index])
                 return jnp.where(longer, changed, chained)
 
             chained = lax.fori_loop(0, longest, link, images)
-            return total + weights[:, index].reshape(-1, 1, 1, 1) * chained
+            return total + per_image(weights[:, index]) * chained
 
         total = lax.fori_loop(0, self.width, chain, jnp.zeros_like(images))
         # Truncated, as torchvision's; a sum of equal values may lie a rounding below.
-        return jnp.floor(images * (1 - mixed) + total * mixed + 1e-3), targets
-
-    def validate(self) -> None:
-        super().validate()
-        check_range(self, "severity", 1, 10)
-        check_range(self, "width", 1, 100)
-        check_range(self, "alpha", 1e-3, 1e3)
-        if self.depth != -1:
-            check_range(self, "depth", 1, 100)
+        return jnp.floor(images * (1 - mixed) + total * mixed + 1e-3)
 
 
 @dataclasses.dataclass(kw_only=True)
-class ThreeAugment(Transform):
+class ThreeAugment(RandomGreyLevelTransform):
     """Grey, solarised or blurred, each image one of the three (DeiT III's 3-Augment).
 
     Touvron et al. 2022, https://arxiv.org/abs/2204.07118, section 3.3: together with
     HorizontalFlip() and ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3).
 
     Attributes:
-      sigma: least and greatest standard deviation of the blur in pixels.
+      sigma: least and greatest standard deviation of the blur in pixels, above 0, 100 at most.
     """
 
-    random: ClassVar[bool] = True
-    on_grey_levels: ClassVar[bool] = True
+    sigma: Annotated[tuple[_BlurWidth, _BlurWidth], Ascending()] = (0.1, 2.0)
 
-    sigma: tuple[float, float] = (0.1, 2.0)
-
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        low, high = self.sigma
+    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        # Three standard deviations on either side.
+        blur_size = 2 * int(np.ceil(3 * self.sigma[1])) + 1
 
         def blur(key: jax.Array, images: jax.Array) -> jax.Array:
-            sigma = jax.random.uniform(key, (len(images),), minval=low, maxval=high)
-            # Three standard deviations on either side.
-            return tones.gaussian_blur(images, 2 * int(np.ceil(3 * high)) + 1, sigma)
+            sigma = uniform(key, len(images), self.sigma)
+            return pillow_color.gaussian_blur(images, blur_size, sigma)
 
         def grey(key: jax.Array, images: jax.Array) -> jax.Array:
-            return tones.grayscale(images)
+            return pillow_color.grayscale(images)
 
         def solarize(key: jax.Array, images: jax.Array) -> jax.Array:
-            return tones.solarize(images, jnp.full(len(images), 128.0))
+            return pillow_color.solarize(images, jnp.full(len(images), 128.0))
 
-        return deal(rng, images, [grey, solarize, blur]), targets
-
-    def validate(self) -> None:
-        low, high = self.sigma
-        if not 0 < low <= high <= 100:
-            raise UserError(
-                "ThreeAugment.sigma must be two standard deviations in pixels, 0 < least <= "
-                f"greatest <= 100, not {self.sigma}."
-            )
+        return one_operation_per_image(rng, images, [grey, solarize, blur])

@@ -10,17 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from jaxcls import options
 from jaxcls.augment.color import Normalize
 from jaxcls.augment.geometry import CenterCrop, Resize, center_start
 from jaxcls.augment.kernels.resample import Interpolation, resized_shape
 from jaxcls.augment.pipeline import Transform
 from jaxcls.errors import UserError
-
-_RESAMPLING: dict[Interpolation, Image.Resampling] = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 
 def published_transform(
@@ -54,7 +49,7 @@ def published_transform(
         Normalize(mean=tuple(mean), std=tuple(std)),
     )
     for transform in transforms:
-        transform.validate()
+        options.check(transform)
     return transforms
 
 
@@ -106,7 +101,7 @@ def published_preprocess(
 
     image = image.convert("RGB")
     height, width = resized_shape(image.height, image.width, resize)
-    image = image.resize((width, height), _RESAMPLING[interpolation])
+    image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = center_start(width, size), center_start(height, size)
     # Where the box reaches beyond the image, Pillow fills in black.
     image = image.crop((left, top, left + size, top + size))

@@ -1,22 +1,51 @@
 """Transforms that change over a run."""
 
+import abc
 import dataclasses
-import math
-import typing
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from annotated_types import MinLen
 
+from jaxcls import options
 from jaxcls.augment.color import Normalize
-from jaxcls.augment.pipeline import Moment, Transform
-from jaxcls.augment.stages import Staged
+from jaxcls.augment.pipeline import Batch, RunPosition, Transform
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.options import Share
 
 
 @dataclasses.dataclass(kw_only=True)
-class Scheduled(Transform):
-    """Applies a transform in a part of the run only, and computes nothing of it in the rest.
+class _OverRun(Transform, abc.ABC):
+    """What transforms that change over a run have in common: the transform that they apply."""
+
+    random: ClassVar[bool] = True
+
+    transform: Transform
+
+    @property
+    def on_grey_levels(self) -> bool:  # type: ignore[override]
+        return self.transform.on_grey_levels
+
+    def check_inner(self) -> None:
+        """Raises UserError if the inner transform is one that must not change over a run."""
+        kind = type(self).__name__
+        if isinstance(self.transform, Normalize):
+            raise UserError(
+                f"{kind} contains Normalize, but the network takes normalised floats in every "
+                f"step: put Normalize outside of {kind}."
+            )
+        if isinstance(self.transform, Staged):
+            raise UserError(
+                f"{kind} contains Staged, whose stages would have no effect there: put Staged "
+                f"outside of {kind}."
+            )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Scheduled(_OverRun):
+    """Applies a transform in one part of the run only; the other steps do not compute it.
 
     For example, stop=0.9 shows images without it in the last tenth. It is always applied where
     there is no run.
@@ -27,45 +56,36 @@ class Scheduled(Transform):
       stop: fraction of the run after which it ends, 0..1, above `start`.
     """
 
-    random: ClassVar[bool] = True
+    start: Share = 0.0
+    stop: Share = 1.0
 
-    transform: Transform
-    start: float = 0.0
-    stop: float = 1.0
-
-    @property
-    def on_grey_levels(self) -> bool:  # type: ignore[override]
-        return self.transform.on_grey_levels
-
-    def at(self, moment: Moment) -> Transform:
-        transform = self.transform.at(moment)
+    def at(self, position: RunPosition) -> Transform:
+        transform = self.transform.at(position)
         if self.start == 0 and self.stop == 1:
             return transform
         # Whole steps: a quotient of floats may round to either side of the boundary.
         first, end = (
-            round(fraction * moment.total_steps) for fraction in (self.start, self.stop)
+            round(fraction * position.total_steps)
+            for fraction in (self.start, self.stop)
         )
-        active = (moment.step >= first) & (moment.step < end)
+        active = (position.step >= first) & (position.step < end)
         return _If(condition=active, transform=transform)
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self.transform(rng, images, targets)
 
     def validate(self) -> None:
-        if not 0 <= self.start < self.stop <= 1:
+        if not self.start < self.stop:
             raise UserError(
                 "Scheduled.start and stop must be fractions of the run in 0..1, start below "
                 f"stop, not {self.start} and {self.stop}."
             )
-        _check_inner(self, self.transform)
-        self.transform.validate()
+        self.check_inner()
 
 
 @dataclasses.dataclass(kw_only=True)
 class _If(Transform):
-    """Applies a transform if a condition holds that is known to the devices only.
+    """Applies a transform if a condition holds that only the devices know.
 
     Attributes:
       condition: bool scalar, traced.
@@ -75,9 +95,7 @@ class _If(Transform):
     condition: jax.Array
     transform: Transform
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         given = jax.eval_shape(lambda: (images, targets))
         changed = jax.eval_shape(self.transform, rng, images, targets)
         for before, after in zip(given, changed, strict=True):
@@ -100,7 +118,37 @@ class _If(Transform):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Growing(Transform):
+class _OverRunByField(_OverRun):
+    """What transforms that change an option of a transform over a run have in common.
+
+    Attributes:
+      field: name of the option.
+    """
+
+    field: str
+
+    def annotation(self) -> Any:
+        """Returns the option's annotation.
+
+        Raises:
+          UserError: if the transform has no such option.
+        """
+        names = [field.name for field in dataclasses.fields(self.transform)]
+        if self.field not in names:
+            raise UserError(
+                f"{type(self).__name__}.field is '{self.field}', which is no option of "
+                f"{type(self.transform).__name__}.{did_you_mean(self.field, names)} "
+                f"It has: {', '.join(names) or 'none'}."
+            )
+        return options.hints(type(self.transform))[self.field]
+
+    def replaced(self, value: Any) -> Transform:
+        """Returns the transform with a value of the option."""
+        return dataclasses.replace(self.transform, **{self.field: value})
+
+
+@dataclasses.dataclass(kw_only=True)
+class Growing(_OverRunByField):
     """Moves an option of a transform evenly from one value in the first step of a run to
     another in the last: progressive regularisation (Tan and Le 2021, arXiv 2104.00298, section
     4, with a stage for every step). Where there is no run, the option has its last value.
@@ -113,73 +161,54 @@ class Growing(Transform):
       last: value in the last step.
     """
 
-    random: ClassVar[bool] = True
-
-    transform: Transform
     field: str = "magnitude"
     first: float = 5.0
     last: float = 15.0
 
-    @property
-    def on_grey_levels(self) -> bool:  # type: ignore[override]
-        return self.transform.on_grey_levels
-
-    def at(self, moment: Moment) -> Transform:
-        last_step = moment.total_steps - 1
-        done = moment.step / last_step if last_step else jnp.ones(())
+    def at(self, position: RunPosition) -> Transform:
+        last_step = position.total_steps - 1
+        done = position.step / last_step if last_step else jnp.ones(())
         value = self.first + (self.last - self.first) * done
         # Rounding must not lead out of the option's range.
         value = jnp.clip(value, *sorted((self.first, self.last)))
-        return self._with(value).at(moment)
+        return self._with(value).at(position)
 
-    def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self._with(self.last)(rng, images, targets)
 
     def _with(self, value: Any) -> Transform:
         """Returns the transform with a value, a float or traced, of the option."""
-        if typing.get_type_hints(type(self.transform))[self.field] is int:
+        if not options.allows(self.annotation(), 0.5):
             traced = isinstance(value, jax.Array)
             value = jnp.round(value).astype(jnp.int32) if traced else round(value)
-        return dataclasses.replace(self.transform, **{self.field: value})
+        return self.replaced(value)
 
     def validate(self) -> None:
-        _check_inner(self, self.transform)
-        kind = type(self.transform).__name__
-        known = [field.name for field in dataclasses.fields(self.transform)]
-        if self.field not in known:
-            options = f"It has: {', '.join(known)}." if known else "It has none."
-            raise UserError(
-                f"Growing.field is '{self.field}', which is no option of {kind}."
-                f"{did_you_mean(self.field, known)} {options}"
-            )
+        self.check_inner()
+        self.annotation()
+        option = f"{type(self.transform).__name__}.{self.field}"
         configured = getattr(self.transform, self.field)
         if isinstance(configured, bool) or not isinstance(configured, int | float):
             raise UserError(
-                f"Growing.field is '{self.field}', but {kind}.{self.field} is "
-                f"{configured!r}: only numbers can grow."
+                f"Growing.field is '{self.field}', but {option} is {configured!r}: only "
+                "numbers can grow."
             )
-        for end in ("first", "last"):
-            value = getattr(self, end)
-            if not math.isfinite(value):
-                raise UserError(f"Growing.{end} must be a finite number, not {value}.")
-        self._with(self.first).validate()
-        self._with(self.last).validate()
+        options.check(self._with(self.first))
+        options.check(self._with(self.last))
         if not self._may_be_traced():
             raise UserError(
-                f"Growing.field is '{self.field}', but {kind}.{self.field} is part of the "
-                "compiled program and cannot change from step to step: choose a strength, not "
-                "a size or a choice."
+                f"Growing.field is '{self.field}', but {option} is part of the compiled "
+                "program and cannot change from step to step: choose a strength, not a size or "
+                "a choice."
             )
 
     def _may_be_traced(self) -> bool:
         """Whether the transform can be compiled without knowing the option's value."""
 
-        def trial(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def trial(value: jax.Array) -> Batch:
             images, targets = jnp.zeros((2, 64, 64, 3)), jnp.zeros((2, 2))
-            # At a moment, for transforms that read options of theirs in order to change.
-            transform = self._with(value).at(Moment(jnp.int32(1), 2, 4))
+            # At a position, for transforms that read options of theirs in order to change.
+            transform = self._with(value).at(RunPosition(jnp.int32(1), 2, 4))
             return transform(jax.random.key(0), images, targets)
 
         try:
@@ -191,16 +220,68 @@ class Growing(Transform):
         return True
 
 
-def _check_inner(node: Transform, inner: Transform) -> None:
-    """Raises UserError if a transform that changes over a run holds what it must not."""
-    kind = type(node).__name__
-    if isinstance(inner, Normalize):
-        raise UserError(
-            f"{kind} contains Normalize, but the network takes normalised floats in every "
-            f"step: put Normalize outside of {kind}."
-        )
-    if isinstance(inner, Staged):
-        raise UserError(
-            f"{kind} contains Staged, whose stages would have no effect there: put Staged "
-            f"outside of {kind}."
-        )
+@dataclasses.dataclass(kw_only=True)
+class Staged(_OverRunByField):
+    """Gives an option of a transform one value after the other, each for an equal part of the
+    run: progressive sizes, Tan and Le 2021 (https://arxiv.org/abs/2104.00298, section 4).
+
+        Staged(transform=RandomResizedCrop(size=300), field="size", values=(128, 214, 300))
+
+    The train step is compiled for each value. The network must take images of every size:
+    those with global pooling do. Outside of a run the option has its last value. For strengths,
+    which need no compiling, there is Growing.
+
+    Attributes:
+      transform: whose option changes; the value it gives to the option has no effect.
+      field: name of the option, a number.
+      values: of the option, first to last.
+    """
+
+    field: str = "size"
+    values: Annotated[tuple[int, ...], MinLen(1)] = (128, 192, 256)
+
+    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
+        return self.replaced(self.values[-1])(rng, images, targets)
+
+    def validate(self) -> None:
+        annotation = self.annotation()
+        for value in self.values:
+            if not options.allows(annotation, value):
+                raise UserError(
+                    f"Staged.values has {value!r}, but {type(self.transform).__name__}."
+                    f"{self.field} is {getattr(self.transform, self.field)!r}: only options "
+                    "that are numbers can have stages."
+                )
+            options.check(self.replaced(value))
+
+
+def stages_of_run(
+    transforms: Sequence[Transform], total_steps: int
+) -> list[tuple[int, tuple[Transform, ...]]]:
+    """Returns the stages of a run.
+
+    Args:
+      transforms: any of which may be Staged.
+      total_steps: length of the run.
+
+    Returns:
+      The first step of each stage, from 0, and its transforms, none of them Staged.
+    """
+
+    def first_steps(staged: Staged) -> list[int]:
+        count = len(staged.values)
+        return [round(index * total_steps / count) for index in range(count)]
+
+    def during(transform: Transform, step: int) -> Transform:
+        if not isinstance(transform, Staged):
+            return transform
+        begun = sum(first <= step for first in first_steps(transform))
+        return transform.replaced(transform.values[begun - 1])
+
+    all_first = {0}.union(
+        *(first_steps(t) for t in transforms if isinstance(t, Staged))
+    )
+    return [
+        (first, tuple(during(transform, first) for transform in transforms))
+        for first in sorted(all_first)
+    ]

@@ -5,98 +5,20 @@ logits = averaged_logits(lambda view: model.apply(variables, view), images, TenC
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import ClassVar, get_args
+from collections.abc import Callable
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
+from annotated_types import MinLen
 
 from jaxcls.augment.geometry import center_start
 from jaxcls.augment.kernels.resample import Interpolation, resample, resized_shape
-from jaxcls.augment.pipeline import LARGEST_SIDE
+from jaxcls.augment.pipeline import Side
 from jaxcls.errors import UserError
 
 Batches = tuple[jax.Array, ...]
 """Views of a batch, each [batch, its height, its width, channels]."""
-
-
-def flip_views(images: jax.Array) -> Batches:
-    """Returns the images [batch, height, width, channels] and their mirror images."""
-    return images, images[:, :, ::-1]
-
-
-def five_crops(images: jax.Array, size: int) -> Batches:
-    """Cuts out the four corners and the middle, in torchvision's order (FiveCrop).
-
-    Args:
-      images: [batch, height, width, channels].
-      size: pixels of a side of each square, 1 or more.
-
-    Returns:
-      Upper left, upper right, lower left, lower right and the middle: 5 x [batch, size, size,
-      channels].
-
-    Raises:
-      UserError: if the images are smaller.
-    """
-    _, height, width, _ = images.shape
-    if size > min(height, width):
-        raise UserError(
-            f"crops of {size} pixels do not fit into images of {height}x{width}: use a size "
-            f"of {min(height, width)} at most, or resize the images to more."
-        )
-    bottom, right = height - size, width - size
-    places = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    places.append((center_start(height, size), center_start(width, size)))
-    return tuple(images[:, y : y + size, x : x + size] for y, x in places)
-
-
-def ten_crops(images: jax.Array, size: int) -> Batches:
-    """Returns five_crops() of the images, then of their mirror images (torchvision's TenCrop)."""
-    return five_crops(images, size) + five_crops(images[:, :, ::-1], size)
-
-
-def scales(
-    images: jax.Array, sizes: Sequence[int], interpolation: Interpolation = "bilinear"
-) -> Batches:
-    """Resizes the shorter side to each of several sizes, as Resize does.
-
-    Args:
-      images: float32 [batch, height, width, channels], whole grey levels 0..255.
-      sizes: pixels of the shorter side, 1 or more; the size that images have leaves them.
-      interpolation: as of Resize.
-
-    Returns:
-      A batch of whole grey levels for each size, all of different shapes.
-    """
-    _, height, width, _ = images.shape
-    return tuple(
-        resample(images, *resized_shape(height, width, size), interpolation)
-        for size in sizes
-    )
-
-
-def airbench_views(images: jax.Array, shift: int = 1) -> Batches:
-    """Returns the images, then the windows `shift` pixels further up and left, then down and
-    right, each followed by its mirror image: 6 x the shape of the images.
-
-    What lies outside is mirrored at the border pixel, which is not repeated. With one pixel
-    these are the views of Keller Jordan's airbench94 (arXiv 2404.00498).
-
-    Raises:
-      UserError: if the images have no more than `shift` pixels along a side.
-    """
-    _, height, width, _ = images.shape
-    if shift >= min(height, width):
-        raise UserError(
-            f"a shift of {shift} pixels mirrors more than images of {height}x{width} have: "
-            f"use less than {min(height, width)}."
-        )
-    border = ((0, 0), (shift, shift), (shift, shift), (0, 0))
-    padded = jnp.pad(images, border, mode="reflect")
-    up_left = padded[:, :height, :width]
-    down_right = padded[:, 2 * shift :, 2 * shift :]
-    return flip_views(images) + flip_views(up_left) + flip_views(down_right)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -107,113 +29,119 @@ class Views(abc.ABC):
     """Whether the images must be grey levels 0..255. All others only move pixels, so that
     they may come before Normalize or behind it."""
 
+    weights: ClassVar[tuple[float, ...] | None] = None
+    """Of each view in the average; they sum to 1. None gives all the same."""
+
     @abc.abstractmethod
-    def __call__(self, images: jax.Array) -> tuple[Batches, tuple[float, ...]]:
-        """Returns views of a batch, and the weight of each in the average, which sum to 1.
+    def __call__(self, images: jax.Array) -> Batches:
+        """Returns views of a batch.
 
         Args:
           images: float32 [batch, height, width, channels].
         """
-
-    def validate(self) -> None:  # noqa: B027 - views without options have nothing
-        """Raises UserError for values out of range."""
-
-
-def _evenly(views: Batches) -> tuple[Batches, tuple[float, ...]]:
-    """Gives every view the same weight."""
-    return views, (1 / len(views),) * len(views)
 
 
 @dataclasses.dataclass(kw_only=True)
 class FlipViews(Views):
     """The image and its mirror image."""
 
-    def __call__(self, images: jax.Array) -> tuple[Batches, tuple[float, ...]]:
-        return _evenly(flip_views(images))
+    def __call__(self, images: jax.Array) -> Batches:
+        return images, images[:, :, ::-1]
 
 
 @dataclasses.dataclass(kw_only=True)
 class FiveCrops(Views):
-    """The four corners and the middle of images that are larger than the network's input.
+    """The four corners and the middle of images that are larger than the network's input:
+    upper left, upper right, lower left, lower right, middle (torchvision's FiveCrop).
 
     Attributes:
-      size: pixels of a side of each crop, 1..16384.
+      size: pixels of a side of each crop, 1..16384; no more than the images have.
     """
 
-    size: int
+    size: Side
 
-    def __call__(self, images: jax.Array) -> tuple[Batches, tuple[float, ...]]:
-        return _evenly(five_crops(images, self.size))
-
-    def validate(self) -> None:
-        _check_side(self, "size", self.size)
+    def __call__(self, images: jax.Array) -> Batches:
+        _, height, width, _ = images.shape
+        size = self.size
+        if size > min(height, width):
+            raise UserError(
+                f"crops of {size} pixels do not fit into images of {height}x{width}: use a "
+                f"size of {min(height, width)} at most, or resize the images to more."
+            )
+        bottom, right = height - size, width - size
+        places = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        places.append((center_start(height, size), center_start(width, size)))
+        return tuple(images[:, y : y + size, x : x + size] for y, x in places)
 
 
 @dataclasses.dataclass(kw_only=True)
-class TenCrops(Views):
-    """The four corners and the middle, of the image and its mirror image (AlexNet's ten).
+class TenCrops(FiveCrops):
+    """The four corners and the middle, of the image and then of its mirror image (AlexNet's
+    ten, torchvision's TenCrop).
 
     Attributes:
-      size: pixels of a side of each crop, 1..16384.
+      size: pixels of a side of each crop, 1..16384; no more than the images have.
     """
 
-    size: int
-
-    def __call__(self, images: jax.Array) -> tuple[Batches, tuple[float, ...]]:
-        return _evenly(ten_crops(images, self.size))
-
-    def validate(self) -> None:
-        _check_side(self, "size", self.size)
+    def __call__(self, images: jax.Array) -> Batches:
+        return super().__call__(images) + super().__call__(images[:, :, ::-1])
 
 
 @dataclasses.dataclass(kw_only=True)
 class Scales(Views):
-    """The whole image at several sizes, for networks that take any.
+    """The whole image at several sizes, for networks that take any. Resizes as Resize does.
 
     Attributes:
-      sizes: pixels of the shorter side, each 1..16384.
-      interpolation: "nearest", "bilinear" or "bicubic", as of Resize.
+      sizes: pixels of the shorter side, each 1..16384; the size that images have leaves them.
+      interpolation: "nearest", "bilinear" or "bicubic", as in Resize.
     """
 
     on_grey_levels: ClassVar[bool] = True
 
-    sizes: tuple[int, ...]
+    sizes: Annotated[tuple[Side, ...], MinLen(1)]
     interpolation: Interpolation = "bilinear"
 
-    def __call__(self, images: jax.Array) -> tuple[Batches, tuple[float, ...]]:
-        return _evenly(scales(images, self.sizes, self.interpolation))
-
-    def validate(self) -> None:
-        if not self.sizes:
-            raise UserError("Scales.sizes is empty: give at least one size.")
-        for size in self.sizes:
-            _check_side(self, "sizes", size)
-        known = get_args(Interpolation)
-        if self.interpolation not in known:
-            raise UserError(
-                f"Scales.interpolation must be one of {', '.join(map(repr, known))}, not "
-                f"{self.interpolation!r}."
-            )
+    def __call__(self, images: jax.Array) -> Batches:
+        _, height, width, _ = images.shape
+        return tuple(
+            resample(images, *resized_shape(height, width, size), self.interpolation)
+            for size in self.sizes
+        )
 
 
 @dataclasses.dataclass(kw_only=True)
 class AirbenchViews(Views):
-    """The image, and it shifted up-left and down-right, and their mirror images (airbench94).
+    """The image, the windows `shift` pixels further up and left, then down and right, each
+    followed by its mirror image: with one pixel, those of airbench94 (Jordan 2024, arXiv
+    2404.00498).
 
-    The image that is not shifted has half of the weight.
+    The image that is not shifted has half of the weight. What lies outside is mirrored at the
+    border pixel, which is not repeated.
 
     Attributes:
-      shift: pixels, 1..16384; less than the image has.
+      shift: pixels, 1..16384; less than the images have.
     """
 
-    shift: int = 1
+    weights: ClassVar[tuple[float, ...] | None] = (1 / 4, 1 / 4, *(1 / 8,) * 4)
 
-    def __call__(self, images: jax.Array) -> tuple[Batches, tuple[float, ...]]:
-        weights = (1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 8, 1 / 8)
-        return airbench_views(images, self.shift), weights
+    shift: Side = 1
 
-    def validate(self) -> None:
-        _check_side(self, "shift", self.shift)
+    def __call__(self, images: jax.Array) -> Batches:
+        _, height, width, _ = images.shape
+        shift = self.shift
+        if shift >= min(height, width):
+            raise UserError(
+                f"a shift of {shift} pixels mirrors more than images of {height}x{width} "
+                f"have: use less than {min(height, width)}."
+            )
+        border = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+        padded = jnp.pad(images, border, mode="reflect")
+        up_left = padded[:, :height, :width]
+        down_right = padded[:, 2 * shift :, 2 * shift :]
+        windows = images, up_left, down_right
+        return tuple(
+            view for window in windows for view in (window, window[:, :, ::-1])
+        )
 
 
 def averaged_logits(
@@ -233,17 +161,11 @@ def averaged_logits(
     Returns:
       Logits [batch, classes].
     """
-    batches, weights = views(images)
+    batches = views(images)
     if len({batch.shape for batch in batches}) == 1:
         logits = jax.lax.map(apply_fn, jnp.stack(batches))
     else:
         logits = jnp.stack([apply_fn(batch) for batch in batches])
+    weights = views.weights or (1 / len(batches),) * len(batches)
     share = jnp.array(weights, logits.dtype).reshape(-1, 1, 1)
     return jnp.sum(share * logits, axis=0)
-
-
-def _check_side(node: Views, name: str, value: int) -> None:
-    if not 1 <= value <= LARGEST_SIDE:
-        raise UserError(
-            f"{type(node).__name__}.{name} must lie in 1..{LARGEST_SIDE}, not {value}."
-        )

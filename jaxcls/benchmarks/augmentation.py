@@ -24,8 +24,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxcls import augment
-from jaxcls.augment.kernels.one_operation import Row
-from jaxcls.augment.policies import rand_augment_operations
+from jaxcls.augment.kernels.one_operation import Operation
 
 TURNS = 21
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
@@ -67,7 +66,7 @@ def photographs(batch: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def every_branch(
-    rng: jax.Array, images: jax.Array, operations: Sequence[Row], num_ops: int
+    rng: jax.Array, images: jax.Array, operations: Sequence[Operation], num_ops: int
 ) -> jax.Array:
     """The straightforward policy, which vmap turns into every operation on every image."""
 
@@ -95,9 +94,9 @@ def rand_augment(batch: int, side: int) -> None:
     policy = augment.RandAugment(num_ops=2, magnitude=9)
     images = jnp.asarray(photographs(batch, side), jnp.float32)
     targets = jnp.zeros((batch, 10))
-    operations = rand_augment_operations(policy, side, side)
+    operations = policy.operations(side, side)
 
-    def twice(operation: Row, rng: jax.Array, images: jax.Array) -> jax.Array:
+    def twice(operation: Operation, rng: jax.Array, images: jax.Array) -> jax.Array:
         return operation(rng, operation(rng, images))
 
     ours = jax.jit(lambda rng, images: policy(rng, images, targets)[0])
@@ -125,11 +124,12 @@ def rand_augment(batch: int, side: int) -> None:
 def flops(batch: int = 256, side: int = 32) -> None:
     """Prints the arithmetic with 14 operations and with 2."""
     images = jnp.zeros((batch, side, side, 3))
-    every = list(rand_augment_operations(augment.RandAugment(), side, side).values())
+    every = list(augment.RandAugment().operations(side, side).values())
     # The dearest two, so that their number alone differs.
     dearest = sorted(every, key=lambda operation: -_flops(operation, images))[:2]
+    per_image = augment.one_operation_per_image
     two, all_of_them = (
-        _flops(lambda rng, x, chosen=chosen: augment.deal(rng, x, chosen), images)
+        _flops(lambda rng, x, chosen=chosen: per_image(rng, x, chosen), images)
         for chosen in (dearest, every)
     )
     print(

@@ -83,11 +83,11 @@ def in_test_share(name: str, share: float) -> bool:
 
 
 def evaluated(held_out: Sequence[str], where: str) -> str:
-    """Returns the first of the parts that could be evaluated, and says so if there are more.
+    """Returns the first of the parts that could be evaluated; notes which if there are more.
 
     Args:
       held_out: their names, in the order of HELD_OUT, at least one.
-      where: they are.
+      where: what has them, for the note.
     """
     if len(held_out) > 1:
         note(f"{where} has {enumerated(held_out)}: {held_out[0]} is what is evaluated.")
@@ -96,7 +96,7 @@ def evaluated(held_out: Sequence[str], where: str) -> str:
 
 def class_list(values: Iterable[str], of: str) -> tuple[str, ...]:
     """Returns the class names that occur, sorted: whole numbers by value, other names as
-    text. Says so if there are some of both.
+    text. Notes if there are some of both.
 
     Args:
       values: the classes of records.
@@ -107,7 +107,7 @@ def class_list(values: Iterable[str], of: str) -> tuple[str, ...]:
     if len(numbers) == len(names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     if numbers:
-        others = [name for name in names if name not in set(numbers)]
+        others = sorted(set(names) - set(numbers))
         note(
             f"some classes of {of} are numbers ({enumerated(numbers)}) and others are not "
             f"({enumerated(others)}): each is a class by itself."
@@ -127,7 +127,7 @@ def class_indices(
     Args:
       values: the class of each record, [n].
       class_names: the classes in order.
-      where: says which record it is that has value 0..n-1.
+      where: returns the name of record 0..n-1, for the message.
       numbers: whether a class may also be written as its index.
 
     Raises:
@@ -168,19 +168,23 @@ def explaining(
 
 
 def parsed_json(text: str | bytes, where: str) -> Any:
-    """Returns what JSON says.
+    """Returns the value of a text in JSON.
 
     Raises:
-      UserError: if it is none.
+      UserError: if it is not JSON, naming `where`.
     """
     with explaining(f"{where} is not JSON", (ValueError, RecursionError)):
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in str(text):
+            # Refuses the half of a pair ("\\ud800"), which is no text and no file's name.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
 
 
 def note_missing_classes(
     class_names: Sequence[str], labels: np.ndarray, of: str
 ) -> None:
-    """Says which classes have no record.
+    """Notes which classes have no record.
 
     Args:
       class_names: all classes.

@@ -1,6 +1,6 @@
 """Published files from the network, whole or not at all, and kept in a cache.
 
-    path = fetch(find("torchvision/resnet50:v2"))  # weights: jaxcls.models.weights.catalogue
+    path = fetch(find_weights("torchvision/resnet50:v2"))  # jaxcls.models.weights.catalogue
     path = fetch(Cifar10.archive)  # of a dataset: jaxcls.data.formats.archives
 
     $JAXCLS_CACHE, else $XDG_CACHE_HOME/jaxcls, else ~/.cache/jaxcls

@@ -12,9 +12,13 @@ from jaxcls.config import Config
 from jaxcls.errors import UserError
 from jaxcls.inference.forward import input_shape
 from jaxcls.inference.saved_run import SavedRun, Trained
-from jaxcls.models import Model, is_weight_set
+from jaxcls.models import Model
 from jaxcls.models.weights import pretrained
-from jaxcls.models.weights.catalogue import check_path, find
+from jaxcls.models.weights.catalogue import (
+    check_path,
+    find_weights,
+    is_weight_set,
+)
 
 
 def load_teacher(
@@ -97,7 +101,7 @@ def load_trained(
     if not is_set and Path(source).is_dir():
         return SavedRun.open(source).trained(name, platform)
     if is_set:
-        name = name or find(source).model
+        name = name or find_weights(source).model
     else:
         check_path(source)
     if name is None:
@@ -105,7 +109,7 @@ def load_trained(
             f"the file {source} does not say what network its weights are of: name it, as "
             "`python -m jaxcls.models` lists them."
         )
-    variables = pretrained.load(source, name, **options)
+    variables = pretrained.load_variables(source, name, **options)
     model = Model(name=name, weights=source if is_set else None, **options)
     layer = variables["params"]
     for part in model.create(1).HEADS[0].split("/"):

@@ -7,11 +7,12 @@ logits = module.apply(variables, images, train=False)  # float32 [batch, 10]
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from annotated_types import Interval, MinLen
 
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.models import (
@@ -26,18 +27,22 @@ from jaxcls.models import (
     vgg,
 )
 from jaxcls.models.network import HeadInit
-from jaxcls.models.weights.catalogue import find as find_weights
+from jaxcls.models.weights.catalogue import find_weights, is_weight_set
+from jaxcls.options import ShareBelowOne
 
+FAMILIES = (
+    lenet,
+    alexnet,
+    vgg,
+    googlenet,
+    inception,
+    resnet,
+    keras_resnet,
+    efficientnet,
+    convnext,
+)
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    **lenet.VARIANTS,
-    **alexnet.VARIANTS,
-    **vgg.VARIANTS,
-    **googlenet.VARIANTS,
-    **inception.VARIANTS,
-    **resnet.VARIANTS,
-    **keras_resnet.VARIANTS,
-    **efficientnet.VARIANTS,
-    **convnext.VARIANTS,
+    name: variant for family in FAMILIES for name, variant in family.VARIANTS.items()
 }
 
 
@@ -56,35 +61,41 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     Raises:
       UserError: for an unknown network, an option it does not have, or num_classes < 1.
     """
+    known = model_options(name)
+    if num_classes < 1:
+        raise UserError(f"num_classes must be 1 or more, not {num_classes}.")
+    _check_options(name, options, known)
+    return MODELS[name](num_classes=num_classes, **options)
+
+
+def model_options(name: str) -> list[str]:
+    """Returns the names of the options that `create_model(name)` takes.
+
+    Raises:
+      UserError: for an unknown network.
+    """
     if name not in MODELS:
         raise UserError(
             f"unknown model '{name}'.{did_you_mean(name, MODELS)} "
             f"`python -m jaxcls.models` lists all {len(MODELS)}."
         )
-    if num_classes < 1:
-        raise UserError(f"num_classes must be 1 or more, not {num_classes}.")
-    known = model_options(name)
-    for option in options:
-        if option not in known:
-            raise UserError(
-                f"model '{name}' has no option '{option}'.{did_you_mean(option, known)} "
-                f"Its options: {', '.join(known)}."
-            )
-    return MODELS[name](num_classes=num_classes, **options)
-
-
-def model_options(name: str) -> list[str]:
-    """Returns the names of the options that `create_model(name)` takes, of a known name."""
     inside = {"num_classes", "parent", "name"}  # ours and linen's own
     return [
         key for key in inspect.signature(MODELS[name]).parameters if key not in inside
     ]
 
 
-def is_weight_set(source: str) -> bool:
-    """Whether a string names a weight set, known or not, rather than a path (a folder that is
-    called so is "./timm/...")."""
-    return source.startswith(("torchvision/", "timm/"))
+def _check_options(name: str, options: Iterable[str], known: Sequence[str]) -> None:
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"model '{name}' has no option '{option}'.{did_you_mean(option, known)} "
+                f"Its options: {', '.join(known)}."
+            )
+
+
+CountUpTo65536 = Annotated[int, Interval(ge=1, le=65536)]
+ShareInside = Annotated[float, Interval(gt=0, lt=1)]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -122,15 +133,15 @@ class Model:
     """
 
     name: str
-    weights: str | None = None
+    weights: Annotated[str, MinLen(1)] | None = None
     stem: Literal["imagenet", "small"] | None = None
-    width: int | None = None
-    dropout: float | None = None
-    drop_path: float | None = None
-    aux_weight: float | None = None
-    bn_group: int | None = None
-    bn_momentum: float | None = None
-    bn_epsilon: float | None = None
+    width: CountUpTo65536 | None = None
+    dropout: ShareBelowOne | None = None
+    drop_path: ShareBelowOne | None = None
+    aux_weight: Annotated[float, Interval(ge=0, lt=1_000_000)] | None = None
+    bn_group: CountUpTo65536 | None = None
+    bn_momentum: ShareInside | None = None
+    bn_epsilon: ShareInside | None = None
     padding: Literal["symmetric", "same"] | None = None
     remat: bool = False
     head_init: HeadInit = "default"
@@ -147,63 +158,25 @@ class Model:
         Raises:
           UserError: for an unknown network or an option it does not have.
         """
-        # These ask for nothing, also of a network that has no blocks or no such head.
-        asks_nothing = {"remat": False, "head_init": "default"}
+        # What has its default asks for nothing, also of a network that lacks the option.
+        fields = dataclasses.fields(self)
         options = {
             field.name: value
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None
-            and value != asks_nothing.get(field.name)
+            for field in fields
+            if (value := getattr(self, field.name)) != field.default
         }
+        name, weights = options.pop("name"), options.pop("weights", None)
         default = "float32" if platform == "cpu" else "bfloat16"
         options["dtype"] = jnp.dtype(self.dtype or default)
-        if (source := options.pop("weights", None)) and is_weight_set(source):
-            options = {**find_weights(source).options, **options}
-        if self.name in MODELS:
-            known = model_options(self.name)
-            settable = [f.name for f in dataclasses.fields(self) if f.name in known]
-            for (
-                option
-            ) in options:  # the first in the order of the fields, always the same
-                if option not in ("name", *known):
-                    raise UserError(
-                        f"model '{self.name}' has no option '{option}'. Its options: "
-                        f"{', '.join(settable)}."
-                    )
-        return create_model(num_classes=num_classes, **options)
+        if weights is not None and is_weight_set(weights):
+            options = {**find_weights(weights).options, **options}
+        known = model_options(name)
+        _check_options(name, options, [f.name for f in fields if f.name in known])
+        return create_model(name, num_classes=num_classes, **options)
 
     def validate(self) -> None:
-        """Raises UserError for an unknown network, option or value out of range."""
-        for option in ("width", "bn_group"):
-            value = getattr(self, option)
-            if value is not None and not 1 <= value <= 65536:
-                raise UserError(f"model.{option} must lie in 1..65536, not {value}.")
-        for option in ("dropout", "drop_path"):
-            value = getattr(self, option)
-            if value is not None and not 0 <= value < 1:
-                raise UserError(
-                    f"model.{option} must lie in 0..1, below 1, not {value}."
-                )
-        if self.aux_weight is not None and not 0 <= self.aux_weight < 1e6:
-            raise UserError(
-                f"model.aux_weight must be 0 or more, not {self.aux_weight}."
-            )
-        for option in ("bn_momentum", "bn_epsilon"):
-            value = getattr(self, option)
-            if value is not None and not 0 < value < 1:
-                raise UserError(f"model.{option} must lie in 0..1, not {value}.")
-        if self.head_init not in ("default", "zero"):
-            factor = float(self.head_init)
-            if not 0 <= factor <= 1e6:
-                raise UserError(
-                    "model.head_init must be 'default', 'zero' or a factor of 0 or more, not "
-                    f"{self.head_init}."
-                )
-        if self.weights == "":
-            raise UserError(
-                "model.weights is empty: name weights, a file or a run's folder, or leave it "
-                "None for random ones."
-            )
+        """Raises UserError for an unknown network, an option that it does not have, or weights of
+        another network."""
         if self.weights is not None and is_weight_set(self.weights):
             of = find_weights(self.weights).model
             if of != self.name:

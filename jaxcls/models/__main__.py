@@ -11,41 +11,40 @@ from jaxcls.models.facts import FACTS
 from jaxcls.models.weights.catalogue import WEIGHTS, WeightSet
 
 
-def networks(names: Sequence[str]) -> str:
+def network_table(names: Sequence[str]) -> str:
     """Returns the table of networks, a line each."""
     rows = [("network", "parameters", "GMACs", "size", "weights", "best top-1")]
     for name in names:
-        facts = FACTS[name]
-        sets = weight_sets(name)
-        scores = [weights.top1 for weights in sets if weights.top1 is not None]
+        facts, sets = FACTS[name], weight_sets(name)
+        digits = 3 if facts.gmacs >= 0.001 else 4
         rows.append(
             (
                 name,
                 f"{facts.parameters:,}",
-                f"{facts.gmacs:.3f}" if facts.gmacs >= 0.001 else f"{facts.gmacs:.4f}",
+                f"{facts.gmacs:.{digits}f}",
                 str(facts.size),
-                str(len(sets)) if sets else "-",
-                f"{max(scores):.2f} %" if scores else "-",
+                str(len(sets) or "-"),
+                percent(sets[0].top1 if sets else None),
             )
         )
     return align(rows)
 
 
-def published(names: Sequence[str]) -> str:
+def weights_table(names: Sequence[str]) -> str:
     """Returns the table of the weights known for networks, a line each; "" if there are none."""
     rows = [("weights", "top-1", "size", "resized to", "by", "classes")]
-    for name in names:
-        for weights in weight_sets(name):
-            rows.append(
-                (
-                    weights.name,
-                    "-" if weights.top1 is None else f"{weights.top1:.2f} %",
-                    str(weights.size),
-                    str(weights.resize),
-                    weights.interpolation,
-                    f"{weights.num_classes:,}",
-                )
-            )
+    rows += [
+        (
+            weights.name,
+            percent(weights.top1),
+            str(weights.size),
+            str(weights.resize),
+            weights.interpolation,
+            f"{weights.num_classes:,}",
+        )
+        for name in names
+        for weights in weight_sets(name)
+    ]
     return align(rows) if len(rows) > 1 else ""
 
 
@@ -55,20 +54,19 @@ def weight_sets(name: str) -> list[WeightSet]:
     return sorted(sets, key=lambda weights: -(weights.top1 or 0))
 
 
+def percent(top1: float | None) -> str:
+    """Returns an accuracy as a cell."""
+    return "-" if top1 is None else f"{top1:.2f} %"
+
+
 def align(rows: Sequence[tuple[str, ...]]) -> str:
     """Returns rows of cells as lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [
-            cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    line = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
+    return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
-def find(pattern: str) -> list[str]:
+def matching(pattern: str) -> list[str]:
     """Returns the networks that a name or a pattern with * and ? matches.
 
     Raises:
@@ -94,14 +92,14 @@ def main(argv: Sequence[str]) -> int:
         "ImageNet among them. With a name or pattern, lists those weights too.",
     )
     parser.add_argument("pattern", nargs="?", help="a name, or a pattern: 'resnet*'")
-    arguments = parser.parse_args(argv)
+    pattern = parser.parse_args(argv).pattern
     try:
-        names = list(MODELS) if arguments.pattern is None else find(arguments.pattern)
+        names = list(MODELS) if pattern is None else matching(pattern)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(networks(names))
-    if arguments.pattern is not None and (table := published(names)):
+    print(network_table(names))
+    if pattern is not None and (table := weights_table(names)):
         print(f"\n{table}")
     return 0
 

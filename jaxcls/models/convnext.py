@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.layers import DropPath, check_stem
-from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
+from jaxcls.models.network import Layers, Network, places
 
 # torchvision's trunc_normal_(std=0.02). Its bounds of -2 and 2 are values, not multiples of the
 # standard deviation: 100 of those away, they cut nothing off.
@@ -62,8 +61,7 @@ class ConvNeXt(Network):
 
     Kernels start normal with standard deviation 0.02, biases at 0 (torchvision).
 
-    Attributes:
-      num_classes: length of the logits.
+    Attributes, besides those of Network:
       depths: blocks in each stage.
       width: channels of the first stage; each following has twice as many.
       stem: "imagenet": patches of 4x4 pixels; the stages see 1/4, 1/8, 1/16, 1/32 of the image.
@@ -74,14 +72,11 @@ class ConvNeXt(Network):
       layer_scale: initial value of the factor of each residual branch's channels (Touvron et
         al. 2021, https://arxiv.org/abs/2103.17239, section 2).
       remat: recompute each block in the backward pass instead of keeping its activations.
-      head_init: initial values of the last layer (see jaxcls.models.network.head).
-      dtype: dtype of the computation; parameters are float32.
     """
 
     STEM: ClassVar = "stem_conv"
     HEADS: ClassVar = ("fc",)
 
-    num_classes: int
     depths: tuple[int, ...] = (3, 3, 9, 3)
     width: int = 96
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -89,8 +84,6 @@ class ConvNeXt(Network):
     drop_path: float = 0.1
     layer_scale: float = 1e-6
     remat: bool = False
-    head_init: HeadInit = "default"
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -104,55 +97,38 @@ class ConvNeXt(Network):
         check_stem(self.stem, image=images.shape, minimum=8 * patch, name="convnext")
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         block = nn.remat(Block) if self.remat else Block
-        num_blocks, done = sum(self.depths), 0
-        x = images.astype(self.dtype)
-        for stage, depth in enumerate(self.depths, start=1):
-            if stage == 1:
-                x = self._patches(patch, self.width, "stem_conv", x)
-                x = norm(name="stem_norm")(x)
-            else:
+        x = self._patches(images.astype(self.dtype), patch, self.width, "stem_conv")
+        x = norm(name="stem_norm")(x)
+        order = places(self.depths)
+        for before, (stage, index) in enumerate(order):
+            if stage > 1 and index == 0:
                 x = norm(name=f"downsample{stage}_norm")(x)
                 width = self.width * 2 ** (stage - 1)
-                x = self._patches(2, width, f"downsample{stage}_conv", x)
-            for index in range(depth):
-                rate = self.drop_path * done / max(num_blocks - 1, 1)
-                x = block(
-                    functools.partial(DropPath, rate, train),
-                    self.layer_scale,
-                    norm,
-                    self.dtype,
-                    name=f"stage{stage}_{index}",
-                )(x)
-                done += 1
+                x = self._patches(x, 2, width, f"downsample{stage}_conv")
+            drop_rate = self.drop_path * before / max(len(order) - 1, 1)
+            x = block(
+                functools.partial(DropPath, drop_rate, train),
+                self.layer_scale,
+                norm,
+                self.dtype,
+                name=f"stage{stage}_{index}",
+            )(x)
         x = norm(name="norm")(x.mean((1, 2)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = head(
-            self.num_classes,
-            self.head_init,
-            kernel_init=_normal,
-            dtype=self.dtype,
-            name="fc",
-        )(x)
-        return logits.astype(jnp.float32)
+        return self.logits(x, kernel_init=_normal)
 
     @nn.nowrap
     def layers(self) -> Layers:
         """See Network: the stem, then each block, the first of a stage with the downsampling
         before it."""
+        found = []
+        for stage, index in places(self.depths):
+            down = (f"downsample{stage}_norm", f"downsample{stage}_conv")
+            before = down if stage > 1 and index == 0 else ()
+            found.append((*before, f"stage{stage}_{index}"))
+        return (("stem_conv", "stem_norm"), *found, ("norm", *self.heads()))
 
-        def with_downsampling(block: str) -> tuple[str, ...]:
-            stage, _, index = block.removeprefix("stage").partition("_")
-            if stage == "1" or index != "0":
-                return (block,)
-            return (f"downsample{stage}_norm", f"downsample{stage}_conv", block)
-
-        return (
-            ("stem_conv", "stem_norm"),
-            *(with_downsampling(block) for (block,) in blocks("stage", self.depths)),
-            ("norm", *self.heads()),
-        )
-
-    def _patches(self, side: int, features: int, name: str, x: jax.Array) -> jax.Array:
+    def _patches(self, x: jax.Array, side: int, features: int, name: str) -> jax.Array:
         """Maps every patch of side x side pixels to one; what does not fill a patch is lost."""
         return Conv(
             features,
@@ -165,17 +141,18 @@ class ConvNeXt(Network):
         )(x)
 
 
-# (depths, width, drop_path): section 3's table and torchvision's rates of stochastic depth;
-# xlarge is the authors', which torchvision leaves out.
-_ROWS = {
-    "convnext_tiny": ((3, 3, 9, 3), 96, 0.1),
-    "convnext_small": ((3, 3, 27, 3), 96, 0.4),
-    "convnext_base": ((3, 3, 27, 3), 128, 0.5),
-    "convnext_large": ((3, 3, 27, 3), 192, 0.5),
-    "convnext_xlarge": ((3, 3, 27, 3), 256, 0.5),
-}
+def _variant(
+    depths: tuple[int, ...], width: int, drop_path: float
+) -> functools.partial[ConvNeXt]:
+    return functools.partial(ConvNeXt, depths=depths, width=width, drop_path=drop_path)
 
+
+# Section 3's table and torchvision's rates of stochastic depth; xlarge is the authors', which
+# torchvision leaves out.
 VARIANTS = {
-    name: functools.partial(ConvNeXt, depths=depths, width=width, drop_path=drop_path)
-    for name, (depths, width, drop_path) in _ROWS.items()
+    "convnext_tiny": _variant((3, 3, 9, 3), 96, 0.1),
+    "convnext_small": _variant((3, 3, 27, 3), 96, 0.4),
+    "convnext_base": _variant((3, 3, 27, 3), 128, 0.5),
+    "convnext_large": _variant((3, 3, 27, 3), 192, 0.5),
+    "convnext_xlarge": _variant((3, 3, 27, 3), 256, 0.5),
 }

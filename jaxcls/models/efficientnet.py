@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxcls.errors import UserError
 from jaxcls.models.cpu.convolution import Conv
-from jaxcls.models.layers import BatchNorm, DropPath, check_stem, kaiming_fan_out
-from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
+from jaxcls.models.layers import DropPath, check_stem, kaiming_fan_out
+from jaxcls.models.network import BatchNormNetwork, Layers, blocks, places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +102,40 @@ def scale_stages(
     )
 
 
+def conv_layer(
+    features: int, kernel: int, stride: int = 1, *, padding: str, **options: Any
+) -> nn.Conv:
+    """Returns a convolution; call it inside a network.
+
+    Args:
+      features: channels of the result.
+      kernel: side of the kernel.
+      stride: in pixels.
+      padding: "symmetric" or "same" (see EfficientNet).
+      **options: of linen's layer.
+
+    Raises:
+      UserError: for another padding.
+    """
+    if padding not in ("symmetric", "same"):
+        raise UserError(f"padding must be 'symmetric' or 'same', not {padding!r}.")
+    return Conv(
+        features,
+        (kernel, kernel),
+        stride,
+        padding=kernel // 2 if padding == "symmetric" else "SAME",
+        kernel_init=kaiming_fan_out,
+        **options,
+    )
+
+
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate that sees the mean of all (Hu et al. 2017,
     https://arxiv.org/abs/1709.01507), with SiLU between its two layers.
 
     Attributes:
       squeezed: values between the two layers.
-      conv: a convolution of the network's dtype.
+      conv: a conv_layer of the network's padding and dtype.
     """
 
     squeezed: int
@@ -119,9 +145,8 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, channels] to the same shape."""
         gate = x.mean((1, 2), keepdims=True)
-        gate = self.conv(self.squeezed, (1, 1), use_bias=True, name="reduce")(gate)
-        gate = nn.silu(gate)
-        gate = self.conv(x.shape[-1], (1, 1), use_bias=True, name="expand")(gate)
+        gate = nn.silu(self.conv(self.squeezed, 1, name="reduce")(gate))
+        gate = self.conv(x.shape[-1], 1, name="expand")(gate)
         return x * nn.sigmoid(gate)
 
 
@@ -133,15 +158,13 @@ class Block(nn.Module):
     Attributes:
       stage: its row of the table.
       stride: of this block.
-      padding: of its strided convolution (see EfficientNet).
-      conv: a convolution of the network's dtype.
+      conv: a conv_layer of the network's padding and dtype.
       norm: a batch norm of the network's groups and dtype.
       drop_path: a DropPath of this block's rate.
     """
 
     stage: Stage
     stride: int
-    padding: Literal["symmetric", "same"]
     conv: Any
     norm: Any
     drop_path: Any
@@ -151,52 +174,43 @@ class Block(nn.Module):
         """Maps [batch, h, w, channels] to [batch, h / stride, w / stride, stage.channels]."""
         stage = self.stage
         inner = x.shape[-1] * stage.expand
-        padding = pad(stage.kernel, self.padding)
-        full = functools.partial(
-            self.conv,
-            kernel_size=(stage.kernel, stage.kernel),
-            strides=self.stride,
-            padding=padding,
-        )
+        window = (stage.kernel, self.stride)
         if stage.fused and stage.expand == 1:
-            y = full(stage.channels, name="conv")(x)
-            y = nn.silu(self.norm(name="bn")(y))
+            y = nn.silu(self._conv_norm(x, "", stage.channels, *window))
         else:
             y = x
             if stage.fused:
-                y = full(inner, name="expand_conv")(y)
-                y = nn.silu(self.norm(name="expand_bn")(y))
+                y = nn.silu(self._conv_norm(y, "expand_", inner, *window))
             else:
                 if stage.expand != 1:
-                    y = self.conv(inner, (1, 1), name="expand_conv")(y)
-                    y = nn.silu(self.norm(name="expand_bn")(y))
-                y = full(
-                    inner,
-                    feature_group_count=inner,
-                    name="depthwise_conv",
-                )(y)
-                y = nn.silu(self.norm(name="depthwise_bn")(y))
+                    y = nn.silu(self._conv_norm(y, "expand_", inner))
+                y = self._conv_norm(y, "depthwise_", inner, *window, groups=inner)
+                y = nn.silu(y)
                 y = SqueezeExcite(max(1, x.shape[-1] // 4), self.conv, name="se")(y)
-            y = self.conv(stage.channels, (1, 1), name="project_conv")(y)
-            y = self.norm(name="project_bn")(y)
+            y = self._conv_norm(y, "project_", stage.channels)
         return x + self.drop_path()(y) if x.shape == y.shape else y
 
+    def _conv_norm(
+        self,
+        x: jax.Array,
+        prefix: str,
+        features: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> jax.Array:
+        conv = functools.partial(self.conv, use_bias=False, feature_group_count=groups)
+        x = conv(features, kernel, stride, name=f"{prefix}conv")(x)
+        return self.norm(name=f"{prefix}bn")(x)
 
-def pad(kernel: int, padding: Literal["symmetric", "same"]) -> int | str:
-    """Returns the padding of a convolution as linen takes it (see EfficientNet)."""
-    if padding not in ("symmetric", "same"):
-        raise UserError(f"padding must be 'symmetric' or 'same', not {padding!r}.")
-    return kernel // 2 if padding == "symmetric" else "SAME"
 
-
-class EfficientNet(Network):
+class EfficientNet(BatchNormNetwork):
     """A 3x3 stem, stages of inverted residual blocks, a 1x1 convolution and a dense layer.
 
     Convolutions start as kaiming_fan_out with bias 0; the dense layer uniform within
     1/sqrt(classes) with bias 0 (torchvision).
 
-    Attributes:
-      num_classes: length of the logits.
+    Attributes, besides those of BatchNormNetwork:
       stages: the table.
       width_factor: of the channels of stem, stages and head.
       depth_factor: of the blocks of each stage.
@@ -214,16 +228,11 @@ class EfficientNet(Network):
         branch for an image with probability i / N of it, so that none reaches it.
       bn_momentum: share of the running statistics that is kept at each step.
       bn_epsilon: added to the variance.
-      bn_group: images that share batch statistics in training (see BatchNorm); None for all.
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      head_init: initial values of the last layer (see jaxcls.models.network.head).
-      dtype: dtype of the computation; parameters and statistics are float32.
     """
 
     STEM: ClassVar = "stem_conv"
     HEADS: ClassVar = ("fc",)
 
-    num_classes: int
     stages: tuple[Stage, ...] = BASE
     width_factor: float = 1.0
     depth_factor: float = 1.0
@@ -235,16 +244,14 @@ class EfficientNet(Network):
     drop_path: float = 0.2
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
-    bn_group: int | None = None
-    remat: bool = False
-    head_init: HeadInit = "default"
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps [batch, height, width, channels] to logits float32 [batch, num_classes]."""
         check_stem(self.stem, image=images.shape, minimum=1, name="efficientnet")
-        conv, norm = self._conv_and_norm(train)
+        conv = functools.partial(conv_layer, padding=self.padding, dtype=self.dtype)
+        plain = functools.partial(conv, use_bias=False)
+        norm = self.norm_layer(train, self.bn_momentum, self.bn_epsilon)
         block = nn.remat(Block) if self.remat else Block
         stages = scale_stages(self.stages, self.width_factor, self.depth_factor)
         stem_channels = stages[0].channels
@@ -252,65 +259,28 @@ class EfficientNet(Network):
             stem_channels = scale_channels(self.stem_channels, self.width_factor)
         small = self.stem == "small"
         x = images.astype(self.dtype)
-        x = conv(
-            stem_channels,
-            (3, 3),
-            1 if small else 2,
-            padding=pad(3, self.padding),
-            name="stem_conv",
-        )(x)
+        x = plain(stem_channels, 3, 1 if small else 2, name="stem_conv")(x)
         x = nn.silu(norm(name="stem_bn")(x))
-        num_blocks, done = sum(stage.blocks for stage in stages), 0
-        unstrided = next(i for i, stage in enumerate(stages) if stage.stride > 1)
-        for i, stage in enumerate(stages):
-            stride = 1 if small and i == unstrided else stage.stride
-            for index in range(stage.blocks):
-                x = block(
-                    stage,
-                    stride if index == 0 else 1,
-                    self.padding,
-                    conv=conv,
-                    norm=norm,
-                    drop_path=functools.partial(
-                        DropPath, self.drop_path * done / num_blocks, train
-                    ),
-                    name=f"stage{i + 1}_{index}",
-                )(x)
-                done += 1
+        order = places(stage.blocks for stage in stages)
+        unstrided = next(i for i, stage in enumerate(stages, 1) if stage.stride > 1)
+        for before, (number, index) in enumerate(order):
+            stage = stages[number - 1]
+            strided = index == 0 and not (small and number == unstrided)
+            drop_rate = self.drop_path * before / len(order)
+            x = block(
+                stage,
+                stage.stride if strided else 1,
+                conv,
+                norm,
+                functools.partial(DropPath, drop_rate, train),
+                name=f"stage{number}_{index}",
+            )(x)
         head_channels = self.head_channels or 4 * stages[-1].channels
-        x = nn.silu(
-            norm(name="head_bn")(conv(head_channels, (1, 1), name="head_conv")(x))
-        )
-        x = x.mean((1, 2))
+        x = plain(head_channels, 1, name="head_conv")(x)
+        x = nn.silu(norm(name="head_bn")(x)).mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = head(
-            self.num_classes,
-            self.head_init,
-            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
-            dtype=self.dtype,
-            name="fc",
-        )(x)
-        return logits.astype(jnp.float32)
-
-    @nn.nowrap
-    def _conv_and_norm(self, train: bool) -> tuple[Any, Any]:
-        """Returns a convolution and a batch norm of the network's options."""
-        conv = functools.partial(
-            Conv,
-            use_bias=False,
-            kernel_init=kaiming_fan_out,
-            padding=0,
-            dtype=self.dtype,
-        )
-        norm = functools.partial(
-            BatchNorm,
-            train=train,
-            group=self.bn_group,
-            momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon,
-            dtype=self.dtype,
-        )
-        return conv, norm
+        initial = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+        return self.logits(x, kernel_init=initial)
 
     @nn.nowrap
     def layers(self) -> Layers:
@@ -324,41 +294,30 @@ class EfficientNet(Network):
         )
 
 
-# (width, depth, dropout): Tan & Le 2019, section 5.2, and their published code.
-_SCALES = {
-    "efficientnet_b0": (1.0, 1.0, 0.2),
-    "efficientnet_b1": (1.0, 1.1, 0.2),
-    "efficientnet_b2": (1.1, 1.2, 0.3),
-    "efficientnet_b3": (1.2, 1.4, 0.3),
-    "efficientnet_b4": (1.4, 1.8, 0.4),
-    "efficientnet_b5": (1.6, 2.2, 0.4),
-    "efficientnet_b6": (1.8, 2.6, 0.5),
-    "efficientnet_b7": (2.0, 3.1, 0.5),
-}
+def _scaled(
+    width: float, depth: float, dropout: float, **options: Any
+) -> functools.partial[EfficientNet]:
+    scales: dict[str, Any] = {"width_factor": width, "depth_factor": depth}
+    return functools.partial(EfficientNet, dropout=dropout, **scales, **options)
+
+
+_v2 = functools.partial(
+    EfficientNet, stem_channels=None, head_channels=1280, bn_epsilon=1e-3
+)
 # B5 to B7 have TensorFlow's constants in torchvision, as their weights come from there.
 _TENSORFLOW_NORM: dict[str, Any] = {"bn_epsilon": 1e-3, "bn_momentum": 0.99}
 
+# Width, depth, dropout: Tan & Le 2019, section 5.2, and their published code.
 VARIANTS = {
-    name: functools.partial(
-        EfficientNet,
-        width_factor=width,
-        depth_factor=depth,
-        dropout=dropout,
-        **(_TENSORFLOW_NORM if name[-1] in "567" else {}),
-    )
-    for name, (width, depth, dropout) in _SCALES.items()
-} | {
-    f"efficientnet_v2_{size}": functools.partial(
-        EfficientNet,
-        stages=stages,
-        stem_channels=None,
-        head_channels=1280,
-        dropout=dropout,
-        bn_epsilon=1e-3,
-    )
-    for size, stages, dropout in (
-        ("s", V2_S, 0.2),
-        ("m", V2_M, 0.3),
-        ("l", V2_L, 0.4),
-    )
+    "efficientnet_b0": _scaled(1.0, 1.0, 0.2),
+    "efficientnet_b1": _scaled(1.0, 1.1, 0.2),
+    "efficientnet_b2": _scaled(1.1, 1.2, 0.3),
+    "efficientnet_b3": _scaled(1.2, 1.4, 0.3),
+    "efficientnet_b4": _scaled(1.4, 1.8, 0.4),
+    "efficientnet_b5": _scaled(1.6, 2.2, 0.4, **_TENSORFLOW_NORM),
+    "efficientnet_b6": _scaled(1.8, 2.6, 0.5, **_TENSORFLOW_NORM),
+    "efficientnet_b7": _scaled(2.0, 3.1, 0.5, **_TENSORFLOW_NORM),
+    "efficientnet_v2_s": functools.partial(_v2, stages=V2_S, dropout=0.2),
+    "efficientnet_v2_m": functools.partial(_v2, stages=V2_M, dropout=0.3),
+    "efficientnet_v2_l": functools.partial(_v2, stages=V2_L, dropout=0.4),
 }

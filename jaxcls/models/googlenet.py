@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
-from jaxcls.models.layers import BatchNorm, ConvNorm, check_size, uniform
-from jaxcls.models.network import HeadInit, Layers, Network, head, singly
+from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
+from jaxcls.models.network import BatchNormNetwork, HeadInit, Layers, head, singly
 
-# torchvision's trunc_normal_(std=0.01, a=-2, b=2). Its bounds are values, not multiples of the
-# standard deviation: 200 of those away, they cut nothing off.
-_normal = nn.initializers.normal(0.01)
+STD = 0.01
+"""Standard deviation of every initial kernel."""
 
 # Channels of each inception module, left to right as in the paper's table 1:
 # 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection.
@@ -29,6 +28,9 @@ INCEPTIONS = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
+
+# Side of the max-pool's windows after some of them; its stride is 2.
+POOLS = {"3b": 3, "4e": 2}
 
 
 class Inception(nn.Module):
@@ -85,15 +87,17 @@ class AuxiliaryHead(nn.Module):
         """Maps [batch, h, w, channels] to logits float32 [batch, num_classes]."""
         x = self.conv(128, (1, 1), name="conv")(adaptive_avg_pool(x, 4))
         x = x.reshape(len(x), -1)
-        x = nn.Dense(1024, dtype=self.dtype, name="fc1", **_inits(x))(x)
+        initial = normal_uniform(STD, x.shape[-1])
+        x = nn.Dense(1024, dtype=self.dtype, name="fc1", **initial)(x)
         x = nn.Dropout(self.dropout, deterministic=not self.train)(nn.relu(x))
-        logits = head(
-            self.num_classes, self.head_init, dtype=self.dtype, name="fc2", **_inits(x)
-        )(x)
-        return logits.astype(jnp.float32)
+        initial = normal_uniform(STD, 1024)
+        layer = head(
+            self.num_classes, self.head_init, name="fc2", dtype=self.dtype, **initial
+        )
+        return layer(x).astype(jnp.float32)
 
 
-class GoogLeNet(Network):
+class GoogLeNet(BatchNormNetwork):
     """Nine inception modules and two auxiliary heads. 13,004,888 parameters for 1,000 classes,
     6,624,904 of them without the auxiliary heads.
 
@@ -103,29 +107,19 @@ class GoogLeNet(Network):
     Kernels start normal with standard deviation 0.01, biases of the dense layers uniform within
     1/sqrt(fan-in) (torchvision). Batch norm has epsilon 1e-3.
 
-    Attributes:
-      num_classes: length of the logits.
+    Attributes, besides those of BatchNormNetwork:
       dropout: probability of dropping an input of the last layer.
       aux_dropout: the same in the auxiliary heads (section 5).
       aux_weight: weight of each auxiliary head's loss in the loss of training (section 5); 0
         builds no heads.
-      bn_group: images that share batch statistics in training (see BatchNorm); None for all.
-      remat: recompute each module in the backward pass instead of keeping its activations.
-      head_init: initial values of the last layers (see jaxcls.models.network.head).
-      dtype: dtype of the computation; parameters and statistics are float32.
     """
 
     STEM: ClassVar = "conv1/conv"
     HEADS: ClassVar = ("fc", "aux1/fc2", "aux2/fc2")
 
-    num_classes: int
     dropout: float = 0.2
     aux_dropout: float = 0.7
     aux_weight: float = 0.3
-    bn_group: int | None = None
-    remat: bool = False
-    head_init: HeadInit = "default"
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -135,12 +129,9 @@ class GoogLeNet(Network):
           UserError: for images smaller than 15 x 15.
         """
         check_size(images.shape, minimum=15, name="googlenet")
-        norm = functools.partial(
-            BatchNorm, train=train, group=self.bn_group, epsilon=1e-3, dtype=self.dtype
-        )
-        conv = functools.partial(
-            ConvNorm, norm=norm, kernel_init=_normal, dtype=self.dtype
-        )
+        norm = self.norm_layer(train, epsilon=1e-3)
+        normal = nn.initializers.normal(STD)
+        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
         module = nn.remat(Inception) if self.remat else Inception
         heads = {"4a": "aux1", "4d": "aux2"} if self.aux_weight else {}
         x = images.astype(self.dtype)
@@ -163,27 +154,17 @@ class GoogLeNet(Network):
                 )(x)
                 if train:
                     self.sow("aux_logits", f"{heads[name]}_logits", logits)
-            if name == "3b":
-                x = max_pool(x, 3, 2, ceil=True)
-            elif name == "4e":
-                x = max_pool(x, 2, 2, ceil=True)
+            if name in POOLS:
+                x = max_pool(x, POOLS[name], 2, ceil=True)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = head(
-            self.num_classes, self.head_init, dtype=self.dtype, name="fc", **_inits(x)
-        )(x)
-        return logits.astype(jnp.float32)
+        return self.logits(x, **normal_uniform(STD, x.shape[-1]))
 
     @nn.nowrap
     def layers(self) -> Layers:
         """See Network: each convolution before the modules is one, then each module."""
         modules = (f"inception{name}" for name in INCEPTIONS)
         return (*singly(("conv1", "conv2", "conv3", *modules)), self.heads())
-
-
-def _inits(x: jax.Array) -> dict[str, Any]:
-    """Returns the initialisers of a dense layer on values [batch, inputs]."""
-    return {"kernel_init": _normal, "bias_init": uniform(x.shape[-1] ** -0.5)}
 
 
 VARIANTS = {"googlenet": GoogLeNet}

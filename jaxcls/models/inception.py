@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.models.cpu.pooling import max_pool
-from jaxcls.models.layers import BatchNorm, ConvNorm, check_size, uniform
-from jaxcls.models.network import HeadInit, Layers, Network, head, singly
+from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
+from jaxcls.models.network import BatchNormNetwork, HeadInit, Layers, head, singly
 
-# torchvision's trunc_normal_(std=0.1). Its bounds of -2 and 2 are values, not multiples of the
-# standard deviation: 20 of those away, they cut nothing off.
-_normal = nn.initializers.normal(0.1)
+STD = 0.1
+"""Standard deviation of every initial kernel but the auxiliary head's last."""
 
 # A branch is a name and its convolutions, each (channels, kernel height, kernel width, stride);
 # PAIR stands for a 1x3 and a 3x1 convolution side by side (figure 7).
@@ -33,18 +32,11 @@ def _block_a(pool: int) -> tuple[tuple[Branch, ...], int]:
 
 def _block_c(inner: int) -> tuple[tuple[Branch, ...], int]:
     """Figure 6: 1x1, 7x7 as 1x7 and 7x1, that twice, average pool."""
-    once = ((inner, 1, 1, 1), (inner, 1, 7, 1), (192, 7, 1, 1))
-    twice = (
-        (inner, 1, 1, 1),
-        (inner, 7, 1, 1),
-        (inner, 1, 7, 1),
-        (inner, 7, 1, 1),
-        (192, 1, 7, 1),
-    )
+    point, row, column = (inner, 1, 1, 1), (inner, 1, 7, 1), (inner, 7, 1, 1)
     return (
         ("branch1x1", ((192, 1, 1, 1),)),
-        ("branch7x7", once),
-        ("branch7x7dbl", twice),
+        ("branch7x7", (point, row, (192, 7, 1, 1))),
+        ("branch7x7dbl", (point, column, row, column, (192, 1, 7, 1))),
     ), 192
 
 
@@ -80,7 +72,7 @@ BLOCKS: dict[str, tuple[tuple[Branch, ...], int | None]] = {
 
 
 class Mixed(nn.Module):
-    """Branches side by side, then the pool's, concatenated.
+    """Concatenates branches that lie side by side, the pool's last.
 
     Attributes:
       branches: see BLOCKS.
@@ -117,13 +109,7 @@ class Mixed(nn.Module):
                 features, height, width, stride = row
                 # Convolutions of stride 2 are not padded.
                 padding = (height // 2, width // 2) if stride == 1 else 0
-                x = self.conv(
-                    features,
-                    (height, width),
-                    stride=stride,
-                    padding=padding,
-                    name=label,
-                )(x)
+                x = self.conv(features, (height, width), stride, padding, name=label)(x)
         return x
 
 
@@ -154,11 +140,14 @@ class AuxiliaryHead(nn.Module):
         height, width = (max(5 - side, 0) for side in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), (0, height), (0, width), (0, 0)))
         x = self.conv(768, (5, 5), name="conv1")(x).mean((1, 2))
-        layer = _head(self.num_classes, self.head_init, x, 0.001, self.dtype)
+        initial = normal_uniform(0.001, 768)
+        layer = head(
+            self.num_classes, self.head_init, name="fc", dtype=self.dtype, **initial
+        )
         return layer(x).astype(jnp.float32)
 
 
-class InceptionV3(Network):
+class InceptionV3(BatchNormNetwork):
     """A stem, eleven blocks and an auxiliary head. 27,161,264 parameters for 1,000 classes,
     23,834,568 of them without the auxiliary head.
 
@@ -169,27 +158,17 @@ class InceptionV3(Network):
     biases of the dense layers uniform within 1/sqrt(fan-in) (torchvision). Batch norm has
     epsilon 1e-3.
 
-    Attributes:
-      num_classes: length of the logits.
+    Attributes, besides those of BatchNormNetwork:
       dropout: probability of dropping an input of the last layer.
       aux_weight: weight of the auxiliary head's loss in the loss of training (0.4 in the authors'
         and most implementations; the paper does not say); 0 builds no head.
-      bn_group: images that share batch statistics in training (see BatchNorm); None for all.
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      head_init: initial values of the last layers (see jaxcls.models.network.head).
-      dtype: dtype of the computation; parameters and statistics are float32.
     """
 
     STEM: ClassVar = "conv2d_1a_3x3/conv"
     HEADS: ClassVar = ("fc", "aux/fc")
 
-    num_classes: int
     dropout: float = 0.5
     aux_weight: float = 0.4
-    bn_group: int | None = None
-    remat: bool = False
-    head_init: HeadInit = "default"
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -199,12 +178,9 @@ class InceptionV3(Network):
           UserError: for images smaller than 75 x 75.
         """
         check_size(images.shape, minimum=75, name="inception_v3")
-        norm = functools.partial(
-            BatchNorm, train=train, group=self.bn_group, epsilon=1e-3, dtype=self.dtype
-        )
-        conv = functools.partial(
-            ConvNorm, norm=norm, kernel_init=_normal, dtype=self.dtype
-        )
+        norm = self.norm_layer(train, epsilon=1e-3)
+        normal = nn.initializers.normal(STD)
+        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
         mixed = nn.remat(Mixed) if self.remat else Mixed
         x = images.astype(self.dtype)
         x = conv(32, (3, 3), stride=2, name="conv2d_1a_3x3")(x)
@@ -216,17 +192,16 @@ class InceptionV3(Network):
         x = max_pool(x, 3, 2)
         for name, (branches, pool) in BLOCKS.items():
             x = mixed(branches, pool, conv, name=name)(x)
-            if name == "mixed_6e" and self.aux_weight:
-                if train or self.is_initializing():
-                    logits = AuxiliaryHead(
-                        self.num_classes, conv, self.head_init, self.dtype, name="aux"
-                    )(x)
-                    if train:
-                        self.sow("aux_logits", "aux_logits", logits)
+            has_head = name == "mixed_6e" and self.aux_weight
+            if has_head and (train or self.is_initializing()):
+                logits = AuxiliaryHead(
+                    self.num_classes, conv, self.head_init, self.dtype, name="aux"
+                )(x)
+                if train:
+                    self.sow("aux_logits", "aux_logits", logits)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        layer = _head(self.num_classes, self.head_init, x, 0.1, self.dtype)
-        return layer(x).astype(jnp.float32)
+        return self.logits(x, **normal_uniform(STD, x.shape[-1]))
 
     @nn.nowrap
     def layers(self) -> Layers:
@@ -234,20 +209,6 @@ class InceptionV3(Network):
         convolutions = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
         stem = (f"conv2d_{name}" for name in convolutions)
         return (*singly((*stem, *BLOCKS)), self.heads())
-
-
-def _head(
-    num_classes: int, head_init: HeadInit, x: jax.Array, std: float, dtype: Any
-) -> nn.Dense:
-    """Returns the last layer of the network or of its auxiliary head, for x [batch, inputs]."""
-    return head(
-        num_classes,
-        head_init,
-        kernel_init=nn.initializers.normal(std),
-        bias_init=uniform(x.shape[-1] ** -0.5),
-        dtype=dtype,
-        name="fc",
-    )
 
 
 VARIANTS = {"inception_v3": InceptionV3}

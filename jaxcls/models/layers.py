@@ -1,5 +1,6 @@
 """Layers and initial values that the families share."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,17 +23,7 @@ kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def uniform(bound: float) -> nn.initializers.Initializer:
     """Returns an initialiser that draws uniformly from -bound..bound."""
-
-    def init(
-        rng: jax.Array,
-        shape: Sequence[int],
-        dtype: Any = jnp.float32,
-        out_sharding: Any = None,
-    ) -> jax.Array:
-        del out_sharding
-        return jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-    return init
+    return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
 
 
 def torch_default(fan_in: int) -> dict[str, Any]:
@@ -48,6 +39,23 @@ def torch_default(fan_in: int) -> dict[str, Any]:
     """
     bound = 1 / math.sqrt(fan_in)
     return {"kernel_init": uniform(bound), "bias_init": uniform(bound)}
+
+
+def normal_uniform(std: float, fan_in: int) -> dict[str, Any]:
+    """Returns the initialisers of the dense layers of torchvision's GoogLeNet and Inception v3:
+    kernels normal, biases uniform within 1/sqrt(fan-in).
+
+    torchvision cuts the normal off at -2 and 2. Those are values, not multiples of the standard
+    deviation of 0.1 or less, so they cut nothing off.
+
+    Args:
+      std: standard deviation of the kernel's values.
+      fan_in: inputs of one output value.
+    """
+    return {
+        "kernel_init": nn.initializers.normal(std),
+        "bias_init": uniform(fan_in**-0.5),
+    }
 
 
 class BatchNorm(nn.Module):
@@ -153,48 +161,44 @@ def frozen_collection(
       is_frozen: asked for the path of each batch norm, "layer1_0/bn1".
 
     Returns:
-      {"layer1_0": {"bn1": {"frozen": marker}}}; that the marker is there says it, its value
-      says nothing. {} if none is frozen.
+      {"layer1_0": {"bn1": {"frozen": marker}}}; the marker's presence counts, not its value. {}
+      if none is frozen.
     """
-    norms = {path[:-1] for path in traverse_util.flatten_dict(dict(batch_stats))}
-    marked = {
-        (*norm, "frozen"): np.True_ for norm in norms if is_frozen("/".join(norm))
-    }
-    return traverse_util.unflatten_dict(marked)
+    paths = traverse_util.flatten_dict(dict(batch_stats), sep="/")
+    norms = {path.rpartition("/")[0] for path in paths}
+    marked = {f"{norm}/frozen": np.True_ for norm in norms if is_frozen(norm)}
+    return traverse_util.unflatten_dict(marked, sep="/")
 
 
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, ReLU.
 
     Attributes:
-      features: channels of the result.
-      kernel: (height, width) of the kernel.
       norm: a batch norm of the network's groups and dtype.
       kernel_init: initial values of the kernel.
       dtype: dtype of the computation.
+      features: channels of the result.
+      kernel: (height, width) of the kernel.
       stride: of the convolution.
       padding: pixels added on each side, or (above and below, left and right).
     """
 
-    features: int
-    kernel: tuple[int, int]
     norm: Any
     kernel_init: nn.initializers.Initializer
     dtype: Any
+    features: int
+    kernel: tuple[int, int]
     stride: int = 1
     padding: int | tuple[int, int] = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, channels] to [batch, h', w', features]."""
-        padding = self.padding
-        if isinstance(padding, int):
-            padding = (padding, padding)
         x = Conv(
             self.features,
             self.kernel,
             self.stride,
-            padding=[(side, side) for side in padding],
+            padding=self.padding,
             use_bias=False,
             kernel_init=self.kernel_init,
             dtype=self.dtype,

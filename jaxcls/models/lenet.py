@@ -1,15 +1,14 @@
 """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document
 recognition", Proc. IEEE 86(11), figure 2, https://doi.org/10.1109/5.726791)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxcls.errors import UserError
 from jaxcls.models.cpu.convolution import Conv
-from jaxcls.models.network import HeadInit, Layers, Network, head, singly
+from jaxcls.models.network import Layers, Network, singly
 
 
 class LeNet5(Network):
@@ -24,18 +23,11 @@ class LeNet5(Network):
     Kernels start truncated normal with variance 1/fan-in, biases at 0 (LeCun et al. 1998,
     "Efficient BackProp", equation 16; linen's default).
 
-    Attributes:
-      num_classes: length of the logits.
-      head_init: initial values of the last layer (see jaxcls.models.network.head).
-      dtype: dtype of the computation; parameters are float32.
+    The attributes are those of Network.
     """
 
     STEM: ClassVar = "c1"
     HEADS: ClassVar = ("output",)
-
-    num_classes: int
-    head_init: HeadInit = "default"
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -45,8 +37,8 @@ class LeNet5(Network):
           UserError: for images of another size.
         """
         del train  # nothing differs between training and evaluation
-        if images.shape[1:3] != (32, 32):
-            height, width = images.shape[1:3]
+        height, width = images.shape[1:3]
+        if (height, width) != (32, 32):
             raise UserError(
                 f"lenet5 takes images of 32x32, not {height}x{width}: put Resize(size=32) "
                 "into augment and eval_transform."
@@ -58,14 +50,7 @@ class LeNet5(Network):
         x = nn.tanh(Conv(120, (5, 5), padding="VALID", dtype=self.dtype, name="c5")(x))
         x = x.reshape(len(x), 120)
         x = nn.tanh(nn.Dense(84, dtype=self.dtype, name="f6")(x))
-        logits = head(
-            self.num_classes,
-            self.head_init,
-            kernel_init=nn.initializers.lecun_normal(),
-            dtype=self.dtype,
-            name="output",
-        )(x)
-        return logits.astype(jnp.float32)
+        return self.logits(x, kernel_init=nn.initializers.lecun_normal())
 
     @nn.nowrap
     def layers(self) -> Layers:

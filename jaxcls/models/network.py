@@ -1,13 +1,17 @@
-"""What the networks of all families share: their order from stem to head, and the last layer."""
+"""What the families share: options of their networks, the order of layers, the last layer."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+import functools
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 
-HeadInit = Literal["default", "zero"] | float
+from jaxcls.models.layers import BatchNorm
+
+HeadInit = Literal["default", "zero"] | Annotated[float, Interval(ge=0, le=1_000_000)]
 """How a last layer starts: as its family's does, at zero, or at a multiple of the family's."""
 
 Layers = tuple[tuple[str, ...], ...]
@@ -20,10 +24,19 @@ class Network(nn.Module):
     Class attributes, which every family sets:
       STEM: path of the first layer with a kernel, "conv1".
       HEADS: paths of the layers that give logits, the main one first, then auxiliary ones.
+
+    Attributes:
+      num_classes: length of the logits.
+      head_init: initial values of the last layer, and of those of auxiliary heads (see head).
+      dtype: dtype of the computation; parameters and statistics are float32.
     """
 
     STEM: ClassVar[str]
     HEADS: ClassVar[tuple[str, ...]]
+
+    num_classes: int
+    head_init: HeadInit = "default"
+    dtype: Any = jnp.float32
 
     @nn.nowrap
     def layers(self) -> Layers:
@@ -32,9 +45,8 @@ class Network(nn.Module):
         The parts of one depth stand together: the stem with its norm; each block, with a
         downsampling before it; each further layer with its norm; the last norm with the head
         and the auxiliary heads. Every name is there once, in the order in which the network
-        calls them, save that auxiliary heads come last. It is what learning rates that decay
-        from layer to layer go by (Howard & Ruder 2018, https://arxiv.org/abs/1801.06146,
-        section 3.2).
+        calls them, save that auxiliary heads come last. Learning rates that decay from layer
+        to layer follow it (Howard & Ruder 2018, https://arxiv.org/abs/1801.06146, section 3.2).
         """
         raise NotImplementedError
 
@@ -45,24 +57,68 @@ class Network(nn.Module):
         paths = self.HEADS if has_auxiliary else self.HEADS[:1]
         return tuple(path.split("/")[0] for path in paths)
 
+    @nn.nowrap
+    def logits(self, x: jax.Array, **initial: nn.initializers.Initializer) -> jax.Array:
+        """Maps features [batch, inputs] to logits float32 [batch, num_classes].
+
+        Args:
+          x: the features.
+          **initial: "kernel_init" and "bias_init" of the family (see head).
+        """
+        name = self.HEADS[0]
+        layer = head(
+            self.num_classes, self.head_init, name=name, dtype=self.dtype, **initial
+        )
+        return layer(x).astype(jnp.float32)
+
+
+class BatchNormNetwork(Network):
+    """A network with batch norm, whose blocks can be recomputed.
+
+    Attributes:
+      bn_group: images that share batch statistics in training (see BatchNorm); None for all.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    bn_group: int | None = None
+    remat: bool = False
+
+    @nn.nowrap
+    def norm_layer(
+        self, train: bool, momentum: float = 0.9, epsilon: float = 1e-5
+    ) -> functools.partial[BatchNorm]:
+        """Returns the network's batch norm, which only lacks a name."""
+        return functools.partial(
+            BatchNorm, train, self.bn_group, momentum, epsilon, self.dtype
+        )
+
 
 def singly(names: Iterable[str]) -> Layers:
     """Returns layers of one name each."""
     return tuple((name,) for name in names)
 
 
-def blocks(prefix: str, sizes: Iterable[int]) -> Layers:
-    """Returns blocks as layers of their own: stages count from 1, their blocks from 0.
+def places(sizes: Iterable[int]) -> list[tuple[int, int]]:
+    """Returns (stage, index in it) of each block: stages count from 1, their blocks from 0.
 
     Args:
-      prefix: of the names: "stage" gives "stage1_0", "stage1_1", ...
       sizes: blocks in each stage.
     """
-    return singly(
-        f"{prefix}{stage}_{index}"
+    return [
+        (stage, index)
         for stage, size in enumerate(sizes, start=1)
         for index in range(size)
-    )
+    ]
+
+
+def blocks(prefix: str, sizes: Iterable[int]) -> Layers:
+    """Returns blocks as layers of their own: "stage" names them "stage1_0", "stage1_1", ...
+
+    Args:
+      prefix: of the names.
+      sizes: blocks in each stage.
+    """
+    return singly(f"{prefix}{stage}_{index}" for stage, index in places(sizes))
 
 
 def head(
@@ -74,7 +130,7 @@ def head(
     kernel_init: nn.initializers.Initializer,
     bias_init: nn.initializers.Initializer = nn.initializers.zeros,
 ) -> nn.Dense:
-    """Returns the layer that gives logits; call it inside of a network.
+    """Returns the layer that gives logits; call it inside a network.
 
     Args:
       num_classes: length of the logits.
@@ -104,13 +160,7 @@ def _scaled(
     if head_init == "zero":
         return nn.initializers.zeros
 
-    def init(
-        rng: jax.Array,
-        shape: Sequence[int],
-        dtype: Any = jnp.float32,
-        out_sharding: Any = None,
-    ) -> jax.Array:
-        del out_sharding
-        return head_init * initializer(rng, shape, dtype)
+    def init(*args: Any, **options: Any) -> jax.Array:
+        return head_init * initializer(*args, **options)
 
     return init

@@ -16,18 +16,12 @@ import jax.numpy as jnp
 from jaxcls.errors import UserError
 from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import max_pool
-from jaxcls.models.layers import (
-    BatchNorm,
-    DropPath,
-    check_stem,
-    kaiming_fan_out,
-    torch_default,
-)
-from jaxcls.models.network import HeadInit, Layers, Network, blocks, head
+from jaxcls.models.layers import DropPath, check_stem, kaiming_fan_out, torch_default
+from jaxcls.models.network import BatchNormNetwork, Layers, blocks, places
 
 
 class Block(nn.Module):
-    """What the two kinds of residual blocks share: the shortcut and the sum.
+    """What all kinds of residual blocks share: the shortcut and the sum.
 
     Attributes:
       features: channels of the stage; a bottleneck's result has four times as many.
@@ -42,6 +36,8 @@ class Block(nn.Module):
         stages' do.
     """
 
+    SHORTCUT_NAME: ClassVar = "downsample"
+
     features: int
     stride: int
     conv: Any
@@ -53,16 +49,15 @@ class Block(nn.Module):
 
     def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         """Returns ReLU of the input, brought to the residual's shape, plus the residual."""
-        stride = self.stride
+        stride, channels = self.stride, residual.shape[-1]
         if x.shape != residual.shape:
-            channels = residual.shape[-1]
             if self.shortcut == "pad":
-                extra = channels - x.shape[-1]
                 x = x[:, ::stride, ::stride]
-                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
+                x = jnp.pad(x, ((0, 0),) * 3 + ((0, channels - x.shape[-1]),))
             else:
-                x = self.conv(channels, (1, 1), stride, name="downsample_conv")(x)
-                x = self.norm(name="downsample_bn")(x)
+                name = self.SHORTCUT_NAME
+                x = self.conv(channels, (1, 1), stride, name=f"{name}_conv")(x)
+                x = self.norm(name=f"{name}_bn")(x)
         return nn.relu(x + self.drop_path()(residual))
 
 
@@ -90,27 +85,20 @@ class Bottleneck(Block):
         inner = self.features * self.group_width * self.groups // 64
         y = self.conv(inner, (1, 1), name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(
-            inner,
-            (3, 3),
-            self.stride,
-            padding=1,
-            feature_group_count=self.groups,
-            name="conv2",
-        )(y)
+        grouped = functools.partial(self.conv, feature_group_count=self.groups)
+        y = grouped(inner, (3, 3), self.stride, padding=1, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.features, (1, 1), name="conv3")(y)
         return self.add(x, self.norm(name="bn3")(y))
 
 
-class ResNet(Network):
+class ResNet(BatchNormNetwork):
     """A residual network; each stage after the first halves the image and doubles the channels.
 
     Convolutions start as kaiming_fan_out, the last layer uniform within 1/sqrt(fan-in), the
     batch norms at scale 1 (torchvision).
 
-    Attributes:
-      num_classes: length of the logits.
+    Attributes, besides those of BatchNormNetwork:
       stage_sizes: blocks in each stage: (2, 2, 2, 2) is ResNet-18 (table 1).
       block: BasicBlock or Bottleneck.
       shortcut: how shapes are matched, "projection" or "pad" (see Block).
@@ -125,16 +113,11 @@ class ResNet(Network):
       drop_path: probability of dropping the last block's residual branch for an image; block l
         of L drops with l / L of it (Huang et al. 2016, https://arxiv.org/abs/1603.09382,
         equation 4).
-      bn_group: images that share batch statistics in training (see BatchNorm); None for all.
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      head_init: initial values of the last layer (see jaxcls.models.network.head).
-      dtype: dtype of the computation; parameters and statistics are float32.
     """
 
     STEM: ClassVar = "conv1"
     HEADS: ClassVar = ("fc",)
 
-    num_classes: int
     stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
     block: type[Block] = BasicBlock
     shortcut: Literal["projection", "pad"] = "projection"
@@ -144,10 +127,6 @@ class ResNet(Network):
     width: int = 64
     dropout: float = 0.0
     drop_path: float = 0.0
-    bn_group: int | None = None
-    remat: bool = False
-    head_init: HeadInit = "default"
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -161,51 +140,39 @@ class ResNet(Network):
             )
         conv = functools.partial(
             Conv,
+            padding=0,
             use_bias=False,
             kernel_init=kaiming_fan_out,
-            padding=0,
             dtype=self.dtype,
         )
-        norm = functools.partial(
-            BatchNorm, train=train, group=self.bn_group, dtype=self.dtype
-        )
+        norm = self.norm_layer(train)
         block = nn.remat(self.block) if self.remat else self.block
         x = images.astype(self.dtype)
         imagenet = self.stem == "imagenet"
-        if imagenet:
-            x = conv(self.width, (7, 7), 2, padding=3, name="conv1")(x)
-        else:
-            x = conv(self.width, (3, 3), padding=1, name="conv1")(x)
+        kernel, stride = (7, 2) if imagenet else (3, 1)
+        x = conv(
+            self.width, (kernel, kernel), stride, padding=kernel // 2, name="conv1"
+        )(x)
         x = nn.relu(norm(name="bn1")(x))
         if imagenet:
             x = max_pool(x, 3, 2, padding=1)
-        num_blocks, done = sum(self.stage_sizes), 0
-        for stage, size in enumerate(self.stage_sizes, start=1):
-            for index in range(size):
-                done += 1
-                x = block(
-                    features=self.width * 2 ** (stage - 1),
-                    stride=2 if stage > 1 and index == 0 else 1,
-                    conv=conv,
-                    norm=norm,
-                    drop_path=functools.partial(
-                        DropPath, self.drop_path * done / num_blocks, train
-                    ),
-                    shortcut=self.shortcut,
-                    groups=self.groups,
-                    group_width=self.group_width,
-                    name=f"layer{stage}_{index}",
-                )(x)
+        order = places(self.stage_sizes)
+        for number, (stage, index) in enumerate(order, start=1):
+            drop_rate = self.drop_path * number / len(order)
+            x = block(
+                features=self.width * 2 ** (stage - 1),
+                stride=2 if stage > 1 and index == 0 else 1,
+                conv=conv,
+                norm=norm,
+                drop_path=functools.partial(DropPath, drop_rate, train),
+                shortcut=self.shortcut,
+                groups=self.groups,
+                group_width=self.group_width,
+                name=f"layer{stage}_{index}",
+            )(x)
         x = x.mean((1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = head(
-            self.num_classes,
-            self.head_init,
-            dtype=self.dtype,
-            name="fc",
-            **torch_default(x.shape[-1]),
-        )(x)
-        return logits.astype(jnp.float32)
+        return self.logits(x, **torch_default(x.shape[-1]))
 
     @nn.nowrap
     def layers(self) -> Layers:
@@ -213,26 +180,24 @@ class ResNet(Network):
         return (("conv1", "bn1"), *blocks("layer", self.stage_sizes), self.heads())
 
 
-_basic = functools.partial(ResNet, block=BasicBlock)
-_bottleneck = functools.partial(ResNet, block=Bottleneck)
-# For CIFAR (section 4.2): three stages of n blocks, 6n + 2 layers, shortcuts of option A.
-_cifar = functools.partial(_basic, stem="small", width=16, shortcut="pad")
+def _variant(
+    block: type[Block], *stage_sizes: int, **options: Any
+) -> functools.partial[ResNet]:
+    return functools.partial(ResNet, block=block, stage_sizes=stage_sizes, **options)
+
 
 VARIANTS = {
-    "resnet18": functools.partial(_basic, stage_sizes=(2, 2, 2, 2)),
-    "resnet34": functools.partial(_basic, stage_sizes=(3, 4, 6, 3)),
-    "resnet50": functools.partial(_bottleneck, stage_sizes=(3, 4, 6, 3)),
-    "resnet101": functools.partial(_bottleneck, stage_sizes=(3, 4, 23, 3)),
-    "resnet152": functools.partial(_bottleneck, stage_sizes=(3, 8, 36, 3)),
-    "wide_resnet50_2": functools.partial(
-        _bottleneck, stage_sizes=(3, 4, 6, 3), group_width=128
-    ),
-    "resnext50_32x4d": functools.partial(
-        _bottleneck, stage_sizes=(3, 4, 6, 3), groups=32, group_width=4
-    ),
-    "resnet20": functools.partial(_cifar, stage_sizes=(3, 3, 3)),
-    "resnet32": functools.partial(_cifar, stage_sizes=(5, 5, 5)),
-    "resnet44": functools.partial(_cifar, stage_sizes=(7, 7, 7)),
-    "resnet56": functools.partial(_cifar, stage_sizes=(9, 9, 9)),
-    "resnet110": functools.partial(_cifar, stage_sizes=(18, 18, 18)),
+    "resnet18": _variant(BasicBlock, 2, 2, 2, 2),
+    "resnet34": _variant(BasicBlock, 3, 4, 6, 3),
+    "resnet50": _variant(Bottleneck, 3, 4, 6, 3),
+    "resnet101": _variant(Bottleneck, 3, 4, 23, 3),
+    "resnet152": _variant(Bottleneck, 3, 8, 36, 3),
+    "wide_resnet50_2": _variant(Bottleneck, 3, 4, 6, 3, group_width=128),
+    "resnext50_32x4d": _variant(Bottleneck, 3, 4, 6, 3, groups=32, group_width=4),
+} | {
+    # For CIFAR (section 4.2): three stages of n blocks, 6n + 2 layers, shortcuts of option A.
+    f"resnet{6 * n + 2}": _variant(
+        BasicBlock, n, n, n, stem="small", width=16, shortcut="pad"
+    )
+    for n in (3, 5, 7, 9, 18)
 }

@@ -5,24 +5,22 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxcls.errors import UserError
 from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
-from jaxcls.models.layers import BatchNorm, check_stem, kaiming_fan_out
-from jaxcls.models.network import HeadInit, Layers, Network, head, singly
+from jaxcls.models.layers import check_stem, kaiming_fan_out
+from jaxcls.models.network import BatchNormNetwork, Layers, singly
 
 
-class VGG(Network):
+class VGG(BatchNormNetwork):
     """Five stages of 3x3 convolutions, each ending in a max-pool of stride 2, then three dense
     layers. VGG-16 has 138,357,544 parameters for 1,000 classes.
 
     Convolutions start as kaiming_fan_out with bias 0, dense layers normal with standard
     deviation 0.01 and bias 0 (torchvision).
 
-    Attributes:
-      num_classes: length of the logits.
+    Attributes, besides those of BatchNormNetwork (the blocks are the stages):
       stage_sizes: convolutions in each stage (table 1: A, B, D and E are 11, 13, 16 and 19).
       batch_norm: whether each convolution is followed by batch normalisation.
       stem: "imagenet": the last stage's maps are averaged to 7x7, the hidden dense layers have
@@ -32,25 +30,16 @@ class VGG(Network):
         1/16 of the image: 32, 16, 8, 4, 2 pixels, then 1.
       width: channels of the first stage; the following have 2, 4, 8 and 8 times as many.
       dropout: probability of dropping an output of the hidden dense layers.
-      bn_group: images that share batch statistics in training (see BatchNorm); None for all.
-      remat: recompute each stage in the backward pass instead of keeping its activations.
-      head_init: initial values of the last layer (see jaxcls.models.network.head).
-      dtype: dtype of the computation; parameters and statistics are float32.
     """
 
     STEM: ClassVar = "stage1/conv1"
     HEADS: ClassVar = ("fc8",)
 
-    num_classes: int
     stage_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
     batch_norm: bool = False
     stem: Literal["imagenet", "small"] = "imagenet"
     width: int = 64
     dropout: float = 0.5
-    bn_group: int | None = None
-    remat: bool = False
-    head_init: HeadInit = "default"
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -67,19 +56,10 @@ class VGG(Network):
             )
         x = images.astype(self.dtype)
         stage = nn.remat(Stage) if self.remat else Stage
-        norm = None
-        if self.batch_norm:
-            norm = functools.partial(
-                BatchNorm, train=train, group=self.bn_group, dtype=self.dtype
-            )
+        norm = self.norm_layer(train) if self.batch_norm else None
         for index, size in enumerate(self.stage_sizes, start=1):
-            x = stage(
-                features=self.width * min(2 ** (index - 1), 8),
-                size=size,
-                norm=norm,
-                dtype=self.dtype,
-                name=f"stage{index}",
-            )(x)
+            features = self.width * min(2 ** (index - 1), 8)
+            x = stage(features, size, norm, self.dtype, name=f"stage{index}")(x)
         small = self.stem == "small"
         x = adaptive_avg_pool(x, 1 if small else 7).reshape(len(x), -1)
         normal = nn.initializers.normal(0.01)
@@ -87,14 +67,7 @@ class VGG(Network):
         for name in ("fc6", "fc7"):
             x = nn.Dense(hidden, kernel_init=normal, dtype=self.dtype, name=name)(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
-        logits = head(
-            self.num_classes,
-            self.head_init,
-            kernel_init=normal,
-            dtype=self.dtype,
-            name="fc8",
-        )(x)
-        return logits.astype(jnp.float32)
+        return self.logits(x, kernel_init=normal)
 
     @nn.nowrap
     def layers(self) -> Layers:

@@ -4,8 +4,8 @@ import dataclasses
 
 import optax
 
-from jaxcls.errors import UserError
-from jaxcls.optim.optimizers import Links, MomentumDtype, Optimizer, above_zero, share
+from jaxcls.optim.optimizers import Links, MomentumDtype, Optimizer
+from jaxcls.options import AboveZero, Count, ShareBelowOne
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -30,12 +30,12 @@ class Adafactor(Optimizer):
       momentum_dtype: of the mean direction; "bfloat16" halves its memory.
     """
 
-    decay_exponent: float = 0.8
-    clip_rms: float | None = 1.0
+    decay_exponent: AboveZero = 0.8
+    clip_rms: AboveZero | None = 1.0
     parameter_scale: bool = True
-    factored_from: int = 128
-    epsilon: float = 1e-30
-    momentum: float | None = None
+    factored_from: Count = 128
+    epsilon: AboveZero = 1e-30
+    momentum: ShareBelowOne | None = None
     momentum_dtype: MomentumDtype = "float32"
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
@@ -57,16 +57,3 @@ class Adafactor(Optimizer):
         if self.parameter_scale:
             direction.append(optax.scale_by_param_block_rms())
         return optax.chain(*direction, links.decay, links.rate)
-
-    def validate(self) -> None:
-        super().validate()
-        above_zero("decay_exponent", self.decay_exponent)
-        above_zero("epsilon", self.epsilon)
-        if self.clip_rms is not None:
-            above_zero("clip_rms", self.clip_rms)
-        if self.momentum is not None:
-            share("momentum", self.momentum)
-        if self.factored_from < 1:
-            raise UserError(
-                f"optimizer.factored_from must be 1 or more, not {self.factored_from}."
-            )

@@ -4,12 +4,13 @@
 
 The rate and the decay are functions of the step, which the train step hands in:
 `chain.update(gradients, state, params, step=good_steps)`. No link counts steps for them, so
-that a run that is continued, and a bad step that changes nothing, need no care.
+that resumed runs, and bad steps, which change nothing, need no special care.
 
-The guard against non-finite steps stands around it in the train step, and the average of the
-weights (ema.py) after it.
+In the train step the guard against non-finite steps surrounds the chain, and the average of the
+weights (ema.py) follows it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,9 +19,9 @@ import optax
 
 from jaxcls.duration import RunLength
 from jaxcls.optim.clipping import Clip
-from jaxcls.optim.groups import Groups
 from jaxcls.optim.optimizers import Links, Optimizer
 from jaxcls.optim.schedules import Schedule
+from jaxcls.optim.treatment import Treatment, Treatments
 
 
 def learning_rate(
@@ -47,7 +48,7 @@ def chain(
     schedule: Schedule,
     *,
     clip: Clip | None,
-    groups: Groups,
+    treatments: Treatments,
     decay_schedule: Schedule | None,
     run: RunLength,
 ) -> optax.GradientTransformationExtraArgs:
@@ -57,7 +58,7 @@ def chain(
       optimizer: what makes an update of gradients.
       schedule: the factor of the peak rate for each step.
       clip: of the gradients of what is trained; None leaves them as they are.
-      groups: what each parameter's rate and decay are multiplied by, and what is frozen.
+      treatments: what each parameter's rate and decay are multiplied by, and what is frozen.
       decay_schedule: the factor of the weight decay for each step; None keeps it.
       run: the length of the run, total_steps included.
 
@@ -66,96 +67,92 @@ def chain(
         parameters.
     """
     rate = learning_rate(optimizer, schedule, run)
+    strength = weight_decay(optimizer, decay_schedule, run)
     links = Links(
         learning_rate=rate,
-        decay=add_decay(weight_decay(optimizer, decay_schedule, run), groups)
+        decay=for_each(treatments, decayed, strength)
         if optimizer.weight_decay
         else optax.with_extra_args_support(optax.identity()),
-        rate=scale_by_rate(rate, groups),
-        decays=groups.decays,
+        rate=for_each(treatments, scaled, rate),
+        decays=treatments.decays,
     )
     parts = []
     if clip is not None:
-        clip.check_groups(groups)
+        clip.check_treatments(treatments)
         parts.append(clip.link())
-    if any(one.thaws_at != 0 for one in groups.by_path.values()):
-        parts = [drop_frozen(groups), *parts, in_stages(optimizer, links, groups)]
+    if any(one.thaws_at != 0 for one in treatments.by_path.values()):
+        moving = for_each(treatments, unless_frozen, lambda step: step)
+        parts = [moving, *parts, with_thaws(optimizer, links, treatments)]
     else:
         parts.append(optimizer.transformation(links))
     whole = optax.with_extra_args_support(optax.chain(*parts))
 
     def init(params: Any) -> optax.OptState:
-        # Here because only here are all shapes known: a link in stages sees some of them.
+        # Only here are all shapes known: the links of a thaw see their own parameters alone.
         optimizer.check_params(params)
         return whole.init(params)
 
     return optax.GradientTransformationExtraArgs(init, whole.update)
 
 
-def add_decay(
-    strength: optax.Schedule, groups: Groups
+def for_each(
+    treatments: Treatments,
+    change: Callable[..., jax.Array],
+    at: Callable[[jax.Array], Any],
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns a link that adds strength(step) x the parameter's multiplier x the parameter to
-    the updates of those that decay."""
+    """Returns a link without a state that changes the update of each parameter.
+
+    Args:
+      treatments: of the parameters.
+      change: (update, parameter, its treatment, at(step)) -> update.
+      at: what the change depends on, a function of the step.
+    """
 
     def update(
         updates: Any, state: Any, params: Any, *, step: jax.Array, **_: Any
     ) -> tuple[Any, Any]:
-        now = strength(step)
-
-        def decayed(change: jax.Array, param: jax.Array, treatment: Any) -> jax.Array:
-            if treatment.decay == 0:
-                return change
-            return change + jnp.asarray(now * treatment.decay, change.dtype) * param
-
-        return jax.tree.map(decayed, updates, params, groups.of(updates)), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def scale_by_rate(
-    rate: optax.Schedule, groups: Groups
-) -> optax.GradientTransformationExtraArgs:
-    """Returns a link that multiplies updates by -rate(step) and the parameter's multiplier."""
-
-    def update(
-        updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any
-    ) -> tuple[Any, Any]:
-        del params
-        now = rate(step)
-
-        def scaled(change: jax.Array, treatment: Any) -> jax.Array:
-            return change * jnp.asarray(-now * treatment.rate, change.dtype)
-
-        return jax.tree.map(scaled, updates, groups.of(updates)), state
+        now = at(step)
+        changed = jax.tree.map(
+            lambda *leaves: change(*leaves, now),
+            updates,
+            params,
+            treatments.of(updates),
+        )
+        return changed, state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def drop_frozen(groups: Groups) -> optax.GradientTransformationExtraArgs:
-    """Returns a link that puts zeros, for whatever there is, in the place of the gradients of
-    parameters that are frozen at this step."""
-
-    def update(
-        updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any
-    ) -> tuple[Any, Any]:
-        del params
-
-        def kept(gradient: jax.Array, treatment: Any) -> jax.Array:
-            if treatment.thaws_at == 0:
-                return gradient
-            zeros = jnp.zeros_like(gradient)
-            if treatment.thaws_at is None:
-                return zeros
-            return jnp.where(step < treatment.thaws_at, zeros, gradient)
-
-        return jax.tree.map(kept, updates, groups.of(updates)), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+def decayed(
+    update: jax.Array, param: jax.Array, treatment: Treatment, strength: Any
+) -> jax.Array:
+    """Returns update + strength x the parameter's multiplier x the parameter, if it decays."""
+    if treatment.decay == 0:
+        return update
+    return update + jnp.asarray(strength * treatment.decay, update.dtype) * param
 
 
-def in_stages(
-    optimizer: Optimizer, links: Links, groups: Groups
+def scaled(
+    update: jax.Array, param: jax.Array, treatment: Treatment, rate: Any
+) -> jax.Array:
+    """Returns the update times -rate and the parameter's multiplier."""
+    return update * jnp.asarray(-rate * treatment.rate, update.dtype)
+
+
+def unless_frozen(
+    gradient: jax.Array, param: jax.Array, treatment: Treatment, step: jax.Array
+) -> jax.Array:
+    """Returns the gradient, or zeros, whatever it is, while the parameter is frozen."""
+    if treatment.thaws_at == 0:
+        return gradient
+    zeros = jnp.zeros_like(gradient)
+    if treatment.thaws_at is None:
+        return zeros
+    return jnp.where(step < treatment.thaws_at, zeros, gradient)
+
+
+def with_thaws(
+    optimizer: Optimizer, links: Links, treatments: Treatments
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer, with a state of its own for the parameters of each thaw.
 
@@ -164,25 +161,23 @@ def in_stages(
     for its bias correction while their moments are still zero, and their first updates would
     be several times too large.
     """
-    thaws = {one.thaws_at for one in groups.by_path.values()}
-    parts: dict[str, optax.GradientTransformation] = {}
-    for first in thaws:
-        if first is None:
-            parts[_stage_name(first)] = optax.set_to_zero()
-        else:
-            moving = optimizer.transformation(links)
-            parts[_stage_name(first)] = starting_at(first, moving) if first else moving
-    return optax.partition(
-        parts,
-        lambda params: jax.tree.map(
-            lambda one: _stage_name(one.thaws_at), groups.of(params)
-        ),
-    )
+
+    def part(thaws_at: int | None) -> optax.GradientTransformation:
+        if thaws_at is None:
+            return optax.set_to_zero()
+        moving = optimizer.transformation(links)
+        return starting_at(thaws_at, moving) if thaws_at else moving
+
+    def names(params: Any) -> Any:
+        return jax.tree.map(lambda one: _name(one.thaws_at), treatments.of(params))
+
+    thaws = {one.thaws_at for one in treatments.by_path.values()}
+    return optax.partition({_name(thaw): part(thaw) for thaw in thaws}, names)
 
 
-def _stage_name(first: int | None) -> str:
+def _name(thaws_at: int | None) -> str:
     """Returns the key, in the optimizer's state, of what thaws at a step."""
-    return "frozen" if first is None else f"from_step_{first}"
+    return "frozen" if thaws_at is None else f"from_step_{thaws_at}"
 
 
 def starting_at(

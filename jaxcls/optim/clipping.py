@@ -1,16 +1,16 @@
-"""How gradients that are too large are made smaller, before the optimizer sees them."""
+"""Clipping: makes gradients that are too large smaller, before the optimizer sees them."""
 
 import abc
 import dataclasses
 import re
 from typing import Any
 
-import jax
 import optax
 
 from jaxcls.errors import UserError
-from jaxcls.optim.groups import Groups, check_found, path_of
-from jaxcls.optim.optimizers import check_pattern
+from jaxcls.optim.groups import check_found
+from jaxcls.optim.treatment import Treatments, map_with_path
+from jaxcls.options import AboveZero, Pattern
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,16 +21,12 @@ class Clip(abc.ABC):
     def link(self) -> optax.GradientTransformation:
         """Returns the link from gradients to clipped gradients."""
 
-    def check_groups(self, groups: Groups) -> None:  # noqa: B027 - most clips have no patterns
-        """Raises UserError if an option does not fit the network.
+    def check_treatments(self, treatments: Treatments) -> None:  # noqa: B027
+        """Raises UserError if an option does not fit the network; most have none that could.
 
         Args:
-          groups: the treatment of each of its parameters.
+          treatments: the treatment of each of its parameters.
         """
-
-    @abc.abstractmethod
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,13 +39,10 @@ class ClipNorm(Clip):
       max_norm: largest norm of all gradients together, above 0.
     """
 
-    max_norm: float = 1.0
+    max_norm: AboveZero = 1.0
 
     def link(self) -> optax.GradientTransformation:
         return optax.clip_by_global_norm(self.max_norm)
-
-    def validate(self) -> None:
-        _above_zero("max_norm", self.max_norm)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -61,13 +54,10 @@ class ClipValue(Clip):
       max_value: largest absolute value of a gradient, above 0.
     """
 
-    max_value: float
+    max_value: AboveZero
 
     def link(self) -> optax.GradientTransformation:
         return optax.clip(self.max_value)
-
-    def validate(self) -> None:
-        _above_zero("max_value", self.max_value)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,9 +78,9 @@ class AdaptiveClip(Clip):
         It must be found in some, and leave something that is trained. None clips all.
     """
 
-    clipping: float = 0.01
-    epsilon: float = 1e-3
-    exclude: str | None = None
+    clipping: AboveZero = 0.01
+    epsilon: AboveZero = 1e-3
+    exclude: Pattern | None = None
 
     def link(self) -> optax.GradientTransformation:
         clip = optax.adaptive_grad_clip(self.clipping, self.epsilon)
@@ -100,31 +90,16 @@ class AdaptiveClip(Clip):
         """Returns a tree of bools like one of parameters: which of them are clipped."""
         assert self.exclude is not None
         pattern = re.compile(self.exclude)
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: not pattern.search(path_of(keys)), tree
-        )
+        return map_with_path(lambda path, leaf: not pattern.search(path), tree)
 
-    def check_groups(self, groups: Groups) -> None:
+    def check_treatments(self, treatments: Treatments) -> None:
         if self.exclude is None:
             return
-        check_found("clip.exclude", self.exclude, list(groups.by_path))
-        trained = [
-            name for name, one in groups.by_path.items() if one.thaws_at is not None
-        ]
-        if all(re.search(self.exclude, name) for name in trained):
+        check_found("clip.exclude", self.exclude, list(treatments.by_path))
+        trained = treatments.trained()
+        if all(re.search(self.exclude, path) for path in trained):
             raise UserError(
                 f"clip.exclude '{self.exclude}' leaves nothing to clip: it is found in all "
                 f"{len(trained)} parameters that are trained. Let it name some only, as '^fc/' "
                 "does the layer fc, or set clip to None."
             )
-
-    def validate(self) -> None:
-        _above_zero("clipping", self.clipping)
-        _above_zero("epsilon", self.epsilon)
-        if self.exclude is not None:
-            check_pattern("clip.exclude", self.exclude)
-
-
-def _above_zero(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UserError(f"clip.{name} must be a number above 0, not {value}.")

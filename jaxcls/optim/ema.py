@@ -1,6 +1,7 @@
-"""The moving average of the weights: the last link, beside the chain.
+"""The moving average of the weights.
 
-It is no part of the chain because it also takes the batch statistics, which optax never sees.
+It comes after the chain, not in it, because it also averages the batch statistics, which optax
+never sees.
 """
 
 import dataclasses
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 
 from jaxcls.duration import Duration, RunLength
 from jaxcls.errors import UserError
+from jaxcls.options import Count, ShareBelowOne
 
 
 @dataclasses.dataclass(kw_only=True)
 class EMA:
-    """An exponential moving average of the weights, with which the network is evaluated too.
+    """An exponential moving average of the weights. Evaluation takes it besides the raw weights.
 
     Give `decay` or `half_life`, and None for the other.
 
@@ -25,35 +27,26 @@ class EMA:
         half_life says it.
       half_life: training after which the weights of now still make up half of the average,
         once it is warmed up; None where decay says it.
-      every: steps between updates of the average, 1 or more and fewer than the run has. `decay` is that of one update,
-        so that with another `every` the average looks back over another time; `half_life`
-        stays what it is.
+      every: steps between updates of the average, 1 or more, and at most those of the run.
+        `decay` belongs to one update, so that with another `every` the average looks back over
+        another time; `half_life` stays what it is.
       warm_up: keep at most (1 + t) / (10 + t) of the old average at update t, counted from 0,
         so that it quickly forgets the initial weights (the num_updates rule of TensorFlow's
         ExponentialMovingAverage).
     """
 
-    decay: float | None = 0.9999
+    decay: ShareBelowOne | None = 0.9999
     half_life: Duration | None = None
-    every: int = 1
+    every: Count = 1
     warm_up: bool = True
 
     def validate(self) -> None:
-        """Raises UserError for values out of range."""
+        """Raises UserError unless exactly one of decay and half_life is given."""
         if (self.decay is None) == (self.half_life is None):
             raise UserError(
                 f"EMA.decay is {self.decay} and EMA.half_life is {self.half_life}: give "
                 "exactly one of them, as EMA(decay=0.9999) or EMA(decay=None, half_life=...)."
             )
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise UserError(f"EMA.decay must lie in 0..1, below 1, not {self.decay}.")
-        if self.half_life is not None and self.half_life.value == 0:
-            raise UserError(
-                f"EMA.half_life must be longer than {self.half_life}: an average that "
-                "forgets at once is none."
-            )
-        if self.every < 1:
-            raise UserError(f"EMA.every must be 1 step or more, not {self.every}.")
 
     def share(self, run: RunLength) -> float:
         """Returns what an update takes of the new weights, 1 - decay, in (0, 1].

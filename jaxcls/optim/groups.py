@@ -1,20 +1,16 @@
-"""What sets parameters apart: other rates and decays for some of them, and freezing.
-
-A parameter is named by its path in the tree, "layer1_0/conv1/kernel".
-"""
+"""The options that set parameters apart, and the treatment that follows for each of them."""
 
 import dataclasses
 import difflib
-import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-
-import jax
 
 from jaxcls.duration import Duration, RunLength
 from jaxcls.errors import UserError
+from jaxcls.optim.treatment import Treatment, Treatments, shapes_of
+from jaxcls.options import AboveZero, Pattern, ZeroOrMore, check
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -26,28 +22,14 @@ class Group:
     Attributes:
       pattern: a regular expression, searched in each parameter's path
         ("layer1_0/conv1/kernel"): "^fc/" is the layer fc, "bias$" is every bias.
-      rate: multiplies their learning rate, above 0.
+      rate: multiplies their learning rate, above 0; Freeze is for those that shall not move.
       decay: multiplies their weight decay, 0 or more; 0 leaves them without. What does not
         decay by the optimizer's own rule still does not.
     """
 
-    pattern: str
-    rate: float = 1.0
-    decay: float = 1.0
-
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-        _check_pattern("Group", self.pattern)
-        if not 0 < self.rate < math.inf:
-            raise UserError(
-                f"Group.rate of '{self.pattern}' must be a number above 0, not {self.rate}: "
-                "use Freeze for parameters that shall not move."
-            )
-        if not 0 <= self.decay < math.inf:
-            raise UserError(
-                f"Group.decay of '{self.pattern}' must be a number, 0 or more, not "
-                f"{self.decay}."
-            )
+    pattern: Pattern
+    rate: AboveZero = 1.0
+    decay: ZeroOrMore = 1.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,124 +45,8 @@ class Freeze:
       until: when they begin to move, shorter than the run; None freezes them for all of it.
     """
 
-    pattern: str
+    pattern: Pattern
     until: Duration | None = None
-
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-        _check_pattern("Freeze", self.pattern)
-        if self.until is not None and self.until.value == 0:
-            raise UserError(
-                f"Freeze.until of '{self.pattern}' is {self.until}, which freezes nothing: "
-                "leave this Freeze out, or write None for the whole run."
-            )
-
-
-def _check_pattern(kind: str, pattern: str) -> None:
-    if not pattern:
-        raise UserError(
-            f"{kind}.pattern is empty: write a part of the parameters' paths, or '.' for all."
-        )
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(
-            f"{kind}.pattern '{pattern}' is not a regular expression: {error}."
-        ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Treatment:
-    """What the chain does with one parameter.
-
-    Attributes:
-      rate: multiplies the learning rate, above 0.
-      decay: multiplies the weight decay; 0 where it does not decay.
-      thaws_at: the first optimizer step that moves it: 0 if it is never frozen, None if it
-        never thaws.
-    """
-
-    rate: float = 1.0
-    decay: float = 1.0
-    thaws_at: int | None = 0
-
-    def is_frozen(self, step: int) -> bool:
-        return self.thaws_at is None or step < self.thaws_at
-
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """The treatment of each parameter of a network.
-
-    Attributes:
-      by_path: "layer1_0/conv1/kernel" -> its treatment.
-    """
-
-    by_path: Mapping[str, Treatment]
-
-    def of(self, tree: Any) -> Any:
-        """Returns a tree of Treatments like `tree`, which is shaped like the parameters or,
-        as within optax.masked, like some of them."""
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: self.by_path[path_of(keys)], tree
-        )
-
-    def decays(self, params: Any) -> Any:
-        """Returns a tree of bools like `params`: which of them decay."""
-        return jax.tree.map(lambda treatment: treatment.decay > 0, self.of(params))
-
-    def frozen(self, step: int) -> frozenset[str]:
-        """Returns the paths of the parameters that the optimizer step `step` leaves alone."""
-        return frozenset(
-            name for name, one in self.by_path.items() if one.is_frozen(step)
-        )
-
-    def stages(self) -> list[tuple[int, frozenset[str]]]:
-        """Returns the parts of the run between thaws: the first optimizer step of each, 0 for
-        the first part, and the paths that are frozen in it."""
-        # Something moves from the start (resolve() sees to it): 0 is among them.
-        thaws = {one.thaws_at for one in self.by_path.values()}
-        firsts = sorted(thaw for thaw in thaws if thaw is not None)
-        return [(first, self.frozen(first)) for first in firsts]
-
-
-def path_of(keys: Sequence[Any]) -> str:
-    """Returns "layer1_0/conv1/kernel" for the keys by which jax reaches a leaf."""
-    return "/".join(str(key.key) for key in keys)
-
-
-def frozen_modules(frozen: frozenset[str], paths: Iterable[str]) -> frozenset[str]:
-    """Returns the modules ("layer1_0", "layer1_0/bn1") all of whose parameters are frozen.
-
-    A batch norm among them belongs into eval mode: with statistics of the batch, and running
-    averages that move, its layer would change though its parameters do not.
-
-    Args:
-      frozen: of a part of the run, as Groups.stages() gives it.
-      paths: of all parameters, Groups.by_path.
-    """
-    moving = {module for name in paths if name not in frozen for module in _above(name)}
-    return frozenset(
-        module for name in frozen for module in _above(name) if module not in moving
-    )
-
-
-def _above(name: str) -> list[str]:
-    """Returns ["a", "a/b"] for "a/b/kernel"."""
-    parts = name.split("/")
-    return ["/".join(parts[:end]) for end in range(1, len(parts))]
-
-
-def stop_gradients(params: Any, frozen: frozenset[str]) -> Any:
-    """Returns the parameters, those at the paths `frozen` as constants to differentiation: the
-    backward pass then ends above the lowest one that moves, instead of going on for gradients
-    that the chain would throw away."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: (
-            jax.lax.stop_gradient(leaf) if path_of(keys) in frozen else leaf
-        ),
-        params,
-    )
 
 
 def resolve(
@@ -194,7 +60,7 @@ def resolve(
     head_rate: float,
     decays: Literal["kernels", "all"],
     run: RunLength,
-) -> Groups:
+) -> Treatments:
     """Returns the treatment of each parameter.
 
     Its rate's multiplier is that of its layer, times that of the heads if it belongs to one,
@@ -218,64 +84,52 @@ def resolve(
       UserError: for a pattern without any parameter, a parameter that is not in one of the
         layers, a Freeze that outlasts the run, and where nothing is trained.
     """
-    dimensions = {
-        path_of(keys): len(leaf.shape)
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    _check_options((*groups, *freeze), list(dimensions))
+    shapes = shapes_of(params)
+    paths = list(shapes)
+    options: tuple[Group | Freeze, ...] = (*groups, *freeze)
+    for option in options:
+        check(option)
+        check_found(f"{type(option).__name__}.pattern", option.pattern, paths)
     thaws = [(one.pattern, _thaw(one, run)) for one in freeze]
-    depth_rates = _depth_rates(list(dimensions), layers, layer_decay)
     by_path = {}
-    for name, ndim in dimensions.items():
-        matching = [group for group in groups if re.search(group.pattern, name)]
-        rates = [depth_rates[name], *(group.rate for group in matching)]
-        if any(_is_in(name, head) for head in heads):
+    for path, shape in shapes.items():
+        matching = [group for group in groups if re.search(group.pattern, path)]
+        rates = [_depth_rate(path, layers, layer_decay)]
+        rates += [group.rate for group in matching]
+        if any(_is_in(path, head) for head in heads):
             rates.append(head_rate)
-        own_decay = 1.0 if decays == "all" or ndim > 1 else 0.0
-        frozen_until = [
-            0,
-            *(thaw for pattern, thaw in thaws if re.search(pattern, name)),
-        ]
-        by_path[name] = Treatment(
+        own_decay = 1.0 if decays == "all" or len(shape) > 1 else 0.0
+        by_path[path] = Treatment(
             rate=math.prod(rates),
             decay=math.prod((own_decay, *(group.decay for group in matching))),
-            thaws_at=functools.reduce(_later, frozen_until),
+            thaws_at=_last([thaw for found, thaw in thaws if re.search(found, path)]),
         )
     _check_trains(by_path)
-    return Groups(by_path)
+    return Treatments(by_path)
 
 
-def _is_in(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}/")
+def _is_in(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}/")
 
 
-def _later(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else max(one, other)
-
-
-def _depth_rates(
-    names: list[str],
-    layers: tuple[tuple[str, ...], ...],
-    layer_decay: float | None,
-) -> dict[str, float]:
-    """Returns layer_decay^(L - 1 - i) for each parameter of layer i of L; 1 without it."""
+def _depth_rate(
+    path: str, layers: tuple[tuple[str, ...], ...], layer_decay: float | None
+) -> float:
+    """Returns layer_decay^(L - 1 - i) for a parameter of layer i of L; 1 without it."""
     if layer_decay is None:
-        return dict.fromkeys(names, 1.0)
-    rates = {}
-    for name in names:
-        depths = [
-            depth
-            for depth, modules in enumerate(layers)
-            if any(_is_in(name, module) for module in modules)
-        ]
-        if len(depths) != 1:
-            raise UserError(
-                f"layer_decay: the parameter {name} belongs to {len(depths)} of the "
-                f"{len(layers)} layers that the network's layers() gives, but it must belong to "
-                "one: name its module in exactly one of them, or set layer_decay to None."
-            )
-        rates[name] = layer_decay ** (len(layers) - 1 - depths[0])
-    return rates
+        return 1.0
+    depths = [
+        depth
+        for depth, modules in enumerate(layers)
+        if any(_is_in(path, module) for module in modules)
+    ]
+    if len(depths) != 1:
+        raise UserError(
+            f"layer_decay: the parameter {path} belongs to {len(depths)} of the "
+            f"{len(layers)} layers that the network's layers() gives, but it must belong to "
+            "one: name its module in exactly one of them, or set layer_decay to None."
+        )
+    return layer_decay ** (len(layers) - 1 - depths[0])
 
 
 def _thaw(freeze: Freeze, run: RunLength) -> int | None:
@@ -294,33 +148,26 @@ def _thaw(freeze: Freeze, run: RunLength) -> int | None:
     return step
 
 
-def _check_options(options: tuple[Group | Freeze, ...], names: list[str]) -> None:
-    """Raises UserError for values out of range, and for a pattern found in no name."""
-    for option in options:
-        option.validate()
-        check_found(f"{type(option).__name__}.pattern", option.pattern, names)
-
-
-def check_found(option: str, pattern: str, names: Sequence[str]) -> None:
-    """Raises UserError if a pattern is found in no name.
+def check_found(option: str, pattern: str, paths: Sequence[str]) -> None:
+    """Raises UserError if a pattern is found in no path.
 
     Args:
       option: that the pattern is of, "Group.pattern".
       pattern: a regular expression.
-      names: paths of the parameters that the option is for, one at least.
+      paths: of the parameters that the option is for, one at least.
     """
-    if any(re.search(pattern, name) for name in names):
+    if any(re.search(pattern, path) for path in paths):
         return
     raise UserError(
-        f"{option} '{pattern}' is found in none of the network's {len(names)} parameters."
-        f"{_closest_parts(pattern, names)} They are called '{names[0]}', "
-        f"'{names[len(names) // 2]}', '{names[-1]}' and so on."
+        f"{option} '{pattern}' is found in none of the network's {len(paths)} parameters."
+        f"{_closest_parts(pattern, paths)} They are called '{paths[0]}', "
+        f"'{paths[len(paths) // 2]}', '{paths[-1]}' and so on."
     )
 
 
-def _closest_parts(pattern: str, names: Sequence[str]) -> str:
+def _closest_parts(pattern: str, paths: Sequence[str]) -> str:
     """Returns " Did you mean 'fc' or 'fc/kernel'?" for the parts of paths like a pattern."""
-    parts = [name.split("/") for name in names]
+    parts = [path.split("/") for path in paths]
     pieces = {
         "/".join(part[start:end])
         for part in parts
@@ -329,12 +176,14 @@ def _closest_parts(pattern: str, names: Sequence[str]) -> str:
     }
     plain = re.sub(r"[^\w/]", "", pattern)  # without what makes it an expression
     close = difflib.get_close_matches(plain, sorted(pieces), n=3)
-    *others, last = [f"'{name}'" for name in close] or [""]
-    return (
-        f" Did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
-        if last
-        else ""
-    )
+    quoted = [f"'{piece}'" for piece in close]
+    return f" Did you mean {' or '.join(quoted)}?" if quoted else ""
+
+
+def _last(thaws: list[int | None]) -> int | None:
+    """Returns the last of some thaws, 0 of none; None if one of them never comes."""
+    known = [thaw for thaw in thaws if thaw is not None]
+    return max(known, default=0) if len(known) == len(thaws) else None
 
 
 def _check_trains(by_path: Mapping[str, Treatment]) -> None:

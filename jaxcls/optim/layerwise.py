@@ -13,10 +13,9 @@ from jaxcls.optim.optimizers import (
     Links,
     MomentumDtype,
     Optimizer,
-    above_zero,
     momentum_link,
-    share,
 )
+from jaxcls.options import AboveZero, ShareBelowOne
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,7 +37,7 @@ class LAMB(AdamMoments):
         0 too, where timm's Lamb would be Adam.
     """
 
-    epsilon: float = 1e-6
+    epsilon: AboveZero = 1e-6
     always_adapt: bool = False
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
@@ -67,8 +66,8 @@ class LARS(Optimizer):
       momentum_dtype: of v; "bfloat16" halves its memory.
     """
 
-    momentum: float = 0.9
-    trust: float = 0.001
+    momentum: ShareBelowOne = 0.9
+    trust: AboveZero = 0.001
     momentum_dtype: MomentumDtype = "float32"
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
@@ -77,11 +76,6 @@ class LARS(Optimizer):
             links.rate,
             momentum_link(self.momentum, self.momentum_dtype),
         )
-
-    def validate(self) -> None:
-        super().validate()
-        share("momentum", self.momentum)
-        above_zero("trust", self.trust)
 
 
 def scale_by_layer(

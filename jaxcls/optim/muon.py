@@ -10,16 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.errors import UserError
-from jaxcls.optim.groups import check_found, path_of
-from jaxcls.optim.optimizers import (
-    Links,
-    MomentumDtype,
-    Optimizer,
-    above_zero,
-    check_pattern,
-    momentum_link,
-    share,
-)
+from jaxcls.optim.groups import check_found
+from jaxcls.optim.optimizers import AdamMoments, Links, momentum_link
+from jaxcls.optim.treatment import map_with_path, shapes_of
+from jaxcls.options import AboveZero, Count, Pattern, ShareBelowOne
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x^3 and x^5 that Jordan chose: steepest at 0, and after five rounds every
@@ -31,7 +25,7 @@ USUAL_HEADS = "(^|/)(fc|fc8|output|head|classifier|aux[0-9]/fc2)/"
 
 
 @dataclasses.dataclass(kw_only=True)
-class Muon(Optimizer):
+class Muon(AdamMoments):
     """Steps whose singular values are all about 1 (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/): the momentum of each kernel, a matrix
     [height * width * in, out], is made nearly orthogonal by five Newton-Schulz rounds.
@@ -65,39 +59,31 @@ class Muon(Optimizer):
       momentum_dtype: of v and of AdamW's mean; "bfloat16" halves their memory.
     """
 
-    momentum: float = 0.95
+    momentum: ShareBelowOne = 0.95
     nesterov: bool = True
-    rounds: int = 5
+    rounds: Count = 5
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    consistent_rms: float | None = None
-    exclude: str | None = USUAL_HEADS
-    adam_rate: float = 0.015
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    momentum_dtype: MomentumDtype = "float32"
+    consistent_rms: AboveZero | None = None
+    exclude: Pattern | None = USUAL_HEADS
+    adam_rate: AboveZero = 0.015
+    beta2: ShareBelowOne = 0.95
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
         orthogonal = optax.chain(
             momentum_link(self.momentum, self.momentum_dtype, self.nesterov),
             optax.stateless_with_tree_map(lambda v, _: self._step(v)),
         )
-        adam = optax.scale_by_adam(
-            b1=self.beta1,
-            b2=self.beta2,
-            eps=self.epsilon,
-            mu_dtype=self.momentum_dtype,
+        directions = optax.partition(
+            {"adam": self.direction(), "muon": orthogonal}, self._parts
         )
-        directions = optax.partition({"adam": adam, "muon": orthogonal}, self._parts)
         # It scales AdamW's decay too, as if the parameters had an optimizer of their own.
         adam_rate = optax.masked(optax.scale(self.adam_rate), self._by_adam)
         return optax.chain(directions, links.decay, adam_rate, links.rate)
 
     def _by_adam(self, params: Any) -> Any:
         """Returns a tree of bools like `params`: which of them AdamW trains."""
-
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: self._is_by_adam(path_of(keys), leaf.shape), params
+        return map_with_path(
+            lambda path, leaf: self._is_by_adam(path, leaf.shape), params
         )
 
     def _is_by_adam(self, path: str, shape: tuple[int, ...]) -> bool:
@@ -114,10 +100,7 @@ class Muon(Optimizer):
     def check_params(self, params: Any) -> None:
         if self.exclude is None or self.exclude == USUAL_HEADS:
             return
-        shapes = {
-            path_of(keys): leaf.shape
-            for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-        }
+        shapes = shapes_of(params)
         kernels = [path for path, shape in shapes.items() if len(shape) > 1]
         check_found("optimizer.exclude", self.exclude, kernels or list(shapes))
         if all(self._is_by_adam(path, shapes[path]) for path in kernels):
@@ -143,20 +126,6 @@ class Muon(Optimizer):
             scale = self.consistent_rms * math.sqrt(max(fan_in, out))
         u = orthogonalized(matrix, self.rounds, self.precision)
         return scale * u.reshape(v.shape)
-
-    def validate(self) -> None:
-        super().validate()
-        share("momentum", self.momentum)
-        share("beta1", self.beta1)
-        share("beta2", self.beta2)
-        above_zero("adam_rate", self.adam_rate)
-        above_zero("epsilon", self.epsilon)
-        if self.consistent_rms is not None:
-            above_zero("consistent_rms", self.consistent_rms)
-        if self.rounds < 1:
-            raise UserError(f"optimizer.rounds must be 1 or more, not {self.rounds}.")
-        if self.exclude is not None:
-            check_pattern("optimizer.exclude", self.exclude)
 
 
 def orthogonalized(matrix: jax.Array, rounds: int, precision: str) -> jax.Array:

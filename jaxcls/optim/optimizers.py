@@ -2,17 +2,16 @@
 
     gradients, already clipped -> [direction, decay, rate in an order of the optimizer's own]
 
-Decay and rate differ between groups of parameters and change over the run; the chain knows how
-and hands both in as links (Links). An optimizer only says where in its formula they stand. Here
-are those whose formula treats each number by itself; layerwise.py, adafactor.py, muon.py and
-schedule_free.py have the others.
+Decay and rate differ between parameters and change over the run. The chain knows how, and hands
+both in as links (Links); an optimizer only says where they stand in its formula. The optimizers
+here treat each number by itself; layerwise.py, adafactor.py, muon.py and schedule_free.py have
+the others.
 """
 
 import abc
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.errors import UserError
+from jaxcls.options import AboveZero, Count, ShareBelowOne, ZeroOrMore
 
 MomentumDtype = Literal["float32", "bfloat16"]
 
@@ -63,10 +63,10 @@ class Optimizer(abc.ABC):
         norms included, as with torch's and Keras' optimizers unless told otherwise.
     """
 
-    learning_rate: float
-    rate_per: int | None = None
+    learning_rate: AboveZero
+    rate_per: Count | None = None
     rate_scaling: Literal["linear", "root"] = "linear"
-    weight_decay: float = 0.0
+    weight_decay: ZeroOrMore = 0.0
     decays: Literal["kernels", "all"] = "kernels"
 
     averages: ClassVar[bool] = False
@@ -113,54 +113,6 @@ class Optimizer(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not average.")
 
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-        above_zero("learning_rate", self.learning_rate)
-        zero_or_more("weight_decay", self.weight_decay)
-        if self.rate_per is not None and self.rate_per < 1:
-            raise UserError(
-                "optimizer.rate_per must be a number of images, 1 or more, or None, not "
-                f"{self.rate_per}."
-            )
-
-
-def above_zero(name: str, value: float) -> None:
-    """Raises UserError unless an option is a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise UserError(f"optimizer.{name} must be a number above 0, not {value}.")
-
-
-def zero_or_more(name: str, value: float) -> None:
-    """Raises UserError unless an option is a finite number, 0 or more."""
-    if not 0 <= value < math.inf:
-        raise UserError(f"optimizer.{name} must be a number, 0 or more, not {value}.")
-
-
-def share(name: str, value: float) -> None:
-    """Raises UserError unless an option, the share of the past that an average keeps, lies in
-    0..1 and below 1."""
-    if not 0 <= value < 1:
-        raise UserError(f"optimizer.{name} must lie in 0..1, below 1, not {value}.")
-
-
-def check_pattern(name: str, pattern: str) -> None:
-    """Raises UserError unless an option is a regular expression that says something.
-
-    Args:
-      name: of the option, "optimizer.exclude".
-      pattern: its value.
-    """
-    if not pattern:
-        raise UserError(
-            f"{name} is empty, which matches everything: write None for none."
-        )
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(
-            f"{name} '{pattern}' is not a regular expression: {error}."
-        ) from None
-
 
 def momentum_link(
     momentum: float, dtype: MomentumDtype, nesterov: bool = False
@@ -185,14 +137,14 @@ class SGD(Optimizer):
     Attributes:
       momentum: share of the last direction v that is kept, 0..1.
       nesterov: look one step of momentum ahead (Sutskever et al. 2013).
-      decay: to be said wherever weight_decay is above 0, as 1e-4 means two things: "l2" adds it
-        to the gradient, through the momentum, as torch, Keras and the papers do; "decoupled"
+      decay: required where weight_decay is above 0, because 1e-4 can mean two things: "l2" adds
+        it to the gradient, through the momentum, as torch, Keras and the papers do; "decoupled"
         shrinks by rate x weight_decay beside it (Loshchilov & Hutter 2017, algorithm 1). The
         same strength is 1 / (1 - momentum) times as much in the second.
       momentum_dtype: of v; "bfloat16" halves its memory.
     """
 
-    momentum: float = 0.9
+    momentum: ShareBelowOne = 0.9
     nesterov: bool = True
     decay: Literal["decoupled", "l2"] | None = None
     momentum_dtype: MomentumDtype = "float32"
@@ -204,8 +156,7 @@ class SGD(Optimizer):
         return optax.chain(direction, links.decay, links.rate)
 
     def validate(self) -> None:
-        super().validate()
-        share("momentum", self.momentum)
+        """Raises UserError for a weight_decay without a decay that says what it means."""
         if self.weight_decay and self.decay is None:
             raise UserError(
                 f"optimizer.weight_decay is {self.weight_decay}, but optimizer.decay does not "
@@ -227,25 +178,16 @@ class AdamMoments(Optimizer):
       momentum_dtype: of the mean of the gradients; "bfloat16" halves its memory.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.999
+    epsilon: AboveZero = 1e-8
     momentum_dtype: MomentumDtype = "float32"
 
     def direction(self) -> optax.GradientTransformation:
         """Returns the link from gradients to mean / (root of mean square + epsilon)."""
         return optax.scale_by_adam(
-            b1=self.beta1,
-            b2=self.beta2,
-            eps=self.epsilon,
-            mu_dtype=self.momentum_dtype,
+            b1=self.beta1, b2=self.beta2, eps=self.epsilon, mu_dtype=self.momentum_dtype
         )
-
-    def validate(self) -> None:
-        super().validate()
-        share("beta1", self.beta1)
-        share("beta2", self.beta2)
-        above_zero("epsilon", self.epsilon)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -260,8 +202,8 @@ class AdamW(AdamMoments):
 @dataclasses.dataclass(kw_only=True)
 class Adam(AdamMoments):
     """Adam with the decay added to the gradient (torch.optim.Adam). Both moments then see it, so
-    that parameters with large gradients hardly decay: AdamW is the one to choose, unless an
-    older recipe is to be repeated."""
+    that parameters with large gradients hardly decay: choose AdamW, unless you repeat an older
+    recipe."""
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
         return optax.chain(links.decay, self.direction(), links.rate)
@@ -282,8 +224,8 @@ class Lion(Optimizer):
       momentum_dtype: of m; "bfloat16" halves its memory.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.99
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.99
     momentum_dtype: MomentumDtype = "float32"
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
@@ -291,11 +233,6 @@ class Lion(Optimizer):
             b1=self.beta1, b2=self.beta2, mu_dtype=self.momentum_dtype
         )
         return optax.chain(direction, links.decay, links.rate)
-
-    def validate(self) -> None:
-        super().validate()
-        share("beta1", self.beta1)
-        share("beta2", self.beta2)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -315,9 +252,9 @@ class RMSpropTF(Optimizer):
       momentum_dtype: of v; "bfloat16" halves its memory.
     """
 
-    rho: float = 0.9
-    momentum: float = 0.9
-    epsilon: float = 1e-3
+    rho: ShareBelowOne = 0.9
+    momentum: ShareBelowOne = 0.9
+    epsilon: AboveZero = 1e-3
     momentum_dtype: MomentumDtype = "float32"
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
@@ -330,12 +267,6 @@ class RMSpropTF(Optimizer):
             links.rate,
             momentum_link(self.momentum, self.momentum_dtype),
         )
-
-    def validate(self) -> None:
-        super().validate()
-        share("rho", self.rho)
-        share("momentum", self.momentum)
-        above_zero("epsilon", self.epsilon)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -372,7 +303,7 @@ class Optax(Optimizer):
         return optax.chain(direction, links.decay, links.rate)
 
     def validate(self) -> None:
-        super().validate()
+        """Raises UserError for a direction that a saved config could not name."""
         function = self.direction
         if isinstance(function, functools.partial):
             if function.args:

@@ -1,14 +1,15 @@
 """Training without a schedule: the average of the weights takes the place of a falling rate."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from annotated_types import Interval
 
-from jaxcls.errors import UserError
-from jaxcls.optim.optimizers import Links, Optimizer, above_zero, share
+from jaxcls.optim.optimizers import Links, Optimizer
+from jaxcls.options import AboveZero, ShareBelowOne
 
 
 class ScheduleFreeState(NamedTuple):
@@ -46,18 +47,15 @@ class ScheduleFreeAdamW(Optimizer):
       epsilon: added to the root of the mean square, above 0.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    beta1: Annotated[float, Interval(gt=0, lt=1)] = 0.9
+    beta2: ShareBelowOne = 0.999
+    epsilon: AboveZero = 1e-8
 
     averages: ClassVar[bool] = True
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
         root = optax.scale_by_rms(
-            decay=self.beta2,
-            eps=self.epsilon,
-            eps_in_sqrt=False,
-            bias_correction=True,
+            decay=self.beta2, eps=self.epsilon, eps_in_sqrt=False, bias_correction=True
         )
         averaging = follow_average(links.learning_rate, self.beta1)
         return optax.chain(root, links.decay, links.rate, averaging)
@@ -82,17 +80,6 @@ class ScheduleFreeAdamW(Optimizer):
         for state in filter(is_ours, jax.tree.leaves(opt_state, is_leaf=is_ours)):
             params = jax.tree.map(averaged, params, state.lead)
         return params
-
-    def validate(self) -> None:
-        super().validate()
-        share("beta1", self.beta1)
-        share("beta2", self.beta2)
-        above_zero("epsilon", self.epsilon)
-        if not self.beta1 > 0:
-            raise UserError(
-                "optimizer.beta1 must be above 0 here, as y otherwise holds nothing of the "
-                f"average; it is {self.beta1}."
-            )
 
 
 def follow_average(

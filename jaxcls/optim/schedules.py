@@ -11,21 +11,26 @@ end of the run. Durations round to whole ticks, except for periods.
 
 import abc
 import dataclasses
-import fractions
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from fractions import Fraction
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from annotated_types import MinLen
 
 from jaxcls.duration import Duration, RunLength, fraction, steps
 from jaxcls.errors import UserError
+from jaxcls.options import AboveZero, Count, Share, ShareAboveZero
 
 MAX_TICKS = 2**31
 """Durations are below this, so that int32 holds them."""
+
+Factor = Callable[[jax.Array], jax.Array]
+"""Ticks since the peak, an int32 scalar -> the factor of the peak rate, in 0..1."""
 
 Curve = Callable[[jax.Array], jax.Array]
 """Part of the way that is left, 1..0 -> part of the height that is left, 1..0."""
@@ -76,9 +81,7 @@ def _power(base: float, exponent: jax.Array) -> jax.Array:
     return jnp.exp(math.log(base) * _float(exponent))
 
 
-def _whole_and_part(
-    t: jax.Array, period: fractions.Fraction
-) -> tuple[jax.Array, jax.Array]:
+def _whole_and_part(t: jax.Array, period: Fraction) -> tuple[jax.Array, jax.Array]:
     """Returns how many periods are complete after t ticks, and the share of the next, 0..1.
 
     Whole periods are counted in whole numbers: the rounding of "2.4 epochs" to steps, or of a
@@ -94,13 +97,6 @@ def _whole_and_part(
     ticks, periods = period.numerator, period.denominator  # equally long
     rest = t % ticks * periods
     return t // ticks * periods + rest // ticks, _share(rest % ticks, ticks)
-
-
-def _check_share(name: str, value: float, *, above: bool = False) -> None:
-    """Raises UserError unless a value lies in 0..1, above 0 if `above`."""
-    if not (0 < value if above else 0 <= value) or not value <= 1:
-        limit = "0..1, above 0" if above else "0..1"
-        raise UserError(f"schedule.{name} must lie in {limit}, not {value}.")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -119,13 +115,11 @@ class Schedule(abc.ABC):
     """
 
     warmup: Duration = dataclasses.field(default_factory=lambda: steps(0))
-    start: float = 0.01
+    start: ShareAboveZero = 0.01
     every: Literal["step", "epoch"] = "step"
 
     @abc.abstractmethod
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         """Returns the factor, in 0..1, as a function of the ticks since the peak.
 
         The function takes an int32 scalar in 0..length - 1, often traced.
@@ -196,42 +190,70 @@ class Schedule(abc.ABC):
             )
         return ticks
 
-    def exact_ticks(self, duration: Duration, run: RunLength) -> fractions.Fraction:
+    def ticks_since_peak(
+        self,
+        name: str,
+        times: Sequence[Duration],
+        run: RunLength,
+        *,
+        earliest: int,
+        end: int | None = None,
+    ) -> list[int]:
+        """Returns increasing times, counted from the start of the run, as ticks since the peak.
+
+        Args:
+          name: of the option, for the message.
+          times: its values.
+          run: the length of the run.
+          earliest: the least that the first may be.
+          end: the tick after the last of the run, if a time there means the last.
+
+        Raises:
+          UserError: for a time that comes too early, or not after the one before it.
+        """
+        warmup = self.ticks("warmup", self.warmup, run)
+        found = []
+        for index, time in enumerate(times):
+            tick = self.ticks(f"{name}[{index}]", time, run) - warmup
+            if tick == end:
+                tick -= 1
+            if tick < earliest:
+                raise UserError(
+                    f"schedule.{name}[{index}] of {time} is at {self.every} "
+                    f"{tick + warmup}, but it must be at {earliest + warmup} or later, after "
+                    "the warm-up and what comes before it."
+                )
+            found.append(tick)
+            earliest = tick + 1
+        return found
+
+    def exact_ticks(self, duration: Duration, run: RunLength) -> Fraction:
         """Returns the ticks in a duration, not rounded to a whole number."""
         steps_per_unit = {
-            "steps": fractions.Fraction(1),
-            "epochs": fractions.Fraction(run.steps_per_epoch),
-            "examples": fractions.Fraction(1, run.batch_size),
-            "run": fractions.Fraction(run.total_steps or 0),
+            "steps": Fraction(1),
+            "epochs": Fraction(run.steps_per_epoch),
+            "examples": Fraction(1, run.batch_size),
+            "run": Fraction(run.total_steps or 0),
         }
         # As it is written: 2.4 is twelve fifths, which its float is not.
-        exact = fractions.Fraction(str(duration.value)) * steps_per_unit[duration.unit]
+        exact = Fraction(str(duration.value)) * steps_per_unit[duration.unit]
         return exact / (run.steps_per_epoch if self.every == "epoch" else 1)
-
-    def validate(self) -> None:
-        """Raises UserError for values out of range."""
-        if not 0 < self.start <= 1:
-            raise UserError(
-                f"schedule.start must lie in 0..1, above 0, not {self.start}: a rate of 0 "
-                "would waste the first step."
-            )
 
 
 @dataclasses.dataclass(kw_only=True)
 class Constant(Schedule):
     """The peak, to the end of the run: 1."""
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         return lambda t: jnp.ones_like(t, float)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Descent(Schedule):
-    """From the peak to `end` over the rest of the run.
+    """From the peak to `end` at the end of the run.
 
-    end + (1 - end) * height(1 - t / T), where T = m - 1 (end_at "last") or m ("after_last").
+    end + (1 - end) * height((T - t) / D), where T = m - 1 (end_at "last") or m ("after_last"),
+    and the descent takes the last D ticks: all of them, unless the class says otherwise.
 
     Attributes:
       end: factor of the peak at the end of the run, 0..1.
@@ -239,22 +261,25 @@ class Descent(Schedule):
         at the one after it, as torch's CosineAnnealingLR(T_max=m) and Keras's CosineDecay do.
     """
 
-    end: float = 0.0
+    end: Share = 0.0
     end_at: Literal["last", "after_last"] = "last"
 
     @abc.abstractmethod
     def height(self, left: jax.Array) -> jax.Array:
         """Returns which part of the height is left, 1..0, where `left` of the way is, 1..0."""
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         way = length - (self.end_at == "last")
-        return lambda t: _between(self.end, 1.0, self.height(_share(way - t, way)))
+        descent = self.descent(way, run)
+        return lambda t: _between(self.end, 1.0, self.height(_share(way - t, descent)))
 
-    def validate(self) -> None:
-        super().validate()
-        _check_share("end", self.end)
+    def descent(self, way: int, run: RunLength) -> int:
+        """Returns the ticks that the descent takes, of the `way` from the peak to the end.
+
+        Raises:
+          UserError: if it does not fit.
+        """
+        return way
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -275,17 +300,10 @@ class Polynomial(Descent):
       power: exponent, above 0; 1 is a straight line, more falls faster at first.
     """
 
-    power: float = 2.0
+    power: AboveZero = 2.0
 
     def height(self, left: jax.Array) -> jax.Array:
         return left**self.power
-
-    def validate(self) -> None:
-        super().validate()
-        if not 0 < self.power < float("inf"):
-            raise UserError(
-                f"schedule.power must be a number above 0, not {self.power}."
-            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -325,14 +343,12 @@ class CosineRestarts(Schedule):
     """
 
     period: Duration
-    multiplier: int = 1
-    decay: float = 1.0
-    end: float = 0.0
+    multiplier: Count = 1
+    decay: ShareAboveZero = 1.0
+    end: Share = 0.0
     end_at: Literal["last", "after_last"] = "last"
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         period = self.ticks("period", self.period, run, at_least=1)
         lengths = self._cycles(period, length)
         starts = np.cumsum([0, *lengths[:-1]])
@@ -363,15 +379,6 @@ class CosineRestarts(Schedule):
             )
         return lengths
 
-    def validate(self) -> None:
-        super().validate()
-        if self.multiplier < 1:
-            raise UserError(
-                f"schedule.multiplier must be 1 or more, not {self.multiplier}."
-            )
-        _check_share("decay", self.decay, above=True)
-        _check_share("end", self.end)
-
 
 def _last_at_most(starts: Sequence[int] | np.ndarray, t: jax.Array) -> jax.Array:
     """Returns the index of the last of increasing `starts` that is t or less."""
@@ -388,18 +395,12 @@ class Step(Schedule):
     """
 
     period: Duration
-    decay: float = 0.1
+    decay: ShareAboveZero = 0.1
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), fractions.Fraction(1))
+        period = max(self.exact_ticks(self.period, run), Fraction(1))
         return lambda t: _power(self.decay, _whole_and_part(t, period)[0])
-
-    def validate(self) -> None:
-        super().validate()
-        _check_share("decay", self.decay, above=True)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -413,34 +414,14 @@ class MultiStep(Schedule):
       decay: factor of each drop, 0..1, above 0.
     """
 
-    milestones: tuple[Duration, ...]
-    decay: float = 0.1
+    milestones: Annotated[tuple[Duration, ...], MinLen(1)]
+    decay: ShareAboveZero = 0.1
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
-        warmup = self.ticks("warmup", self.warmup, run)
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         starts = [0]
-        for index, milestone in enumerate(self.milestones):
-            name = f"milestones[{index}]"
-            tick = self.ticks(name, milestone, run)
-            if tick - warmup <= starts[-1]:
-                raise UserError(
-                    f"schedule.{name} of {milestone} is {tick} {self.every}s, but it must come "
-                    f"after {starts[-1] + warmup}, the end of the warm-up or the milestone "
-                    "before it."
-                )
-            starts.append(tick - warmup)
+        starts += self.ticks_since_peak("milestones", self.milestones, run, earliest=1)
         factors = self.decay ** np.arange(len(starts))
         return lambda t: jnp.asarray(factors, float)[_last_at_most(starts, t)]
-
-    def validate(self) -> None:
-        super().validate()
-        if not self.milestones:
-            raise UserError(
-                "schedule.milestones is empty: give one at least, or use Constant."
-            )
-        _check_share("decay", self.decay, above=True)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -457,14 +438,12 @@ class Exponential(Schedule):
     """
 
     period: Duration
-    decay: float
+    decay: ShareAboveZero
     staircase: bool = False
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), fractions.Fraction(1))
+        period = max(self.exact_ticks(self.period, run), Fraction(1))
 
         def factor(t: jax.Array) -> jax.Array:
             whole, part = _whole_and_part(t, period)
@@ -472,10 +451,6 @@ class Exponential(Schedule):
             return stairs if self.staircase else stairs * _power(self.decay, part)
 
         return factor
-
-    def validate(self) -> None:
-        super().validate()
-        _check_share("decay", self.decay, above=True)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -491,15 +466,13 @@ class InverseSqrt(Schedule):
 
     timescale: Duration
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         timescale = self.ticks("timescale", self.timescale, run, at_least=1)
         return lambda t: 1 / jnp.sqrt(1 + _float(t) / timescale)
 
 
 @dataclasses.dataclass(kw_only=True)
-class WarmupStableDecay(Schedule):
+class WarmupStableDecay(Descent):
     """The peak, and in the last part of the run a cooldown to `end` (Zhai et al. 2021, section
     3.5, https://arxiv.org/abs/2106.04560; Hägele et al. 2024, section 3,
     https://arxiv.org/abs/2405.18392).
@@ -511,21 +484,16 @@ class WarmupStableDecay(Schedule):
     Attributes:
       cooldown: length of the last part; it fits between the warm-up and the end of the run.
       curve: how it falls: "linear", "cosine" or "one_minus_sqrt".
-      end: factor of the peak at the end of the run, 0..1.
-      end_at: "last" reaches `end` at the last step (or epoch) of the run; "after_last" would
-        at the one after it.
     """
 
     warmup: Duration = dataclasses.field(default_factory=lambda: fraction(0.05))
     cooldown: Duration = dataclasses.field(default_factory=lambda: fraction(0.2))
     curve: Literal["linear", "cosine", "one_minus_sqrt"] = "linear"
-    end: float = 0.0
-    end_at: Literal["last", "after_last"] = "last"
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
-        way = length - (self.end_at == "last")
+    def height(self, left: jax.Array) -> jax.Array:
+        return CURVES[self.curve](left)
+
+    def descent(self, way: int, run: RunLength) -> int:
         cooldown = self.ticks("cooldown", self.cooldown, run)
         if not 1 <= cooldown <= way:
             raise UserError(
@@ -533,12 +501,7 @@ class WarmupStableDecay(Schedule):
                 f"be at least one, and at most {way}, what the warm-up leaves of the run. "
                 "Change it, the warm-up or duration."
             )
-        height = CURVES[self.curve]
-        return lambda t: _between(self.end, 1.0, height(_share(way - t, cooldown)))
-
-    def validate(self) -> None:
-        super().validate()
-        _check_share("end", self.end)
+        return cooldown
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -560,15 +523,13 @@ class OneCycle(Schedule):
       three_phase: fall as slowly as it rose, and then on to `end`.
     """
 
-    start: float = 0.04
+    start: ShareAboveZero = 0.04
     rise: Duration = dataclasses.field(default_factory=lambda: fraction(0.3))
-    end: float = 4e-6
+    end: Share = 4e-6
     curve: Literal["linear", "cosine"] = "cosine"
     three_phase: bool = False
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
         last = length - 1
         # As in torch not rounded: the peak may lie between two ticks.
         top = float(self.exact_ticks(self.rise, run)) - 1
@@ -592,8 +553,7 @@ class OneCycle(Schedule):
         return factor
 
     def validate(self) -> None:
-        super().validate()
-        _check_share("end", self.end)
+        """Raises UserError for a warm-up."""
         if self.warmup.value != 0:
             raise UserError(
                 f"schedule.warmup must be 0 steps with OneCycle, not {self.warmup}: its rise "
@@ -616,15 +576,15 @@ class Piecewise(Schedule):
         epoch), so that it is reached; "after_last" for the one after it.
     """
 
-    points: tuple[tuple[Duration, float], ...]
+    points: Annotated[tuple[tuple[Duration, Share], ...], MinLen(1)]
     interpolation: Literal["linear", "step"] = "linear"
     end_at: Literal["last", "after_last"] = "last"
 
-    def after_warmup(
-        self, length: int, run: RunLength
-    ) -> Callable[[jax.Array], jax.Array]:
-        starts = self._points_in_ticks(length, run)
+    def after_warmup(self, length: int, run: RunLength) -> Factor:
+        times = [time for time, _ in self.points]
         values = [value for _, value in self.points]
+        end = length if self.end_at == "last" else None
+        starts = self.ticks_since_peak("points", times, run, earliest=0, end=end)
         if starts[0] != 0:
             starts, values = [0, *starts], [1.0, *values]
         if values[0] == 0:
@@ -643,31 +603,3 @@ class Piecewise(Schedule):
             return _between(factors[index], factors[following], share)
 
         return factor
-
-    def _points_in_ticks(self, length: int, run: RunLength) -> list[int]:
-        """Returns the times of the points, in ticks since the end of the warm-up."""
-        warmup = self.ticks("warmup", self.warmup, run)
-        starts: list[int] = []
-        for index, (time, _) in enumerate(self.points):
-            name = f"points[{index}]"
-            start = self.ticks(name, time, run) - warmup
-            if start == length and self.end_at == "last":
-                start = length - 1
-            earliest = starts[-1] + 1 if starts else 0
-            if start < earliest:
-                raise UserError(
-                    f"schedule.{name} at {time} is at {self.every} {start + warmup}, but it "
-                    f"must be at {earliest + warmup} or later, after the warm-up and the point "
-                    "before it."
-                )
-            starts.append(start)
-        return starts
-
-    def validate(self) -> None:
-        super().validate()
-        if not self.points:
-            raise UserError(
-                "schedule.points is empty: give one at least, or use Constant."
-            )
-        for index, (_, value) in enumerate(self.points):
-            _check_share(f"points[{index}]", value)

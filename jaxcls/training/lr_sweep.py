@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcls.augment import in_stages
+from jaxcls.augment import stages_of_run
 from jaxcls.config import Config, Evaluation
 from jaxcls.data.loader import start_loader
 from jaxcls.duration import RunLength, steps
@@ -151,7 +151,7 @@ def _opened(config: Config, num_steps: int, low: float, high: float) -> Run:
         until = steps(thaws_at) if thaws_at < num_steps else None
         return dataclasses.replace(freeze, until=until)
 
-    (_, transforms), *_ = in_stages(run.config.augment, num_steps)
+    (_, transforms), *_ = stages_of_run(run.config.augment, num_steps)
     freeze = tuple(map(thawing, run.config.frozen))
     changed = dataclasses.replace(run.config, freeze=freeze, augment=transforms)
     return dataclasses.replace(run, config=changed)

@@ -24,10 +24,10 @@ from jaxcls.inference.forward import (
 )
 from jaxcls.inference.trained import Trained
 from jaxcls.models.layers import frozen_collection
-from jaxcls.optim import groups
 from jaxcls.optim.chain import chain, learning_rate, weight_decay
-from jaxcls.optim.groups import Groups, path_of
+from jaxcls.optim.groups import resolve
 from jaxcls.optim.optimizers import Optimizer
+from jaxcls.optim.treatment import Treatments, path_of
 from jaxcls.parallel import put, replicated, with_sharding
 from jaxcls.report.tables import Treated
 from jaxcls.training import placement
@@ -87,7 +87,7 @@ class Program(Forward):
 
     Attributes:
       plan: the durations of the config in steps.
-      groups: what each parameter gets of rate and decay, and when it is frozen.
+      treatments: what each parameter gets of rate and decay, and when it is frozen.
       learning_rate: the rate of each good step.
       constants: what stays on the devices besides the state: "teacher", its variables, and
         "records", the training images, once they are there.
@@ -131,7 +131,7 @@ class Program(Forward):
         self._input_shape = input_shape(config.augment, self.image_shape)
         check_names_its_parts(self.model, config)
         model: Any = self.model
-        self.groups = groups.resolve(
+        self.treatments = resolve(
             variable_shapes(model, self._input_shape)["params"],
             model.layers() if config.layer_decay is not None else (),
             model.HEADS if config.head_rate != 1 else (),
@@ -146,7 +146,7 @@ class Program(Forward):
             config.optimizer,
             config.schedule,
             clip=config.clip,
-            groups=self.groups,
+            treatments=self.treatments,
             decay_schedule=config.decay_schedule,
             run=plan.run,
         )
@@ -161,7 +161,7 @@ class Program(Forward):
             model=self.model,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
-            groups=self.groups,
+            treatments=self.treatments,
             num_classes=num_classes,
             run=plan.run,
             teacher=None if teacher is None else teacher.model,
@@ -266,7 +266,7 @@ class Program(Forward):
 
     def trace_moments_step(self) -> Traced:
         """Traces moments_step(variables, batch) for batches of training images."""
-        always = groups.frozen_modules(self.groups.frozen(2**31), self.groups.by_path)
+        always = self.treatments.frozen_modules(self.treatments.frozen(2**31))
 
         def estimate(variables: dict[str, Any], batch: dict[str, jax.Array]) -> Any:
             # Norms that are frozen to the end keep their statistics here too.
@@ -305,7 +305,7 @@ class Program(Forward):
 
 def trained_alike(
     params: Any,
-    groups: Groups,
+    treatments: Treatments,
     peak_rate: float,
     weight_decay: float,
     optimizer: Optimizer,
@@ -315,7 +315,7 @@ def trained_alike(
 
     Args:
       params: the parameters, or their jax.ShapeDtypeStruct.
-      groups: the treatment of each.
+      treatments: of each.
       peak_rate: learning rate at the peak of the schedule, before multipliers.
       weight_decay: of the optimizer, before multipliers.
       optimizer: what trains them; it may have multipliers of its own.
@@ -323,7 +323,7 @@ def trained_alike(
     members = collections.defaultdict(list)
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = path_of(keys)
-        treatment = groups.by_path[path]
+        treatment = treatments.by_path[path]
         by, multiplier = optimizer.trains(path, leaf.shape)
         if treatment.thaws_at is None:  # its rate and decay say nothing
             order = (math.inf, 0.0, 0.0, "-")

@@ -354,7 +354,7 @@ class Run:
                 f"{optimizer.rate_scaling} scaling)"
             )
         alike = trained_alike(
-            params, program.groups, peak, optimizer.weight_decay, optimizer
+            params, program.treatments, peak, optimizer.weight_decay, optimizer
         )
         say(tables.parameters(params))
         say(tables.treatments(alike))

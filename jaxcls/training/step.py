@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls import augment
-from jaxcls.augment import Moment, Transform
+from jaxcls.augment import RunPosition, Transform
 from jaxcls.config import SAM, Config
 from jaxcls.duration import RunLength
 from jaxcls.losses import as_targets, distillation_loss
 from jaxcls.metrics import TrainMetrics, train_metrics
 from jaxcls.models.layers import frozen_collection
 from jaxcls.optim import ema
-from jaxcls.optim.groups import Groups, frozen_modules, path_of, stop_gradients
+from jaxcls.optim.treatment import Treatments, path_of, stop_gradients
 from jaxcls.training.state import TrainState
 
 # Streams of random numbers within a step.
@@ -51,15 +51,15 @@ class Stage:
     frozen_modules: frozenset[str]
 
 
-def stages(config: Config, groups: Groups, total_steps: int) -> list[Stage]:
+def stages(config: Config, treatments: Treatments, total_steps: int) -> list[Stage]:
     """Returns the stages of a run; most runs have one."""
-    of_images = augment.in_stages(config.augment, total_steps)
-    of_parameters = groups.stages()
+    of_images = augment.stages_of_run(config.augment, total_steps)
+    of_parameters = treatments.frozen_by_step()
     result = []
     for first in sorted({step for step, _ in (*of_images, *of_parameters)}):
         transforms = [value for begin, value in of_images if begin <= first][-1]
         frozen = [value for begin, value in of_parameters if begin <= first][-1]
-        modules = frozen_modules(frozen, groups.by_path)
+        modules = treatments.frozen_modules(frozen)
         result.append(Stage(first, transforms, frozen, modules))
     return result
 
@@ -73,7 +73,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: optax.Schedule,
-    groups: Groups,
+    treatments: Treatments,
     num_classes: int,
     run: RunLength,
     teacher: nn.Module | None = None,
@@ -101,7 +101,7 @@ def train_step(
         loss with its `aux_weight`; the metrics are of the main logits alone.
       optimizer: the optax chain, which takes `step`.
       learning_rate: the rate that the chain follows, only reported here.
-      groups: which parameters are frozen, and when.
+      treatments: which parameters are frozen, and when.
       num_classes: length of the logits.
       run: its length, for transforms that change on the way.
       teacher: the network that teaches, None for none.
@@ -114,7 +114,7 @@ def train_step(
     # Stream 0 of the seed made the initial weights.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
     assert run.total_steps is not None
-    moment = Moment(state.step, run.steps_per_epoch, run.total_steps)
+    position = RunPosition(state.step, run.steps_per_epoch, run.total_steps)
     mask = batch["mask"]
     given = as_targets(batch["label"], num_classes) * mask[:, None]
     # By the count that the chain goes by, so that what thaws there thaws here.
@@ -123,14 +123,14 @@ def train_step(
     def forward_and_backward(stage: Stage) -> tuple[Any, ...]:
         key = jax.random.fold_in(rng, AUGMENT)
         images, targets = augment.apply(
-            stage.transforms, key, batch["image"], given, moment
+            stage.transforms, key, batch["image"], given, position
         )
         rows = {"images": images, "targets": targets, "mask": mask}
         compute = Gradients(config, model, stage, teacher, teacher_variables)
         noise = jax.random.fold_in(rng, DROPOUT)
         return *compute(state.params, state.batch_stats, rows, noise), targets
 
-    course = stages(config, groups, run.total_steps)
+    course = stages(config, treatments, run.total_steps)
     index = sum(good_steps >= stage.first for stage in course[1:])
     branches = [functools.partial(forward_and_backward, stage) for stage in course]
     grads, (losses, logits, batch_stats), targets = jax.lax.switch(index, branches)

@@ -11,9 +11,8 @@ from jaxcls.augment import Normalize
 from jaxcls.config import Config
 from jaxcls.errors import UserError
 from jaxcls.inference.trained import Trained, load_trained
-from jaxcls.models import is_weight_set
 from jaxcls.models.weights import pretrained
-from jaxcls.models.weights.catalogue import find
+from jaxcls.models.weights.catalogue import find_weights, is_weight_set
 from jaxcls.parallel import replicated
 from jaxcls.training.program import Program
 from jaxcls.training.state import TrainState
@@ -85,7 +84,7 @@ def _check_computes_the_same(source: str, trained: Trained, model: Any) -> None:
 def _notes(config: Config, source: str) -> list[str]:
     """Returns a note on each difference between a recipe's images and those that published
     weights were trained with."""
-    known = find(source)
+    known = find_weights(source)
     notes = []
     if config.model.stem == "small":
         notes.append(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcls import options
 from jaxcls.augment import crop
 from jaxcls.augment.crop import RandomResizedCrop
 from jaxcls.augment.kernels.resample import Interpolation
@@ -37,9 +38,7 @@ def pictures(height: int, width: int) -> np.ndarray:
 def drawn(
     count: int, height: int, width: int, transform: RandomResizedCrop
 ) -> dict[str, np.ndarray]:
-    boxes = crop.random_boxes(
-        jax.random.key(3), count, height, width, transform.scale, transform.ratio
-    )
+    boxes = transform.boxes(jax.random.key(3), count, height, width)
     return {name: np.asarray(value) for name, value in vars(boxes).items()}
 
 
@@ -260,33 +259,42 @@ def test_the_transform_resizes_the_boxes_that_its_key_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("wrong", "said"),
     [
         ({"size": 0}, "RandomResizedCrop.size must lie in 1..16384, not 0"),
         (
             {"size": 2**31},
             "RandomResizedCrop.size must lie in 1..16384, not 2147483648",
         ),
-        ({"scale": (0.0, 1.0)}, "RandomResizedCrop.scale must be above 0, not 0.0"),
-        ({"scale": (0.5, 1.5)}, "RandomResizedCrop.scale must not be above 1"),
-        ({"scale": (0.5, 0.2)}, "RandomResizedCrop.scale must go from a smaller"),
-        ({"scale": (math.nan, 1.0)}, "RandomResizedCrop.scale must go from a smaller"),
-        ({"scale": (0.1, math.nan)}, "RandomResizedCrop.scale must go from a smaller"),
-        ({"ratio": (0.0, 1.0)}, "RandomResizedCrop.ratio must be above 0, not 0.0"),
-        ({"ratio": (1.0, math.inf)}, "RandomResizedCrop.ratio must go from a smaller"),
+        ({"scale": (0.0, 1.0)}, "scale[0] must lie in 0..1, above 0, not 0.0"),
+        ({"scale": (0.5, 1.5)}, "scale[1] must lie in 0..1, above 0, not 1.5"),
+        ({"scale": (0.5, 0.2)}, "scale must be in ascending order, not (0.5, 0.2)"),
+        (
+            {"scale": (math.nan, 1.0)},
+            "RandomResizedCrop.scale must be a number of sensible size, not nan",
+        ),
+        (
+            {"scale": (0.1, math.nan)},
+            "RandomResizedCrop.scale must be a number of sensible size, not nan",
+        ),
+        ({"ratio": (0.0, 1.0)}, "RandomResizedCrop.ratio[0] must be above 0, not 0.0"),
+        (
+            {"ratio": (1.0, math.inf)},
+            "RandomResizedCrop.ratio must be a number of sensible size, not inf",
+        ),
         (
             {"interpolation": "box"},
-            "RandomResizedCrop.interpolation must be one of 'nearest', 'bilinear', "
-            "'bicubic', not 'box'.",
+            "RandomResizedCrop.interpolation is 'box', a str; expected 'nearest' or "
+            "'bilinear' or 'bicubic'.",
         ),
     ],
 )
-def test_values_out_of_range_are_named(options: dict[str, object], said: str) -> None:
+def test_values_out_of_range_are_named(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(UserError) as error:
-        RandomResizedCrop(**{"size": 8, **options}).validate()  # type: ignore[arg-type]
+        options.check(RandomResizedCrop(**{"size": 8, **wrong}))  # type: ignore[arg-type]
     assert said in str(error.value)
 
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:
-    RandomResizedCrop(size=1, scale=(1.0, 1.0), ratio=(1.0, 1.0)).validate()
-    RandomResizedCrop(size=16384).validate()
+    options.check(RandomResizedCrop(size=1, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
+    options.check(RandomResizedCrop(size=16384))

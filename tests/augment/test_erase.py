@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxcls import options
 from jaxcls.augment import Transform
 from jaxcls.augment.erase import Cutout, RandomErasing
 from jaxcls.errors import UserError
@@ -245,30 +246,47 @@ NAN = math.nan
     ("transform", "said"),
     [
         (RandomErasing(p=1.5), "RandomErasing.p must lie in 0..1, not 1.5"),
-        (RandomErasing(p=NAN), "RandomErasing.p must lie in 0..1, not nan"),
-        *(
-            (RandomErasing(scale=scale), f"both in 0..1, not {scale}")
-            for scale in ((0.3, 0.1), (-0.1, 0.1), (0.5, 1.1), (NAN, 1.0), (0.0, NAN))
+        (
+            RandomErasing(p=NAN),
+            "RandomErasing.p must be a number of sensible size, not nan",
         ),
         *(
-            (RandomErasing(ratio=ratio), f"both above 0, not {ratio}")
-            for ratio in (
-                (2.0, 1.0),
-                (0.0, 1.0),
-                (NAN, 1.0),
-                (1.0, NAN),
-                (1.0, math.inf),
+            (RandomErasing(scale=scale), f"RandomErasing.scale{said}")
+            for scale, said in (
+                ((0.3, 0.1), " must be in ascending order, not (0.3, 0.1)"),
+                ((-0.1, 0.1), "[0] must lie in 0..1, not -0.1"),
+                ((0.5, 1.1), "[1] must lie in 0..1, not 1.1"),
+                ((NAN, 1.0), " must be a number of sensible size, not nan"),
+                ((0.0, NAN), " must be a number of sensible size, not nan"),
+            )
+        ),
+        *(
+            (RandomErasing(ratio=ratio), f"RandomErasing.ratio{said}")
+            for ratio, said in (
+                ((2.0, 1.0), " must be in ascending order, not (2.0, 1.0)"),
+                ((0.0, 1.0), "[0] must be above 0, not 0.0"),
+                ((NAN, 1.0), " must be a number of sensible size, not nan"),
+                ((1.0, NAN), " must be a number of sensible size, not nan"),
+                ((1.0, math.inf), " must be a number of sensible size, not inf"),
             )
         ),
         (
             RandomErasing(fill="zero"),  # type: ignore[arg-type]
-            "fill must be one of 'constant', 'color', 'pixel', not 'zero'",
+            "fill is 'zero', a str; expected 'constant' or 'color' or 'pixel'",
         ),
-        (RandomErasing(value=()), "RandomErasing.value must be a number for each"),
-        (RandomErasing(value=(0.0, NAN)), "not (0.0, nan)"),
+        (RandomErasing(value=()), "RandomErasing.value must be not empty, not ()"),
+        (
+            RandomErasing(value=(0.0, NAN)),
+            "RandomErasing.value must be a number of sensible size, not nan",
+        ),
         *(
-            (RandomErasing(count=count), f"both in 1..100, not {count}")
-            for count in ((0, 1), (3, 2), (1, 101), (1, 10**9))
+            (RandomErasing(count=count), f"RandomErasing.count{said}")
+            for count, said in (
+                ((0, 1), "[0] must lie in 1..100, not 0"),
+                ((3, 2), " must be in ascending order, not (3, 2)"),
+                ((1, 101), "[1] must lie in 1..100, not 101"),
+                ((1, 10**9), "[1] must lie in 1..100, not 1000000000"),
+            )
         ),
         (Cutout(size=0), "Cutout.size must lie in 1..16384, not 0"),
         (Cutout(size=3 * 10**9), "Cutout.size must lie in 1..16384, not 3000000000"),
@@ -277,7 +295,7 @@ NAN = math.nan
 )
 def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     with pytest.raises(UserError) as error:
-        transform.validate()
+        options.check(transform)
     assert said in str(error.value)
 
 
@@ -292,7 +310,7 @@ def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     ],
 )
 def test_values_at_the_end_of_the_range_are_allowed(transform: Transform) -> None:
-    transform.validate()
+    options.check(transform)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import PIL
 import pytest
 from PIL import Image
 
+from jaxcls import options
 from jaxcls.augment import CenterCrop, HorizontalFlip, RandomCrop, Resize, Transform
 from jaxcls.augment.geometry import (
     AlternatingFlip,
@@ -21,7 +22,7 @@ from jaxcls.augment.geometry import (
     rectangle_from,
 )
 from jaxcls.augment.kernels import resample
-from jaxcls.augment.pipeline import Moment, Warp, apply
+from jaxcls.augment.pipeline import RunPosition, Warp, apply
 from jaxcls.errors import UserError
 
 PILLOW = {
@@ -324,8 +325,8 @@ def test_random_says_which_transforms_use_their_key() -> None:
         (Resize(size=3 * 10**9), "Resize.size must lie in 1..16384, not 3000000000"),
         (
             Resize(size=1, interpolation="cubic"),  # type: ignore[arg-type]
-            "Resize.interpolation must be one of 'nearest', 'bilinear', 'bicubic', not "
-            "'cubic'.",
+            "Resize.interpolation is 'cubic', a str; expected 'nearest' or 'bilinear' or "
+            "'bicubic'.",
         ),
         (CenterCrop(size=0), "CenterCrop.size must lie in 1..16384, not 0"),
         (CenterCrop(size=16385), "CenterCrop.size must lie in 1..16384, not 16385"),
@@ -333,14 +334,21 @@ def test_random_says_which_transforms_use_their_key() -> None:
         (RandomCrop(padding=2**31 - 1), "must lie in 0..16384, not 2147483647"),
         (
             RandomCrop(padding=1, mode=4),  # type: ignore[arg-type]
-            "RandomCrop.mode must be one of 'constant', 'edge', 'reflect', not 4.",
+            "RandomCrop.mode is 4, a int; expected 'constant' or 'edge' or 'reflect'.",
         ),
         *(
             (
                 RandomCrop(padding=1, fill=fill),
-                f"fill must be a whole grey level in 0..255, not {fill}.",
+                f"fill must {wanted}, not {fill}.",
             )
-            for fill in (256.0, -1.0, -0.5, 127.5, np.nan, np.inf)
+            for fill, wanted in (
+                (256.0, "lie in 0..255, whole"),
+                (-1.0, "lie in 0..255, whole"),
+                (-0.5, "lie in 0..255, whole"),
+                (127.5, "lie in 0..255, whole"),
+                (np.nan, "be a number of sensible size"),
+                (np.inf, "be a number of sensible size"),
+            )
         ),
         (HorizontalFlip(p=1.5), "HorizontalFlip.p must lie in 0..1, not 1.5"),
         (HorizontalFlip(p=-0.1), "HorizontalFlip.p must lie in 0..1, not -0.1"),
@@ -348,7 +356,7 @@ def test_random_says_which_transforms_use_their_key() -> None:
 )
 def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     with pytest.raises(UserError) as error:
-        transform.validate()
+        options.check(transform)
     assert said in str(error.value)
 
 
@@ -366,7 +374,7 @@ def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     ],
 )
 def test_values_at_the_end_of_the_range_are_allowed(transform: Transform) -> None:
-    transform.validate()
+    options.check(transform)
 
 
 def test_a_mirror_larger_than_the_image_is_an_error() -> None:
@@ -396,9 +404,9 @@ def in_epoch(epoch: int, images: np.ndarray, *transforms: Transform) -> np.ndarr
 
     @jax.jit
     def call(images: jax.Array, step: jax.Array) -> jax.Array:
-        moment = Moment(step=step, steps_per_epoch=7, total_steps=70)
+        position = RunPosition(step=step, steps_per_epoch=7, total_steps=70)
         key = jax.random.fold_in(jax.random.key(0), step)
-        return apply(transforms, key, images, jnp.zeros((len(images), 2)), moment)[0]
+        return apply(transforms, key, images, jnp.zeros((len(images), 2)), position)[0]
 
     return np.asarray(call(jnp.asarray(images), jnp.int32(7 * epoch + 6)))
 
@@ -745,52 +753,109 @@ def test_random_zoom_and_translation_draw_for_each_image_and_side() -> None:
     ("transform", "said"),
     [
         (VerticalFlip(p=1.5), "VerticalFlip.p must lie in 0..1, not 1.5"),
-        (VerticalFlip(p=np.nan), "VerticalFlip.p must lie in 0..1, not nan"),
-        (RandomRotation(degrees=-1.0), "RandomRotation.degrees must go from a smaller"),
-        (RandomRotation(degrees=(9.0, 3.0)), "RandomRotation.degrees must go from"),
-        (RandomRotation(degrees=np.nan), "RandomRotation.degrees must go from"),
-        (RandomRotation(degrees=(0.0, np.inf)), "RandomRotation.degrees must go from"),
-        (RandomRotation(degrees=9.0, fill=0.5), "RandomRotation.fill must be a whole"),
+        (
+            VerticalFlip(p=np.nan),
+            "VerticalFlip.p must be a number of sensible size, not nan",
+        ),
+        (
+            RandomRotation(degrees=-1.0),
+            "RandomRotation.degrees must be 0 or more, not -1.0",
+        ),
+        (
+            RandomRotation(degrees=(9.0, 3.0)),
+            "RandomRotation.degrees must be in ascending order, not (9.0, 3.0)",
+        ),
+        (
+            RandomRotation(degrees=np.nan),
+            "RandomRotation.degrees must be a number of sensible size, not nan",
+        ),
+        (
+            RandomRotation(degrees=(0.0, np.inf)),
+            "RandomRotation.degrees must be a number of sensible size, not inf",
+        ),
+        (
+            RandomRotation(degrees=9.0, fill=0.5),
+            "RandomRotation.fill must lie in 0..255, whole, not 0.5",
+        ),
         (
             RandomRotation(degrees=9.0, interpolation="box"),  # type: ignore[arg-type]
-            "RandomRotation.interpolation must be one of 'nearest', 'bilinear', 'bicubic', "
-            "not 'box'",
+            "RandomRotation.interpolation is 'box', a str; expected 'nearest' or 'bilinear' "
+            "or 'bicubic'",
         ),
-        (RandomAffine(degrees=(2.0, 1.0)), "RandomAffine.degrees must go from"),
-        (RandomAffine(degrees=1.0, translate=(0.1, 1.1)), "in 0..1, not 1.1"),
-        (RandomAffine(degrees=1.0, translate=(np.nan, 0.1)), "in 0..1, not nan"),
-        (RandomAffine(degrees=1.0, scale=(0.0, 1.0)), "scale must be above 0, not 0.0"),
+        (
+            RandomAffine(degrees=(2.0, 1.0)),
+            "RandomAffine.degrees must be in ascending order, not (2.0, 1.0)",
+        ),
+        (
+            RandomAffine(degrees=1.0, translate=(0.1, 1.1)),
+            "RandomAffine.translate[1] must lie in 0..1, not 1.1",
+        ),
+        (
+            RandomAffine(degrees=1.0, translate=(np.nan, 0.1)),
+            "RandomAffine.translate must be a number of sensible size, not nan",
+        ),
+        (
+            RandomAffine(degrees=1.0, scale=(0.0, 1.0)),
+            "RandomAffine.scale[0] must be above 0, not 0.0",
+        ),
         (
             RandomAffine(degrees=1.0, scale=(1.2, 1.0)),
-            "RandomAffine.scale must go from",
+            "RandomAffine.scale must be in ascending order, not (1.2, 1.0)",
         ),
-        (RandomAffine(degrees=1.0, shear=90.0), "90 degrees, not 90.0"),
-        (RandomAffine(degrees=1.0, shear=-5.0), "90 degrees, not -5.0"),
-        (RandomAffine(degrees=1.0, shear=(1.0, np.nan)), "not (1.0, nan)"),
+        (
+            RandomAffine(degrees=1.0, shear=90.0),
+            "RandomAffine.shear must lie in 0..90, below 90, not 90.0",
+        ),
+        (
+            RandomAffine(degrees=1.0, shear=-5.0),
+            "RandomAffine.shear must lie in 0..90, below 90, not -5.0",
+        ),
+        (
+            RandomAffine(degrees=1.0, shear=(1.0, np.nan)),
+            "shear must be a number of sensible size, not nan",
+        ),
+        (
+            RandomAffine(degrees=1.0, shear=(-90.0, 1.0)),
+            "RandomAffine.shear[0] must lie in -90..90, above -90, below 90, not -90.0",
+        ),
+        (
+            RandomAffine(degrees=1.0, shear=(2.0, 1.0)),
+            "RandomAffine.shear must be in ascending order, not (2.0, 1.0)",
+        ),
         (RandomAffine(degrees=1.0, shear=(0.0, 1.0, 3.0, 2.0)), "(0.0, 1.0, 3.0, 2.0)"),
         (RandomPerspective(p=-0.5), "RandomPerspective.p must lie in 0..1, not -0.5"),
         (
             RandomPerspective(distortion_scale=1.5),
             "RandomPerspective.distortion_scale must lie in 0..1, not 1.5",
         ),
-        (RandomPerspective(fill=256.0), "RandomPerspective.fill must be a whole"),
-        (RandomZoom(height_factor=1.5), "RandomZoom.height_factor must hold fractions"),
-        (RandomZoom(height_factor=(-1.0, 0.0)), "must stay above -1"),
+        (
+            RandomPerspective(fill=256.0),
+            "RandomPerspective.fill must lie in 0..255, whole, not 256.0",
+        ),
+        (
+            RandomZoom(height_factor=1.5),
+            "RandomZoom.height_factor must lie in 0..1, below 1, not 1.5",
+        ),
+        (RandomZoom(height_factor=1.0), "must lie in 0..1, below 1, not 1.0"),
+        (
+            RandomZoom(height_factor=(-1.0, 0.0)),
+            "[0] must lie in -1..1, above -1, not -1.0",
+        ),
         (
             RandomZoom(height_factor=0.1, width_factor=(-0.2, 1.2)),
-            "in -1..1, not (-0.2",
+            "RandomZoom.width_factor[1] must lie in -1..1, above -1, not 1.2",
         ),
         (
             RandomZoom(height_factor=0.1, fill_mode="wrap"),  # type: ignore[arg-type]
-            "RandomZoom.fill_mode must be one of 'constant', 'nearest', 'reflect', not 'wrap'",
+            "fill_mode is 'wrap', a str; expected 'constant' or 'nearest' or 'reflect'",
         ),
         (
             RandomTranslation(height_factor=0.1, width_factor=np.nan),
-            "RandomTranslation.width_factor must go from",
+            "RandomTranslation.width_factor must be a number of sensible size, not nan",
         ),
         (
             RandomTranslation(height_factor=-0.1, width_factor=0.1),
-            "RandomTranslation.height_factor must go from",
+            "RandomTranslation.height_factor must lie in 0..1, not -0.1",
         ),
     ],
 )
@@ -798,7 +863,7 @@ def test_values_out_of_the_range_of_warps_are_named(
     transform: Transform, said: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        transform.validate()
+        options.check(transform)
     assert said in str(error.value)
 
 
@@ -822,7 +887,7 @@ def test_values_out_of_the_range_of_warps_are_named(
 def test_values_at_the_end_of_the_range_of_warps_are_allowed(
     transform: Transform,
 ) -> None:
-    transform.validate()
+    options.check(transform)
     assert transform.random
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxcls import options
 from jaxcls.augment import Normalize, Transform, apply
-from jaxcls.augment.kernels.groups import group_rows
+from jaxcls.augment.kernels.one_operation import group_rows
 from jaxcls.augment.mix import CutMix, MixUp, MixUpOrCutMix, symmetric_beta
 from jaxcls.errors import UserError
 from jaxcls.parallel import batch_sharded, make_mesh, replicated
@@ -330,35 +331,44 @@ NAN = math.nan
     ("transform", "said"),
     [
         (MixUp(p=1.5), "MixUp.p must lie in 0..1, not 1.5"),
-        (CutMix(p=NAN), "CutMix.p must lie in 0..1, not nan"),
-        (MixUp(alpha=-0.1), "MixUp.alpha must be 0 or more, and finite, not -0.1"),
-        (MixUp(alpha=math.inf), "MixUp.alpha must be 0 or more, and finite, not inf"),
-        (MixUp(alpha=NAN), "MixUp.alpha must be 0 or more, and finite, not nan"),
+        (CutMix(p=NAN), "CutMix.p must be a number of sensible size, not nan"),
+        (MixUp(alpha=-0.1), "MixUp.alpha must be 0 or more, not -0.1"),
+        (
+            MixUp(alpha=math.inf),
+            "MixUp.alpha must be a number of sensible size, not inf",
+        ),
+        (MixUp(alpha=NAN), "MixUp.alpha must be a number of sensible size, not nan"),
         (
             MixUp(mode="elem"),  # type: ignore[arg-type]
-            "MixUp.mode must be one of 'batch', 'pair', 'image', not 'elem'",
+            "MixUp.mode is 'elem', a str; expected 'batch' or 'pair' or 'image'",
         ),
         (CutMix(alpha=0.0), "CutMix.alpha must be above 0, not 0.0"),
-        (CutMix(alpha=NAN), "CutMix.alpha must be above 0, not nan"),
+        (CutMix(alpha=NAN), "CutMix.alpha must be a number of sensible size, not nan"),
         *(
-            (CutMix(minmax=minmax), f"or None, not {minmax}")
-            for minmax in ((0.5, 0.4), (-0.1, 0.4), (0.1, 1.1), (NAN, 1.0), (0.0, NAN))
+            (CutMix(minmax=minmax), f"CutMix.minmax{said}")
+            for minmax, said in (
+                ((0.5, 0.4), " must be in ascending order, not (0.5, 0.4)"),
+                ((-0.1, 0.4), "[0] must lie in 0..1, not -0.1"),
+                ((0.1, 1.1), "[1] must lie in 0..1, not 1.1"),
+                ((NAN, 1.0), " must be a number of sensible size, not nan"),
+                ((0.0, NAN), " must be a number of sensible size, not nan"),
+            )
         ),
         (
             MixUpOrCutMix(mixup_alpha=-1.0),
-            "MixUpOrCutMix.mixup_alpha must be 0 or more",
+            "MixUpOrCutMix.mixup_alpha must be 0 or more, not -1.0",
         ),
         (MixUpOrCutMix(cutmix_alpha=0.0), "MixUpOrCutMix.cutmix_alpha must be above 0"),
         (MixUpOrCutMix(switch_prob=2.0), "MixUpOrCutMix.switch_prob must lie in 0..1"),
         (
             MixUpOrCutMix(cutmix_minmax=(0.9, 0.1)),
-            "MixUpOrCutMix.cutmix_minmax must be",
+            "cutmix_minmax must be in ascending order, not (0.9, 0.1)",
         ),
     ],
 )
 def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     with pytest.raises(UserError) as error:
-        transform.validate()
+        options.check(transform)
     assert said in str(error.value)
 
 
@@ -371,7 +381,7 @@ def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     ],
 )
 def test_values_at_the_end_of_the_range_are_allowed(transform: Transform) -> None:
-    transform.validate()
+    options.check(transform)
 
 
 def test_a_probability_may_be_a_whole_number() -> None:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcls import options
 from jaxcls.augment import policies
+from jaxcls.augment.kernels import platforms
 from jaxcls.augment.kernels.operations import OPERATIONS, apply_op
 from jaxcls.augment.policies import (
     SIGNED,
@@ -59,7 +61,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Log]:
     for index, name in enumerate(NAMES):
         monkeypatch.setitem(OPERATIONS, name, noting(index))
     # What is written here into pixels are no grey levels.
-    monkeypatch.setattr(policies, "_LEVELS", jnp.float32)
+    monkeypatch.setattr(platforms, "LEVELS", jnp.float32)
 
     def call(policy: Any, calls: int = 200, batch: int = 64) -> Log:
         def one(rng: jax.Array) -> jax.Array:
@@ -324,21 +326,33 @@ def test_an_operation_by_name() -> None:
     [
         (RandAugment(magnitude=31), r"RandAugment.magnitude must lie in 0..30, not 31"),
         (RandAugment(num_ops=-1), "num_ops must lie in 0..100, not -1"),
-        (RandAugment(magnitude=float("nan")), "magnitude must lie in"),
-        (RandAugment(interpolation="cubic"), "'bicubic', not 'cubic'"),  # type: ignore[arg-type]
-        (RandAugment(fill=256.0), "fill must lie in 0..255"),
+        (
+            RandAugment(magnitude=float("nan")),
+            "magnitude must be a number of sensible size, not nan",
+        ),
+        (RandAugment(magnitude=-1.0), "magnitude must be 0 or more, not -1.0"),
+        (RandAugment(interpolation="cubic"), "is 'cubic', a str; expected .*'bicubic'"),  # type: ignore[arg-type]
+        (RandAugment(fill=256.0), "fill must lie in 0..255, not 256.0"),
         (TrivialAugmentWide(bins=1), "bins must lie in 2..1000, not 1"),
         (TimmRandAugment(magnitude=11), "magnitude must lie in 0..10, not 11"),
         (TimmRandAugment(p=1.5), r"p must lie in 0..1, not 1.5"),
-        (AutoAugment(policy="cifar"), "'svhn', not 'cifar'"),  # type: ignore[arg-type]
+        (AutoAugment(policy="cifar"), "is 'cifar', a str; expected .*'svhn'"),  # type: ignore[arg-type]
         (AugMix(depth=0), "depth must lie in 1..100, not 0"),
-        (AugMix(severity=11), "severity must lie in 1..10"),
-        (ThreeAugment(sigma=(2.0, 1.0)), "sigma must be two standard deviations"),
+        (AugMix(severity=11), "severity must lie in 1..10, not 11"),
+        (
+            ThreeAugment(sigma=(2.0, 1.0)),
+            r"sigma must be in ascending order, not \(2.0",
+        ),
+        (
+            ThreeAugment(sigma=(0.0, 1.0)),
+            r"sigma\[0\] must lie in 0..100, above 0, not 0",
+        ),
+        (ThreeAugment(sigma=(1.0, 101.0)), r"sigma\[1\] must lie in 0..100.* not 101"),
     ],
 )
 def test_bad_options(policy: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        policy.validate()
+        options.check(policy)
 
 
 def test_no_operations_cost_nothing() -> None:

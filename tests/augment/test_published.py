@@ -138,7 +138,7 @@ def test_one_mean_and_std_serve_all_channels() -> None:
         ({"size": -1}, "CenterCrop.size must lie in 1..16384, not -1"),
         (
             {"interpolation": "lanczos"},
-            "Resize.interpolation must be .*, not 'lanczos'",
+            "Resize.interpolation is 'lanczos', a str; expected 'nearest'",
         ),
         ({"mean": (123.7,)}, "Normalize.mean must lie in 0..1, .*, not 123.7"),
         ({"std": (0.0,)}, "Normalize.std must lie in 1e-06..1, .*, not 0.0"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import config
+from jaxcls import config, options
 from jaxcls.augment import (
     CenterCrop,
     HorizontalFlip,
@@ -22,7 +22,7 @@ from jaxcls.augment import (
     apply,
 )
 from jaxcls.augment.mix import MixUp
-from jaxcls.augment.pipeline import Moment
+from jaxcls.augment.pipeline import RunPosition
 from jaxcls.augment.schedule import Growing, Scheduled
 from jaxcls.errors import UserError
 
@@ -56,8 +56,8 @@ def added(transform: Transform, total_steps: int) -> list[float]:
 
     @jax.jit
     def at(step: jax.Array) -> jax.Array:
-        moment = Moment(step, 1, total_steps)
-        return apply((transform,), jax.random.key(0), IMAGES, TARGETS, moment)[0]
+        position = RunPosition(step, 1, total_steps)
+        return apply((transform,), jax.random.key(0), IMAGES, TARGETS, position)[0]
 
     return [float(at(jnp.int32(step))[0, 0, 0, 0]) for step in range(total_steps)]
 
@@ -97,11 +97,11 @@ def test_scheduled_computes_nothing_in_the_rest() -> None:
 
 def test_scheduled_over_the_whole_run_is_the_transform() -> None:
     inner = Add()
-    moment = Moment(jnp.int32(3), 1, 10)
-    assert Scheduled(transform=inner).at(moment) is inner
+    position = RunPosition(jnp.int32(3), 1, 10)
+    assert Scheduled(transform=inner).at(position) is inner
 
 
-def test_without_a_moment_scheduled_acts_and_growing_has_its_last_value() -> None:
+def test_without_a_position_scheduled_acts_and_growing_has_its_last_value() -> None:
     for transform, value in (
         (Scheduled(transform=Add(magnitude=3.0), start=0.5), 3),
         (Growing(transform=Add(), first=2.0, last=7.0), 7),
@@ -114,10 +114,10 @@ def test_scheduled_passes_key_and_targets_on() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
     targets = np.eye(8, dtype=np.float32)
     inner = MixUp(alpha=1.0)
-    moment = Moment(jnp.int32(0), 1, 10)
+    position = RunPosition(jnp.int32(0), 1, 10)
     wrapped = Scheduled(transform=inner, stop=0.5)
     expected = apply((inner,), jax.random.key(5), images, targets)
-    found = apply((wrapped,), jax.random.key(5), images, targets, moment)
+    found = apply((wrapped,), jax.random.key(5), images, targets, position)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     assert (np.asarray(found[1]) != targets).any()
@@ -142,7 +142,7 @@ def test_growing_is_linear_from_the_first_to_the_last_step() -> None:
 def test_rounding_does_not_lead_beyond_the_ends() -> None:
     for total in range(2, 40):
         growing = Growing(transform=Add(), first=30.0, last=0.1)
-        last = growing.at(Moment(jnp.int32(total - 1), 1, total))
+        last = growing.at(RunPosition(jnp.int32(total - 1), 1, total))
         assert isinstance(last, Add)
         assert np.float32(0.1) <= last.magnitude < 0.10001
 
@@ -150,7 +150,7 @@ def test_rounding_does_not_lead_beyond_the_ends() -> None:
 def test_whole_options_grow_in_whole_steps() -> None:
     growing = Growing(transform=Add(magnitude=0.0), field="whole", first=1.0, last=3.0)
     assert added(growing, 9) == [1, 1, 2, 2, 2, 2, 2, 3, 3]
-    growing.validate()
+    options.check(growing)
     images, _ = apply((growing,), jax.random.key(0), IMAGES, TARGETS)
     np.testing.assert_array_equal(images, 3)
 
@@ -165,8 +165,8 @@ def test_a_key_is_used_as_if_the_option_were_configured() -> None:
     targets = np.zeros((50, 2), np.float32)
     growing = Growing(transform=HorizontalFlip(), field="p", first=0.0, last=1.0)
     for step, p in ((0, 0.0), (2, 0.5), (4, 1.0)):
-        moment = Moment(jnp.int32(step), 1, 5)
-        found, _ = apply((growing,), jax.random.key(1), images, targets, moment)
+        position = RunPosition(jnp.int32(step), 1, 5)
+        found, _ = apply((growing,), jax.random.key(1), images, targets, position)
         expected, _ = apply((HorizontalFlip(p=p),), jax.random.key(1), images, targets)
         np.testing.assert_array_equal(found, expected)
 
@@ -183,7 +183,7 @@ def test_a_config_holds_both() -> None:
         transform=Growing(transform=MixUp(), field="alpha", first=0.0, last=0.2),
         stop=0.9,
     )
-    node.validate()
+    options.check(node)
     assert config.from_dict(config.to_dict(node)) == node
     paths = [path for path, _ in config.nodes(node)]
     assert paths == ["", "transform", "transform.transform"]
@@ -198,15 +198,19 @@ NAN = math.nan
         *(
             (
                 Scheduled(transform=Add(), start=start, stop=stop),
-                f"start below stop, not {start} and {stop}",
+                said,
             )
-            for start, stop in (
-                (-0.1, 1.0),
-                (0.5, 0.5),
-                (0.6, 0.5),
-                (0.0, 1.1),
-                (NAN, 1.0),
-                (0.0, NAN),
+            for start, stop, said in (
+                (-0.1, 1.0, "Scheduled.start must lie in 0..1, not -0.1"),
+                (0.5, 0.5, "start below stop, not 0.5 and 0.5"),
+                (0.6, 0.5, "start below stop, not 0.6 and 0.5"),
+                (0.0, 1.1, "Scheduled.stop must lie in 0..1, not 1.1"),
+                (
+                    NAN,
+                    1.0,
+                    "Scheduled.start must be a number of sensible size, not nan",
+                ),
+                (0.0, NAN, "Scheduled.stop must be a number of sensible size, not nan"),
             )
         ),
         (Scheduled(transform=Add(magnitude=31.0)), "must lie in 0..30, not 31"),
@@ -221,10 +225,13 @@ NAN = math.nan
         ),
         (Growing(transform=Add(), first=-1.0), "must lie in 0..30, not -1.0"),
         (Growing(transform=Add(), last=31.0), "must lie in 0..30, not 31.0"),
-        (Growing(transform=Add(), first=NAN), "Growing.first must be a finite number"),
+        (
+            Growing(transform=Add(), first=NAN),
+            "Growing.first must be a number of sensible size, not nan",
+        ),
         (
             Growing(transform=Add(), last=math.inf),
-            "Growing.last must be a finite number",
+            "Growing.last must be a number of sensible size, not inf",
         ),
         (
             Growing(transform=RandomCrop(padding=1), field="mode"),
@@ -277,7 +284,7 @@ NAN = math.nan
 )
 def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     with pytest.raises(UserError) as error:
-        transform.validate()
+        options.check(transform)
     assert said in str(error.value)
 
 
@@ -296,4 +303,4 @@ def test_values_out_of_range_are_named(transform: Transform, said: str) -> None:
     ],
 )
 def test_values_at_the_end_of_the_range_are_allowed(transform: Transform) -> None:
-    transform.validate()
+    options.check(transform)

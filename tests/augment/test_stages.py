@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxcls import config as config_lib
+from jaxcls import options
 from jaxcls.augment import (
     CutMix,
     GaussianBlur,
@@ -22,7 +23,7 @@ from jaxcls.augment import (
     Resize,
     Scheduled,
     Staged,
-    in_stages,
+    stages_of_run,
 )
 from jaxcls.config import Config
 from jaxcls.data import Digits
@@ -42,15 +43,15 @@ def staged(*values: int) -> Staged:
 
 def test_stages_divide_the_run_evenly() -> None:
     crop = RandomCrop(padding=1)
-    assert in_stages((crop, NORMALIZE), 10) == [(0, (crop, NORMALIZE))]
-    found = in_stages((staged(4, 6, 8), crop), 10)
+    assert stages_of_run((crop, NORMALIZE), 10) == [(0, (crop, NORMALIZE))]
+    found = stages_of_run((staged(4, 6, 8), crop), 10)
     assert [first for first, _ in found] == [0, 3, 7]
     assert [transforms[0] for _, transforms in found] == [
         Resize(size=size) for size in (4, 6, 8)
     ]
     assert all(transforms[1] is crop for _, transforms in found)
     # Two of them change whenever either does.
-    found = in_stages((staged(4, 8), staged(1, 2, 3)), 6)
+    found = stages_of_run((staged(4, 8), staged(1, 2, 3)), 6)
     sizes = [(first, a.size, b.size) for first, (a, b) in found]  # type: ignore[attr-defined]
     assert sizes == [(0, 4, 1), (2, 4, 2), (3, 8, 2), (4, 8, 3)]
 
@@ -66,7 +67,10 @@ def test_outside_of_a_run_it_has_its_last_value() -> None:
     ("transform", "said"),
     [
         (Staged(transform=Resize(size=8), field="sizes"), "Did you mean 'size'"),
-        (Staged(transform=Resize(size=8), values=()), "values is empty"),
+        (
+            Staged(transform=Resize(size=8), values=()),
+            r"values must be not empty, not \(\)",
+        ),
         (staged(4, 0), r"Resize.size must lie in 1..16384, not 0"),
         (
             Staged(transform=RandAugment(), field="num_ops", values=(1, -1)),
@@ -95,12 +99,12 @@ def test_outside_of_a_run_it_has_its_last_value() -> None:
 )
 def test_bad_options(transform: Staged, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        transform.validate()
+        options.check(transform)
 
 
 def test_a_whole_number_is_a_value_of_an_option_with_fractions() -> None:
     flip = Staged(transform=HorizontalFlip(), field="p", values=(0, 1))
-    flip.validate()
+    options.check(flip)
     images = jnp.arange(8.0).reshape(2, 1, 4, 1)
     found, _ = flip(jax.random.key(0), images, jnp.eye(2))
     np.testing.assert_array_equal(found, images[:, :, ::-1])

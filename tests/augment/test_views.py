@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcls import options
 from jaxcls.augment import Normalize
 from jaxcls.augment.views import (
     AirbenchViews,
@@ -16,12 +17,7 @@ from jaxcls.augment.views import (
     Scales,
     TenCrops,
     Views,
-    airbench_views,
     averaged_logits,
-    five_crops,
-    flip_views,
-    scales,
-    ten_crops,
 )
 from jaxcls.errors import UserError
 
@@ -33,7 +29,7 @@ def random_images(*shape: int) -> np.ndarray:
 
 def test_flip_views_are_the_image_and_its_mirror() -> None:
     images = random_images(2, 3, 4, 3)
-    kept, mirrored = flip_views(images)
+    kept, mirrored = FlipViews()(images)
     np.testing.assert_array_equal(kept, images)
     np.testing.assert_array_equal(mirrored, [np.fliplr(image) for image in images])
 
@@ -62,8 +58,8 @@ def test_five_and_ten_crops_are_torchvisions() -> None:
     images = random_images(2, 9, 12, 3)
     # (12 - 7) / 2 = 2.5 is rounded to 2, as in torchvision's CenterCrop.
     expected = pillow_crops(images, 7, middle=(2, 1))
-    np.testing.assert_array_equal(five_crops(images, 7), expected)
-    crops = ten_crops(images, 7)
+    np.testing.assert_array_equal(FiveCrops(size=7)(images), expected)
+    crops = TenCrops(size=7)(images)
     np.testing.assert_array_equal(crops[:5], expected)
     mirrored = pillow_crops(images[:, :, ::-1], 7, middle=(2, 1))
     np.testing.assert_array_equal(crops[5:], mirrored)
@@ -71,7 +67,7 @@ def test_five_and_ten_crops_are_torchvisions() -> None:
 
 def test_a_crop_may_be_the_whole_image() -> None:
     images = random_images(2, 5, 5, 1)
-    for crop in five_crops(images, 5):
+    for crop in FiveCrops(size=5)(images):
         np.testing.assert_array_equal(crop, images)
 
 
@@ -84,7 +80,7 @@ def test_crops_beside_torchvision(height: int, width: int, size: int) -> None:
 
     images = random_images(2, height, width, 3)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    for kind, ours in (("FiveCrop", five_crops), ("TenCrop", ten_crops)):
+    for kind, ours in (("FiveCrop", FiveCrops), ("TenCrop", TenCrops)):
         theirs = getattr(torchvision.transforms, kind)(size)(tensor)
         for crop, reference in zip(ours(images, size), theirs, strict=True):
             np.testing.assert_array_equal(crop, reference.permute(0, 2, 3, 1).numpy())
@@ -93,14 +89,14 @@ def test_crops_beside_torchvision(height: int, width: int, size: int) -> None:
 def test_airbench_views_are_shifted_and_mirrored() -> None:
     images = random_images(2, 5, 7, 3)
     for shift in (1, 2):
-        views = airbench_views(images, shift)
+        views = AirbenchViews(shift=shift)(images)
         border = [(0, 0), (shift, shift), (shift, shift), (0, 0)]
         padded = np.pad(images, border, mode="reflect")
         windows = [images, padded[:, :5, :7], padded[:, 2 * shift :, 2 * shift :]]
         expected = [view for window in windows for view in (window, window[:, :, ::-1])]
         np.testing.assert_array_equal(views, expected)
     # Up and left: the upper left pixel is the one that the mirror shows there.
-    np.testing.assert_array_equal(airbench_views(images)[2][:, 0, 0], images[:, 1, 1])
+    np.testing.assert_array_equal(AirbenchViews()(images)[2][:, 0, 0], images[:, 1, 1])
 
 
 def test_scales_are_pillows() -> None:
@@ -110,7 +106,7 @@ def test_scales_are_pillows() -> None:
         ("bilinear", Image.Resampling.BILINEAR),
         ("bicubic", Image.Resampling.BICUBIC),
     ):
-        resized = scales(images, sizes, kind)  # type: ignore[arg-type]
+        resized = Scales(sizes=sizes, interpolation=kind)(images)  # type: ignore[arg-type]
         for size, view in zip(sizes, resized, strict=True):
             width = size * 18 // 12
             expected = [
@@ -132,9 +128,10 @@ ALL = (
 
 @pytest.mark.parametrize("views", ALL)
 def test_there_is_a_weight_for_each_view(views: Views) -> None:
-    batches, weights = views(random_images(2, 8, 10, 3))
-    assert len(batches) == len(weights)
-    assert sum(weights) == pytest.approx(1, abs=1e-12)
+    batches = views(random_images(2, 8, 10, 3))
+    if views.weights is not None:
+        assert len(batches) == len(views.weights)
+        assert sum(views.weights) == pytest.approx(1, abs=1e-12)
 
 
 def network(images: jax.Array) -> jax.Array:
@@ -148,7 +145,8 @@ def network(images: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("views", ALL)
 def test_logits_are_averaged_with_the_weights(views: Views) -> None:
     images = random_images(2, 8, 10, 3)
-    batches, weights = views(images)
+    batches = views(images)
+    weights = views.weights or [1 / len(batches)] * len(batches)
     expected = sum(
         weight * np.asarray(network(batch), np.float64)
         for batch, weight in zip(batches, weights, strict=True)
@@ -194,8 +192,8 @@ def test_views_that_only_move_pixels_may_follow_normalize(views: Views) -> None:
     def normalized(images: jax.Array) -> jax.Array:
         return normalize(jax.random.key(0), images, jnp.zeros((2, 2)))[0]
 
-    before, _ = views(normalized(images))
-    after, _ = views(images)
+    before = views(normalized(images))
+    after = views(images)
     for one, other in zip(before, after, strict=True):
         np.testing.assert_allclose(one, normalized(other), rtol=1e-5, atol=1e-5)
 
@@ -209,25 +207,28 @@ def test_scales_need_grey_levels() -> None:
     [
         (FiveCrops(size=0), "FiveCrops.size must lie in 1..16384, not 0"),
         (TenCrops(size=-1), "TenCrops.size must lie in 1..16384, not -1"),
-        (Scales(sizes=()), "Scales.sizes is empty"),
-        (Scales(sizes=(8, 0)), "Scales.sizes must lie in 1..16384, not 0"),
-        (Scales(sizes=(8, 10**9)), "Scales.sizes must lie in 1..16384, not 1000000000"),
+        (Scales(sizes=()), "Scales.sizes must be not empty, not ()"),
+        (Scales(sizes=(8, 0)), "Scales.sizes[1] must lie in 1..16384, not 0"),
+        (
+            Scales(sizes=(8, 10**9)),
+            "Scales.sizes[1] must lie in 1..16384, not 1000000000",
+        ),
         (
             Scales(sizes=(8,), interpolation="area"),  # type: ignore[arg-type]
-            "must be one of 'nearest', 'bilinear', 'bicubic', not 'area'",
+            "is 'area', a str; expected 'nearest' or 'bilinear' or 'bicubic'",
         ),
         (AirbenchViews(shift=0), "AirbenchViews.shift must lie in 1..16384, not 0"),
     ],
 )
 def test_values_out_of_range_are_named(views: Views, said: str) -> None:
     with pytest.raises(UserError) as error:
-        views.validate()
+        options.check(views)
     assert said in str(error.value)
 
 
 @pytest.mark.parametrize("views", ALL)
 def test_values_in_range_are_allowed(views: Views) -> None:
-    views.validate()
+    options.check(views)
 
 
 @pytest.mark.parametrize(

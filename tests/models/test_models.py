@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from jaxcls.errors import UserError
 from jaxcls.models import MODELS, Model, create_model, model_options
 from jaxcls.models.facts import FACTS
+from jaxcls.options import check
 from tests.programs import products
 
 Variables = dict[str, Any]
@@ -423,7 +424,7 @@ def test_lenet5_names_the_size_it_takes() -> None:
         ),
         (
             Model(name="resnet18", head_init=-0.5),
-            "model.head_init must be 'default', 'zero' or a factor of 0 or more, not -0.5.",
+            "model.head_init must lie in 0..1000000, not -0.5.",
         ),
         (Model(name="lenet5", width=8), "model 'lenet5' has no option 'width'"),
     ],
@@ -431,7 +432,7 @@ def test_lenet5_names_the_size_it_takes() -> None:
 @pytest.mark.usefixtures("only_ours")
 def test_a_configs_model_is_validated(model: Model, said: str) -> None:
     with pytest.raises(UserError) as error:
-        model.validate()
+        check(model, "model")
     assert said in str(error.value)
 
 
@@ -439,7 +440,7 @@ def test_a_configs_model_passes_its_options_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Model(name="resnet18", stem="small", width=3, bn_group=4, dtype="bfloat16")
-    model.validate()
+    check(model)
     created: Any = model.create(num_classes=7)
     found = {
         key: getattr(created, key)
@@ -457,13 +458,13 @@ def test_a_configs_model_passes_its_options_on(
     assert default == create_model(
         "resnet18", num_classes=7, dtype=jnp.dtype("float32")
     )
-    Model(name="lenet5").validate()
+    check(Model(name="lenet5"))
     assert Model(name="lenet5", head_init=0.0).create(num_classes=7).head_init == 0
     # What asks for nothing asks it also of networks that lack the option.
     monkeypatch.setitem(MODELS, "plain", lambda num_classes, dtype: dtype)
     assert Model(name="plain").create(num_classes=7) == jnp.dtype("float32")
     with pytest.raises(UserError, match="'plain' has no option 'head_init'"):
-        Model(name="plain", head_init="zero").validate()
+        check(Model(name="plain", head_init="zero"))
 
 
 @pytest.mark.parametrize(
@@ -486,7 +487,8 @@ def test_the_platform_decides_a_dtype_that_is_not_given(
 def test_a_config_is_checked_before_jax_starts() -> None:
     """What JAX computes on is settled by its first use; a check must not be that."""
     code = (
-        "from jaxcls.models import Model; Model(name='resnet18', head_init=0.1).validate();"
+        "from jaxcls.models import Model; from jaxcls.options import check;"
+        "check(Model(name='resnet18', head_init=0.1));"
         "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

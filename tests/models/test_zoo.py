@@ -17,6 +17,7 @@ from jaxcls.models.__main__ import main
 from jaxcls.models.efficientnet import BASE, scale_channels, scale_stages
 from jaxcls.models.facts import FACTS
 from jaxcls.models.layers import BatchNorm, DropPath
+from jaxcls.options import check
 from tests.models.tiny import (
     SLOW,
     Variables,
@@ -391,7 +392,7 @@ def test_images_that_are_too_small_are_an_error(
         (Model(name="resnet18", drop_path=-0.1), "model.drop_path must lie in 0..1"),
         (
             Model(name="googlenet", aux_weight=-1.0),
-            "model.aux_weight must be 0 or more",
+            "model.aux_weight must lie in 0..1000000, below 1000000, not -1.0",
         ),
         (Model(name="vgg16", aux_weight=1.0), "no option 'aux_weight'"),
         # Only what a config can set is offered.
@@ -400,12 +401,15 @@ def test_images_that_are_too_small_are_an_error(
             "Its options: stem, dropout, drop_path, ",
         ),
         (Model(name="vgg16", padding="same"), "no option 'padding'"),
-        (Model(name="efficientnet_b0", bn_epsilon=0.0), "bn_epsilon must lie in 0..1"),
+        (
+            Model(name="efficientnet_b0", bn_epsilon=0.0),
+            "bn_epsilon must lie in 0..1, above 0",
+        ),
         (
             Model(name="efficientnet_b0", bn_momentum=1.0),
-            "bn_momentum must lie in 0..1",
+            "bn_momentum must lie in 0..1, above 0, below 1",
         ),
-        (Model(name="vgg16", weights=""), "model.weights is empty"),
+        (Model(name="vgg16", weights=""), "model.weights must be not empty"),
         (
             Model(name="resnet18", weights="timm/resnet50.a1_in1k"),
             "are weights of resnet50, not of resnet18",
@@ -414,7 +418,7 @@ def test_images_that_are_too_small_are_an_error(
 )
 def test_an_option_that_does_not_fit_is_an_error(model: Model, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        model.validate()
+        check(model, "model")
 
 
 @pytest.mark.parametrize(

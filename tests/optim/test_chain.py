@@ -30,7 +30,8 @@ from jaxcls.optim import (
     WarmupCosine,
 )
 from jaxcls.optim.chain import chain, learning_rate
-from jaxcls.optim.groups import Groups, path_of, resolve
+from jaxcls.optim.groups import resolve
+from jaxcls.optim.treatment import Treatments, path_of
 
 STEPS, WARMUP, START, END = 20, 4, 0.1, 0.05
 RUN = RunLength(steps_per_epoch=10, batch_size=4, total_steps=STEPS)
@@ -98,7 +99,7 @@ def ones() -> Any:
     return jax.tree.map(jnp.ones_like, tree(initial()))
 
 
-def grouped(values: FlatTree | None = None, **options: Any) -> Groups:
+def treated(values: FlatTree | None = None, **options: Any) -> Treatments:
     defaults: dict[str, Any] = {
         "groups": (),
         "freeze": (),
@@ -128,7 +129,7 @@ def make(
         optimizer,
         schedule,
         clip=clip,
-        groups=grouped(**options),
+        treatments=treated(**options),
         decay_schedule=decay_schedule,
         run=run,
     )

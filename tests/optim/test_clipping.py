@@ -13,7 +13,8 @@ from jaxcls.duration import RunLength
 from jaxcls.errors import UserError
 from jaxcls.optim import SGD, AdaptiveClip, Clip, ClipNorm, ClipValue, Constant
 from jaxcls.optim.chain import chain
-from jaxcls.optim.groups import Groups, Treatment
+from jaxcls.optim.treatment import Treatment, Treatments
+from jaxcls.options import check
 
 SHAPES = {
     "stem": {"kernel": (3, 3, 2, 4)},
@@ -33,7 +34,7 @@ def tree(seed: int, size: float = 1.0) -> Any:
 
 
 def clipped(clip: Clip, gradients: Any, params: Any) -> Any:
-    clip.validate()
+    check(clip, "clip")
     link = clip.link()
     return jax.jit(link.update)(gradients, link.init(params), params)[0]
 
@@ -138,10 +139,11 @@ def test_what_is_excluded_is_not_clipped() -> None:
 )
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_values_out_of_range_are_named(kind: Any, name: str, value: float) -> None:
+    expected = "above 0" if math.isfinite(value) else "a number of sensible size"
     with pytest.raises(
-        UserError, match=rf"clip\.{name} must be .* above 0, not {value}"
+        UserError, match=rf"clip\.{name} must be {expected}, not {value}"
     ):
-        kind(**{name: value}).validate()
+        check(kind(**{name: value}), "clip")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_an_exclusion_names_some_of_the_parameters(
     exclude: str | None, freeze: str | None, said: str | None
 ) -> None:
     names = ["stem/kernel", "depthwise/kernel", "bn/scale", "fc/kernel", "fc/bias"]
-    groups = Groups(
+    treatments = Treatments(
         {
             name: Treatment(thaws_at=None if freeze and re.search(freeze, name) else 0)
             for name in names
@@ -175,7 +177,7 @@ def test_an_exclusion_names_some_of_the_parameters(
             SGD(learning_rate=0.1),
             Constant(),
             clip=AdaptiveClip(exclude=exclude),
-            groups=groups,
+            treatments=treatments,
             decay_schedule=None,
             run=RunLength(steps_per_epoch=10, batch_size=4, total_steps=20),
         )
@@ -190,5 +192,5 @@ def test_an_exclusion_names_some_of_the_parameters(
 
 @pytest.mark.parametrize("pattern", ["", "("])
 def test_an_exclusion_must_be_a_pattern(pattern: str) -> None:
-    with pytest.raises(UserError, match=r"clip\.exclude"):
-        AdaptiveClip(exclude=pattern).validate()
+    with pytest.raises(UserError, match=r"clip\.exclude must be a regular expression"):
+        check(AdaptiveClip(exclude=pattern), "clip")

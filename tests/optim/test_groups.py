@@ -10,15 +10,9 @@ import pytest
 
 from jaxcls.duration import Duration, RunLength, epochs, fraction, steps
 from jaxcls.errors import UserError
-from jaxcls.optim.groups import (
-    Freeze,
-    Group,
-    Groups,
-    Treatment,
-    frozen_modules,
-    resolve,
-    stop_gradients,
-)
+from jaxcls.optim.groups import Freeze, Group, resolve
+from jaxcls.optim.treatment import Treatment, Treatments, stop_gradients
+from jaxcls.options import check
 
 RUN = RunLength(steps_per_epoch=10, batch_size=4, total_steps=100)
 
@@ -47,7 +41,7 @@ NAMES = (
 ).split()
 
 
-def resolved(heads: tuple[str, ...] = ("fc", "aux/fc"), **options: Any) -> Groups:
+def resolved(heads: tuple[str, ...] = ("fc", "aux/fc"), **options: Any) -> Treatments:
     defaults: dict[str, Any] = {
         "groups": (),
         "freeze": (),
@@ -59,13 +53,13 @@ def resolved(heads: tuple[str, ...] = ("fc", "aux/fc"), **options: Any) -> Group
     return resolve(PARAMS, LAYERS, heads, **{**defaults, **options})
 
 
-def rates(groups: Groups) -> dict[str, float]:
-    return {name: one.rate for name, one in groups.by_path.items()}
+def rates(treatments: Treatments) -> dict[str, float]:
+    return {name: one.rate for name, one in treatments.by_path.items()}
 
 
 def test_without_options_all_move_and_kernels_decay() -> None:
-    groups = resolved()
-    assert groups.by_path == {
+    treatments = resolved()
+    assert treatments.by_path == {
         name: Treatment(rate=1, decay=float(name.endswith("kernel")), thaws_at=0)
         for name in NAMES
     }
@@ -118,7 +112,7 @@ def test_heads_are_whole_names_and_may_lie_within_a_module() -> None:
 
 
 def test_all_multipliers_multiply() -> None:
-    groups = resolved(
+    treatments = resolved(
         groups=(
             Group(pattern="^fc/", rate=3.0, decay=5.0),
             Group(pattern="kernel$", rate=0.3, decay=0.5),
@@ -127,7 +121,7 @@ def test_all_multipliers_multiply() -> None:
         layer_decay=0.9,
         head_rate=2.0,
     )
-    one = groups.by_path
+    one = treatments.by_path
     assert math.isclose(one["fc/kernel"].rate, 2 * 3 * 0.3)
     assert math.isclose(one["fc/kernel"].decay, 5 * 0.5)
     assert math.isclose(one["bn1/bias"].rate, 0.9**3 * 7)
@@ -137,8 +131,8 @@ def test_all_multipliers_multiply() -> None:
 
 
 def test_a_group_without_decay_is_not_among_those_that_decay() -> None:
-    groups = resolved(groups=(Group(pattern="^conv1", decay=0.0),))
-    decays = groups.decays(PARAMS)
+    treatments = resolved(groups=(Group(pattern="^conv1", decay=0.0),))
+    decays = treatments.decays(PARAMS)
     assert decays["conv1"]["kernel"] is False
     assert decays["layer1_0"]["conv1"]["kernel"] is True
     assert decays["fc"] == {"kernel": True, "bias": False}
@@ -156,27 +150,30 @@ def test_a_group_without_decay_is_not_among_those_that_decay() -> None:
     ],
 )
 def test_a_freeze_ends_when_it_says(until: Duration | None, first: int | None) -> None:
-    groups = resolved(freeze=(Freeze(pattern="^layer1_0/bn1", until=until),))
+    treatments = resolved(freeze=(Freeze(pattern="^layer1_0/bn1", until=until),))
     bn = {"layer1_0/bn1/scale", "layer1_0/bn1/bias"}
-    for name, one in groups.by_path.items():
+    for name, one in treatments.by_path.items():
         assert one.thaws_at == (first if name in bn else 0), name
-    assert groups.frozen(0) == bn
+    assert treatments.frozen(0) == bn
     if first is None:
-        assert groups.stages() == [(0, bn)]
-        assert groups.frozen(99) == bn
+        assert treatments.frozen_by_step() == [(0, bn)]
+        assert treatments.frozen(99) == bn
     else:
-        assert groups.stages() == [(0, bn), (first, frozenset())]
-        assert groups.frozen(first - 1) == bn and groups.frozen(first) == frozenset()
+        assert treatments.frozen_by_step() == [(0, bn), (first, frozenset())]
+        assert (
+            treatments.frozen(first - 1) == bn
+            and treatments.frozen(first) == frozenset()
+        )
 
 
-def test_the_longest_freeze_counts_and_stages_are_in_order() -> None:
+def test_the_longest_freeze_counts_and_thaws_are_in_order() -> None:
     freeze = (
         Freeze(pattern="^(conv1|bn1|layer1)", until=steps(60)),
         Freeze(pattern="^(layer1|layer2)", until=steps(20)),
         Freeze(pattern="bn1/scale$"),
     )
     for order in (freeze, freeze[::-1]):
-        groups = resolved(freeze=order)
+        treatments = resolved(freeze=order)
         scales = {"bn1/scale", "layer1_0/bn1/scale"}
         early = {
             "conv1/kernel",
@@ -185,33 +182,33 @@ def test_the_longest_freeze_counts_and_stages_are_in_order() -> None:
             "layer1_0/bn1/bias",
         }
         second = {"layer2_0/conv1/kernel", "layer2_0/gamma"}
-        assert groups.stages() == [
+        assert treatments.frozen_by_step() == [
             (0, scales | early | second),
             (20, scales | early),
             (60, scales),
         ]
 
 
-def test_without_a_freeze_there_is_one_stage() -> None:
-    assert resolved().stages() == [(0, frozenset())]
+def test_without_a_freeze_nothing_thaws() -> None:
+    assert resolved().frozen_by_step() == [(0, frozenset())]
 
 
 def test_modules_are_frozen_with_the_last_of_their_parameters() -> None:
     freeze = (Freeze(pattern="^layer1_0/bn1/|^layer2_0/conv1|^conv1|^aux/fc|scale$"),)
-    groups = resolved(freeze=freeze)
-    assert frozen_modules(groups.frozen(0), groups.by_path) == {
+    treatments = resolved(freeze=freeze)
+    assert treatments.frozen_modules(treatments.frozen(0)) == {
         "conv1",
         "layer1_0/bn1",
         "layer2_0/conv1",
         "aux/fc",
     }
     whole = resolved(freeze=(Freeze(pattern="^layer1_0/"),))
-    assert frozen_modules(whole.frozen(0), whole.by_path) == {
+    assert whole.frozen_modules(whole.frozen(0)) == {
         "layer1_0",
         "layer1_0/conv1",
         "layer1_0/bn1",
     }
-    assert frozen_modules(frozenset(), NAMES) == frozenset()
+    assert treatments.frozen_modules(frozenset()) == frozenset()
 
 
 def test_frozen_parameters_have_no_gradients_and_the_others_keep_theirs() -> None:
@@ -231,9 +228,9 @@ def test_a_tree_of_some_parameters_has_their_treatments() -> None:
     """As within optax.masked, where the others' places are empty."""
     import optax
 
-    groups = resolved(head_rate=10.0)
+    treatments = resolved(head_rate=10.0)
     some = {"fc": {"kernel": np.zeros((8, 2)), "bias": optax.MaskedNode()}}
-    found = groups.of(some)
+    found = treatments.of(some)
     assert found["fc"]["kernel"].rate == 10
     assert isinstance(found["fc"]["bias"], optax.MaskedNode)
 
@@ -260,7 +257,8 @@ def test_a_tree_of_some_parameters_has_their_treatments() -> None:
             "is 11 epochs, or 110 steps, in a run of",
         ),
         (Freeze(pattern="fc", until=epochs(0.01)), "it must be at least one step"),
-        (Freeze(pattern="("), "Freeze.pattern '(' is not a regular expression"),
+        (Freeze(pattern="fc", until=epochs(0)), "it must be at least one step"),
+        (Freeze(pattern="("), "Freeze.pattern must be a regular expression"),
         (Freeze(pattern="."), "nothing that is trained in this run: all 14 parameters"),
         (Freeze(pattern=".", until=steps(5)), "nothing that is trained before step 5"),
     ],
@@ -275,27 +273,23 @@ def test_options_that_do_not_fit_are_named(option: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        (Group(pattern=""), "Group.pattern is empty"),
-        (Freeze(pattern=""), "Freeze.pattern is empty"),
-        (Group(pattern="["), "Group.pattern '[' is not a regular expression: "),
-        (Group(pattern="a", rate=0.0), "must be a number above 0, not 0.0: use Freeze"),
-        (Group(pattern="a", rate=math.inf), "not inf"),
+        (Group(pattern=""), "Group.pattern must be a regular expression that is not"),
+        (Freeze(pattern=""), "Freeze.pattern must be a regular expression that is not"),
+        (Group(pattern="["), "Group.pattern must be a regular expression"),
+        (Group(pattern="a", rate=0.0), "Group.rate must be above 0, not 0.0"),
+        (Group(pattern="a", rate=math.inf), "Group.rate must be a number of sensible"),
         (Group(pattern="a", rate=math.nan), "not nan"),
-        (
-            Group(pattern="a", decay=-1.0),
-            "Group.decay of 'a' must be a number, 0 or more",
-        ),
+        (Group(pattern="a", decay=-1.0), "Group.decay must be 0 or more, not -1.0"),
         (Group(pattern="a", decay=math.nan), "not nan"),
-        (Freeze(pattern="a", until=epochs(0)), "is 0 epochs, which freezes nothing"),
     ],
 )
 def test_values_out_of_range_are_named(node: Group | Freeze, said: str) -> None:
     with pytest.raises(UserError) as error:
-        node.validate()
+        check(node)
     assert said in str(error.value)
 
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:
-    Group(pattern=".", rate=1e-9, decay=0.0).validate()
-    Freeze(pattern="^(?!fc/)").validate()
-    Freeze(pattern="a", until=steps(1)).validate()
+    check(Group(pattern=".", rate=1e-9, decay=0.0))
+    check(Freeze(pattern="^(?!fc/)"))
+    check(Freeze(pattern="a", until=steps(1)))

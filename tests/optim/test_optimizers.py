@@ -34,10 +34,10 @@ from jaxcls.optim import (
     WarmupCosine,
 )
 from jaxcls.optim.chain import chain
-from jaxcls.optim.groups import Groups, Treatment, path_of
 from jaxcls.optim.muon import orthogonalized
 from jaxcls.optim.schedule_free import ScheduleFreeState, follow_average
-from jaxcls.options import allows
+from jaxcls.optim.treatment import Treatment, Treatments, path_of
+from jaxcls.options import allows, check
 
 STEPS, WARMUP, START, END = 20, 4, 0.1, 0.05
 BATCH = 4
@@ -104,8 +104,8 @@ def decay_of(optimizer: Optimizer, name: str) -> float:
     return optimizer.weight_decay * DECAYS.get(name, 1.0)
 
 
-def groups(optimizer: Optimizer) -> Groups:
-    return Groups(
+def treatments(optimizer: Optimizer) -> Treatments:
+    return Treatments(
         {
             name: Treatment(
                 rate=RATES.get(name, 1.0),
@@ -125,7 +125,7 @@ def built(
         optimizer,
         schedule,
         clip=clip,
-        groups=groups(optimizer),
+        treatments=treatments(optimizer),
         decay_schedule=None,
         run=RUN,
     )
@@ -444,7 +444,7 @@ def assert_near(tree: Any, expected: Tree, what: Any = "") -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_steps_are_the_formula(case: str) -> None:
     optimizer, formula = CASES[case]
-    optimizer.validate()
+    check(optimizer)
     # Given per 8 images, for batches of 4: the peak is half of it.
     optimizer = dataclasses.replace(
         optimizer, learning_rate=2 * optimizer.learning_rate, rate_per=2 * BATCH
@@ -631,7 +631,7 @@ def test_adafactor_keeps_rows_and_columns_of_what_it_factors() -> None:
         optimizer,
         SCHEDULE,
         clip=None,
-        groups=Groups({"dense/kernel": Treatment(), "bn/scale": Treatment()}),
+        treatments=Treatments({"dense/kernel": Treatment(), "bn/scale": Treatment()}),
         decay_schedule=None,
         run=RUN,
     )
@@ -721,7 +721,7 @@ def test_what_muon_excludes_are_some_of_the_kernels(
         Muon(learning_rate=0.1, exclude=exclude),
         SCHEDULE,
         clip=None,
-        groups=Groups(by_path),
+        treatments=Treatments(by_path),
         decay_schedule=None,
         run=RUN,
     )
@@ -750,7 +750,7 @@ def test_muon_says_what_trains_each_parameter_and_how_fast() -> None:
         optimizer,
         Constant(),
         clip=None,
-        groups=Groups(by_path),
+        treatments=Treatments(by_path),
         decay_schedule=None,
         run=RUN,
     )
@@ -777,20 +777,20 @@ def test_the_average_is_found_within_any_nesting() -> None:
     params = nested(initial())
     grads = nested(micro_gradients()[0][0])
     tx = built(optimizer)
-    treatments = groups(optimizer).by_path
+    all_moving = treatments(optimizer).by_path
     for thaw in (0, 2):
         by_path = {
             name: dataclasses.replace(
                 one, thaws_at=thaw if name.startswith("conv/") else one.thaws_at
             )
-            for name, one in treatments.items()
+            for name, one in all_moving.items()
         }
         by_path["bn/scale"] = dataclasses.replace(by_path["bn/scale"], thaws_at=None)
         tx = chain(
             optimizer,
             SCHEDULE,
             clip=ClipNorm(max_norm=1.0),
-            groups=Groups(by_path),
+            treatments=Treatments(by_path),
             decay_schedule=None,
             run=RUN,
         )
@@ -889,11 +889,11 @@ def test_a_direction_that_no_checkpoint_could_find_is_refused() -> None:
         functools.partial(lambda b1: optax.scale_by_belief(b1), b1=0.5),
     ):
         with pytest.raises(UserError, match="no checkpoint can find again"):
-            Optax(learning_rate=0.1, direction=direction).validate()
+            check(Optax(learning_rate=0.1, direction=direction))
     bound: Any = functools.partial(optax.scale_by_belief, 0.5)
     with pytest.raises(UserError, match="bind options by name"):
-        Optax(learning_rate=0.1, direction=bound).validate()
-    Optax(learning_rate=0.1, direction=optax.scale_by_belief).validate()
+        check(Optax(learning_rate=0.1, direction=bound))
+    check(Optax(learning_rate=0.1, direction=optax.scale_by_belief))
 
 
 @pytest.mark.parametrize(
@@ -906,7 +906,7 @@ def test_a_direction_that_no_checkpoint_could_find_is_refused() -> None:
 )
 def test_directions_of_optax_are_accepted(direction: Any) -> None:
     optimizer = Optax(learning_rate=0.1, direction=direction)
-    optimizer.validate()
+    check(optimizer)
     built(optimizer)
     assert allows(typing.get_type_hints(Optax)["direction"], direction)
 
@@ -976,27 +976,25 @@ def test_values_out_of_range_are_named(
     kind: Callable[..., Optimizer], name: str, value: Any
 ) -> None:
     with pytest.raises(UserError) as error:
-        kind(**{"learning_rate": 0.1, name: value}).validate()
+        check(kind(**{"learning_rate": 0.1, name: value}), "optimizer")
     assert f"optimizer.{name}" in str(error.value)
     assert str(value) in str(error.value)
 
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:
-    SGD(learning_rate=1e-9, momentum=0.0, rate_per=1).validate()
-    AdamW(learning_rate=10.0, beta1=0.0, beta2=0.0).validate()
-    Adafactor(
-        learning_rate=1.0, momentum=0.0, clip_rms=None, factored_from=1
-    ).validate()
-    Muon(learning_rate=1.0, exclude=None, rounds=1).validate()
+    check(SGD(learning_rate=1e-9, momentum=0.0, rate_per=1))
+    check(AdamW(learning_rate=10.0, beta1=0.0, beta2=0.0))
+    check(Adafactor(learning_rate=1.0, momentum=0.0, clip_rms=None, factored_from=1))
+    check(Muon(learning_rate=1.0, exclude=None, rounds=1))
     for kind in KINDS:
-        kind(learning_rate=1e-3).validate()
+        check(kind(learning_rate=1e-3))
 
 
 def test_sgd_wants_to_know_which_decay() -> None:
     with pytest.raises(UserError, match=r"weight_decay is 0.0001.*\"l2\".*10 times"):
-        SGD(learning_rate=0.1, weight_decay=1e-4).validate()
-    SGD(learning_rate=0.1, weight_decay=1e-4, decay="l2").validate()
-    SGD(learning_rate=0.1).validate()
+        check(SGD(learning_rate=0.1, weight_decay=1e-4))
+    check(SGD(learning_rate=0.1, weight_decay=1e-4, decay="l2"))
+    check(SGD(learning_rate=0.1))
 
 
 def test_an_optimizer_without_a_transformation_says_so() -> None:

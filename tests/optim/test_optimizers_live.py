@@ -33,7 +33,7 @@ from jaxcls.optim import (
     WarmupCosine,
 )
 from jaxcls.optim.chain import chain, learning_rate
-from jaxcls.optim.groups import Groups, Treatment
+from jaxcls.optim.treatment import Treatment, Treatments
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tests.references.torch_models")
@@ -107,14 +107,19 @@ def torch_run(build: Callable[..., Any], rates: list[float], clip: Any = None) -
 
 
 def jax_run(optimizer: Optimizer, schedule: Any, clip: Clip | None = None) -> Tree:
-    groups = Groups(
+    treatments = Treatments(
         {
             name: Treatment(decay=1.0 if len(shape) > 1 else 0.0)
             for name, shape in SHAPES.items()
         }
     )
     tx = chain(
-        optimizer, schedule, clip=clip, groups=groups, decay_schedule=None, run=RUN
+        optimizer,
+        schedule,
+        clip=clip,
+        treatments=treatments,
+        decay_schedule=None,
+        run=RUN,
     )
 
     @jax.jit

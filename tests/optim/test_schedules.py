@@ -29,7 +29,7 @@ from jaxcls.optim import (
     WarmupCosine,
     WarmupStableDecay,
 )
-from jaxcls.options import allows
+from jaxcls.options import allows, check
 
 
 def factors(schedule: Schedule, total: int) -> np.ndarray:
@@ -119,13 +119,13 @@ def test_a_warmup_that_leaves_no_way_down_is_an_error(warmup: int, total: int) -
 )
 def test_values_out_of_range_are_named(schedule: Schedule, said: str) -> None:
     with pytest.raises(UserError) as error:
-        schedule.validate()
+        check(schedule, "schedule")
     assert said in str(error.value)
 
 
 def test_values_at_the_end_of_the_range_are_allowed() -> None:
-    WarmupCosine(start=1.0, end=0.0).validate()
-    WarmupCosine(start=1e-6, end=1.0).validate()
+    check(WarmupCosine(start=1.0, end=0.0))
+    check(WarmupCosine(start=1e-6, end=1.0))
 
 
 def test_a_schedule_without_a_shape_says_so() -> None:
@@ -259,7 +259,7 @@ def test_runs_of_any_length_follow_the_formula(name: str, seed: int) -> None:
     kind = KINDS[name]
     total, warmup, start = random_run(seed)
     schedule = kind.make(steps, warmup=steps(warmup), start=start)
-    schedule.validate()
+    check(schedule)
     found = factors(schedule, total)
     line = start + (1 - start) * np.arange(warmup) / max(warmup, 1)
     shape = kind.formula(np.arange(total - warmup), total - warmup)
@@ -412,7 +412,7 @@ def test_stairs_of_the_longest_run_lie_where_they_do() -> None:
 
 OUT_OF_RANGE: list[tuple[Schedule, str]] = [
     (Linear(end=1.5), "schedule.end must lie in 0..1, not 1.5"),
-    (Polynomial(power=0.0), "schedule.power must be a number above 0, not 0.0"),
+    (Polynomial(power=0.0), "schedule.power must be above 0, not 0.0"),
     (Polynomial(power=float("nan")), "not nan"),
     (Polynomial(end=-1.0), "schedule.end must lie in 0..1, not -1.0"),
     (
@@ -428,7 +428,7 @@ OUT_OF_RANGE: list[tuple[Schedule, str]] = [
         "schedule.end must lie in 0..1, not 2.0",
     ),
     (Step(period=steps(2), decay=1.1), "decay must lie in 0..1, above 0, not 1.1"),
-    (MultiStep(milestones=()), "schedule.milestones is empty"),
+    (MultiStep(milestones=()), "schedule.milestones must be not empty, not ()"),
     (MultiStep(milestones=(steps(1),), decay=-0.1), "above 0, not -0.1"),
     (
         Exponential(period=steps(2), decay=0.0),
@@ -437,10 +437,10 @@ OUT_OF_RANGE: list[tuple[Schedule, str]] = [
     (WarmupStableDecay(end=-0.5), "schedule.end must lie in 0..1, not -0.5"),
     (OneCycle(end=1.01), "schedule.end must lie in 0..1, not 1.01"),
     (OneCycle(warmup=steps(3)), "warmup must be 0 steps with OneCycle, not 3 steps"),
-    (Piecewise(points=()), "schedule.points is empty"),
+    (Piecewise(points=()), "schedule.points must be not empty, not ()"),
     (
         Piecewise(points=((steps(0), 1.0), (steps(5), 1.2))),
-        "points[1] must lie in 0..1",
+        "points[1][1] must lie in 0..1, not 1.2",
     ),
     (Constant(start=0.0), "schedule.start must lie in 0..1, above 0, not 0.0"),
 ]
@@ -470,10 +470,10 @@ DOES_NOT_FIT: list[tuple[Schedule, str]] = [
     (InverseSqrt(timescale=steps(0)), "schedule.timescale of 0 steps"),
     (
         MultiStep(milestones=(steps(0),)),
-        "milestones[0] of 0 steps is 0 steps, but it must",
+        "milestones[0] of 0 steps is at step 0, but it must",
     ),
     (MultiStep(milestones=(steps(5), steps(5))), "milestones[1] of 5 steps"),
-    (MultiStep(milestones=(steps(5),), warmup=steps(5)), "must come after 5"),
+    (MultiStep(milestones=(steps(5),), warmup=steps(5)), "must be at 6 or later"),
     (WarmupStableDecay(cooldown=steps(0)), "at least one, and at most 18"),
     (WarmupStableDecay(cooldown=steps(15), warmup=steps(5)), "and at most 14"),
     (OneCycle(rise=steps(1)), "rise of 1 steps does not fit into a run of 20 steps"),
@@ -488,7 +488,7 @@ DOES_NOT_FIT: list[tuple[Schedule, str]] = [
 @pytest.mark.parametrize(("schedule", "said"), OUT_OF_RANGE)
 def test_options_out_of_range_are_named(schedule: Schedule, said: str) -> None:
     with pytest.raises(UserError) as error:
-        schedule.validate()
+        check(schedule, "schedule")
     assert said in str(error.value)
 
 
@@ -496,7 +496,7 @@ def test_options_out_of_range_are_named(schedule: Schedule, said: str) -> None:
 def test_durations_that_do_not_fit_the_run_are_named(
     schedule: Schedule, said: str
 ) -> None:
-    schedule.validate()
+    check(schedule)
     with pytest.raises(UserError) as error:
         schedule.factor(RunLength(steps_per_epoch=10, batch_size=4, total_steps=20))
     assert said in str(error.value)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxcls.duration import RunLength, steps
 from jaxcls.models import create_model
 from jaxcls.optim import SGD, Muon
-from jaxcls.optim.groups import Freeze, Group, Groups, resolve
+from jaxcls.optim.groups import Freeze, Group, resolve
+from jaxcls.optim.treatment import Treatments
 from jaxcls.report import tables
 from jaxcls.training.program import trained_alike
 
@@ -17,7 +18,7 @@ def array(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def resolved(params: Any, layers: Any = (), **options: Any) -> Groups:
+def resolved(params: Any, layers: Any = (), **options: Any) -> Treatments:
     defaults: dict[str, Any] = {
         "groups": (),
         "freeze": (),

@@ -106,7 +106,7 @@ def bind(
     """Returns step(state, batch, seed=..., teacher_variables=...) and create(seed=...)."""
     images = jnp.zeros((1, *image_shape))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
-    groups = resolve(
+    treatments = resolve(
         shapes,
         (),
         (),
@@ -121,7 +121,7 @@ def bind(
         config.optimizer,
         config.schedule,
         clip=config.clip,
-        groups=groups,
+        treatments=treatments,
         decay_schedule=None,
         run=RUN,
     )
@@ -136,7 +136,7 @@ def bind(
             model=model,
             optimizer=tx,
             learning_rate=learning_rate(config.optimizer, config.schedule, RUN),
-            groups=groups,
+            treatments=treatments,
             num_classes=num_classes,
             run=RUN,
             teacher=teacher,

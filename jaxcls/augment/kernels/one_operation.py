@@ -1,80 +1,112 @@
-"""One operation for each image, at the cost of one.
+"""Gives each image one of several operations, at the cost of one.
 
 jax.vmap over jax.lax.switch computes every branch for every image, and a branch for each image by
 itself would be launched thousands of times. Here the batch is seen as groups of rows:
 
     images [batch, ...] = [groups, rows, ...]
 
-and row r of all groups is given one operation, as one array. The data is shuffled, so an image's
-row is as good as a draw; which row gets which operation is drawn anew each time. Rows of a
-group are neighbours in the batch and lie on one device (jaxcls/augment/groups.py), so no
-image travels.
+and one operation is applied to row r of all groups, as one array. The data is shuffled, so an
+image's row is as good as a draw; which row gets which operation is drawn anew each time. Rows of a
+group are neighbours in the batch and lie on one device, so no image travels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxcls.augment.kernels.groups import group_rows
+from jaxcls.augment.kernels.platforms import by_platform
+from jaxcls.augment.kernels.tpu.layout import planar
 from jaxcls.errors import UserError
 
-Row = Callable[[jax.Array, jax.Array], jax.Array]
+LARGEST_GROUP = 16
+"""Rows of a group at most: enough partners for an image, few enough to lie on one device."""
+
+FEWEST_GROUPS = 8
+"""Groups that a batch of 64 or more is split into at least, so that 8 devices share them."""
+
+Operation = Callable[[jax.Array, jax.Array], jax.Array]
 """(random key, images [groups, height, width, channels]) -> images of the same shape."""
 
 
-def for_rows(rng: jax.Array, images: jax.Array, function: Row) -> jax.Array:
-    """Applies a function to row after row, in a loop that is compiled once.
+def group_rows(batch: int) -> int:
+    """Returns how many neighbouring rows of a batch make up a group.
+
+    Operations among the rows of a group keep every image where it is: they lie on one device
+    as long as each device holds a multiple of that many rows. It depends on the size of the
+    global batch alone, never on the devices, and so does the result.
+
+    Args:
+      batch: images in the global batch, 1 or more.
+
+    Returns:
+      The largest power of two up to 16 that divides the batch and, if the batch is 64 or
+      more, leaves at least 8 groups. 1 for odd batches.
+    """
+    rows = 1
+    while (
+        2 * rows <= LARGEST_GROUP
+        and batch % (2 * rows) == 0
+        and (batch < 64 or batch >= FEWEST_GROUPS * 2 * rows)
+    ):
+        rows *= 2
+    return rows
+
+
+def for_rows(rng: jax.Array, images: jax.Array, operation: Operation) -> jax.Array:
+    """Applies an operation to row after row, in a loop that is compiled once.
 
     Args:
       rng: a random key; each row gets its own from it.
       images: [batch, height, width, channels], of any dtype.
-      function: applied to the images of one row of all groups, as float32.
+      operation: applied to the images of one row of all groups, as float32.
     """
     rows = _as_rows(images)
     keys = jax.random.split(rng, rows.shape[1])
     rows = lax.fori_loop(
         0,
         rows.shape[1],
-        lambda row, rows: _update(rows, row, function, keys[row]),
+        lambda row, rows: _update(rows, row, operation, keys[row]),
         rows,
     )
     return rows.reshape(images.shape)
 
 
-def deal(rng: jax.Array, images: jax.Array, operations: Sequence[Row]) -> jax.Array:
+def one_operation_per_image(
+    rng: jax.Array, images: jax.Array, operations: Sequence[Operation]
+) -> jax.Array:
     """Gives each image one of several operations, all equally likely.
 
     On a CPU each row of a group draws its operation, a real branch. Elsewhere a branch would
-    keep the host waiting, and each operation belongs to a row. In either case each image gets
-    each operation equally often over time, whatever its row, and two calls with two keys are
-    independent.
+    keep the host waiting, and each operation is assigned to a row. In either case each image
+    gets each operation equally often over time, whatever its row, and two calls with two keys
+    are independent.
 
     Args:
       rng: a random key.
       images: [batch, height, width, channels], of any dtype.
-      operations: what may be done to a row, which is given to them as float32; one or more.
+      operations: one or more; each takes the images of one row of all groups as float32.
 
     Returns:
       The images, in their order.
     """
     if not operations:
-        raise UserError("deal takes one operation or more, not none.")
+        raise UserError(
+            "one_operation_per_image takes one operation or more, not none."
+        )
+    drawn = functools.partial(drawn_by_rows, operations=operations)
+    assigned = functools.partial(assigned_to_rows, operations=operations)
     if _as_rows(images).shape[1] < len(operations):
-        return drawn(rng, images, operations)
-    return lax.platform_dependent(
-        rng,
-        images,
-        cpu=lambda rng, images: drawn(rng, images, operations),
-        tpu=lambda rng, images: dealt(rng, images, operations, planes=True),
-        default=lambda rng, images: dealt(rng, images, operations),
-    )
+        return drawn(rng, images)
+    return by_platform(assigned, cpu=drawn)(rng, images)
 
 
-def drawn(rng: jax.Array, images: jax.Array, operations: Sequence[Row]) -> jax.Array:
-    """Each row of a group draws its operation. Arguments as of deal."""
+def drawn_by_rows(
+    rng: jax.Array, images: jax.Array, operations: Sequence[Operation]
+) -> jax.Array:
+    """Lets each row of a group draw its operation. Takes the arguments of one_operation_per_image."""
     rows = _as_rows(images)
     count = rows.shape[1]
     # Drawn at once: in the loop they would take longer than a cheap operation.
@@ -83,59 +115,39 @@ def drawn(rng: jax.Array, images: jax.Array, operations: Sequence[Row]) -> jax.A
     )
     keys = jax.random.split(rng, count)
 
-    def one(row: jax.Array, rows: jax.Array) -> jax.Array:
-        return _update(
-            rows,
-            row,
-            lambda key, images: lax.switch(chosen[row], operations, key, images),
-            keys[row],
-        )
+    def update(row: jax.Array, rows: jax.Array) -> jax.Array:
+        return _update(rows, row, _switch(chosen[row], operations), keys[row])
 
-    return lax.fori_loop(0, count, one, rows).reshape(images.shape)
+    return lax.fori_loop(0, count, update, rows).reshape(images.shape)
 
 
-def dealt(
-    rng: jax.Array,
-    images: jax.Array,
-    operations: Sequence[Row],
-    *,
-    planes: bool = False,
+def assigned_to_rows(
+    rng: jax.Array, images: jax.Array, operations: Sequence[Operation]
 ) -> jax.Array:
-    """Operation k belongs to row k + shift, for a shift drawn anew each time; the rows that are
-    left over draw theirs. Arguments as of deal, with no more operations than rows.
-
-    With `planes` the batch keeps one layout in memory, each channel of an image by itself. On a
-    TPU each operation would otherwise have the whole batch turned into the layout that suits it
-    best, which takes longer than the operation.
-    """
-
-    def update(
-        rows: jax.Array, row: jax.Array, function: Row, key: jax.Array
-    ) -> jax.Array:
-        rows = _update(rows, row, function, key)
-        # Of [group, row, height, width, channel].
-        planar = Layout(major_to_minor=(0, 1, 4, 2, 3))
-        return with_layout_constraint(rows, planar) if planes else rows
-
+    """Gives operation k to row k + shift, for a shift drawn anew each time. The rows that are
+    left over draw theirs. Takes the arguments of one_operation_per_image, and no more
+    operations than rows."""
+    keep_layout = by_platform(lambda rows: rows, tpu=planar)
     rows = _as_rows(images)
     count = rows.shape[1]
     shift = jax.random.randint(jax.random.fold_in(rng, count), (), 0, count)
     for index, operation in enumerate(operations):
         key = jax.random.fold_in(rng, index)
-        rows = update(rows, (index + shift) % count, operation, key)
+        rows = keep_layout(_update(rows, (index + shift) % count, operation, key))
 
-    def left_over(index: jax.Array, rows: jax.Array) -> jax.Array:
+    def update(index: jax.Array, rows: jax.Array) -> jax.Array:
         which, key = jax.random.split(jax.random.fold_in(rng, index))
         chosen = jax.random.randint(which, (), 0, len(operations))
-        return update(
-            rows,
-            (index + shift) % count,
-            lambda key, images: lax.switch(chosen, operations, key, images),
-            key,
-        )
+        operation = _switch(chosen, operations)
+        return keep_layout(_update(rows, (index + shift) % count, operation, key))
 
-    rows = lax.fori_loop(len(operations), count, left_over, rows)
+    rows = lax.fori_loop(len(operations), count, update, rows)
     return rows.reshape(images.shape)
+
+
+def _switch(chosen: jax.Array, operations: Sequence[Operation]) -> Operation:
+    """Returns the operation of a number that only the device knows."""
+    return lambda key, images: lax.switch(chosen, operations, key, images)
 
 
 def _as_rows(images: jax.Array) -> jax.Array:
@@ -150,9 +162,9 @@ def _as_rows(images: jax.Array) -> jax.Array:
 
 
 def _update(
-    rows: jax.Array, row: jax.Array, function: Row, key: jax.Array
+    rows: jax.Array, row: jax.Array, operation: Operation, key: jax.Array
 ) -> jax.Array:
-    """Replaces one row of all groups by what a function makes of it."""
+    """Replaces one row of all groups by what an operation makes of it."""
     images = lax.dynamic_index_in_dim(rows, row, axis=1, keepdims=False)
-    changed = function(key, images.astype(jnp.float32)).astype(rows.dtype)
+    changed = operation(key, images.astype(jnp.float32)).astype(rows.dtype)
     return lax.dynamic_update_index_in_dim(rows, changed, row, axis=1)

@@ -2,74 +2,65 @@
 
     apply_op("Rotate", images, jnp.array([-30.0, 12.5]), interpolation="bilinear")
 
-Each is what torchvision's AutoAugment and Pillow do on 8 bits (jaxcls/augment/tones.py and warp.py
+Each is what torchvision's AutoAugment and Pillow do on 8 bits (pillow_color.py and pillow_warp.py
 say how exactly), with a magnitude for each image.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment.kernels import pillow_color as tones
-from jaxcls.augment.kernels import pillow_warp as warp
+from jaxcls.augment.kernels import pillow_color, pillow_warp
+from jaxcls.augment.kernels.images import check_images, per_image
 from jaxcls.augment.kernels.resample import Interpolation
-from jaxcls.augment.pipeline import check_images
 from jaxcls.errors import UserError, did_you_mean
+from jaxcls.options import allows, type_name
 
 Operation = Callable[..., jax.Array]
 """(images, magnitude, interpolation, fill) -> images."""
 
 
-def _moves(function: Any) -> Operation:
-    """An operation that resamples."""
-    return lambda images, magnitude, interpolation, fill: function(
-        images, magnitude, interpolation, fill
-    )
+def _with_magnitude(function: Any) -> Operation:
+    """Returns the operation that changes values by a magnitude."""
+    return lambda images, magnitude, *_: function(images, magnitude)
 
 
-def _colours(function: Any) -> Operation:
-    """An operation on values, with a magnitude."""
-    return lambda images, magnitude, interpolation, fill: function(images, magnitude)
+def _enhancing(function: Any) -> Operation:
+    """Returns the operation whose magnitude is an enhancement factor less 1, no change."""
+    return lambda images, magnitude, *_: function(images, 1 + magnitude)
 
 
-def _enhances(function: Any) -> Operation:
-    """An enhancement, whose magnitude is the difference from no change."""
-    return lambda images, magnitude, interpolation, fill: function(
-        images, 1 + magnitude
-    )
-
-
-def _fixed(function: Any) -> Operation:
-    """An operation on values, without magnitude."""
-    return lambda images, magnitude, interpolation, fill: function(images)
+def _without_magnitude(function: Any) -> Operation:
+    """Returns the operation that changes values and has no magnitude."""
+    return lambda images, *_: function(images)
 
 
 def _solarize_add(images: jax.Array, add: jax.Array) -> jax.Array:
-    brighter = jnp.minimum(images + add.reshape(-1, 1, 1, 1), 255)
+    brighter = jnp.minimum(images + per_image(add), 255)
     return jnp.where(images < 128, brighter, images)
 
 
 OPERATIONS: dict[str, Operation] = {
-    "Identity": _fixed(lambda images: images),
-    "ShearX": _moves(warp.shear_x),
-    "ShearY": _moves(warp.shear_y),
-    "TranslateX": _moves(warp.translate_x),
-    "TranslateY": _moves(warp.translate_y),
-    "Rotate": _moves(warp.rotate),
-    "Brightness": _enhances(tones.brightness),
-    "Color": _enhances(tones.saturation),
-    "Contrast": _enhances(tones.contrast),
-    "Sharpness": _enhances(tones.sharpness),
-    "Posterize": _colours(tones.posterize),
-    "Solarize": _colours(tones.solarize),
-    "SolarizeAdd": _colours(_solarize_add),
-    "AutoContrast": _fixed(tones.autocontrast),
-    "Equalize": _fixed(tones.equalize),
-    "Invert": _fixed(tones.invert),
+    "Identity": _without_magnitude(lambda images: images),
+    "ShearX": pillow_warp.shear_x,
+    "ShearY": pillow_warp.shear_y,
+    "TranslateX": pillow_warp.translate_x,
+    "TranslateY": pillow_warp.translate_y,
+    "Rotate": pillow_warp.rotate,
+    "Brightness": _enhancing(pillow_color.brightness),
+    "Color": _enhancing(pillow_color.saturation),
+    "Contrast": _enhancing(pillow_color.contrast),
+    "Sharpness": _enhancing(pillow_color.sharpness),
+    "Posterize": _with_magnitude(pillow_color.posterize),
+    "Solarize": _with_magnitude(pillow_color.solarize),
+    "SolarizeAdd": _with_magnitude(_solarize_add),
+    "AutoContrast": _without_magnitude(pillow_color.autocontrast),
+    "Equalize": _without_magnitude(pillow_color.equalize),
+    "Invert": _without_magnitude(pillow_color.invert),
 }
 """What a magnitude means: ShearX, ShearY the factor; TranslateX, TranslateY pixels, truncated to
 whole ones; Rotate degrees, counter-clockwise; Brightness, Color, Contrast, Sharpness the
@@ -126,11 +117,9 @@ def apply_op(
         raise UserError(
             f"apply_op takes images of 1 or 3 channels, not {images.shape[-1]}."
         )
-    known = get_args(Interpolation)
-    if interpolation not in known:
+    if not allows(Interpolation, interpolation):
         raise UserError(
-            f"interpolation must be one of {', '.join(map(repr, known))}, not "
-            f"{interpolation!r}."
+            f"interpolation must be {type_name(Interpolation)}, not {interpolation!r}."
         )
     if not 0 <= fill <= 255:
         raise UserError(f"fill must be a grey level in 0..255, not {fill}.")

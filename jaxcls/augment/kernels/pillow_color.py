@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcls.augment.kernels.images import per_image, take
+from jaxcls.augment.kernels.platforms import by_platform
+from jaxcls.augment.kernels.tpu import products
 from jaxcls.errors import UserError
 
 _LEVELS = 256
@@ -84,7 +87,7 @@ def solarize(images: jax.Array, threshold: jax.Array) -> jax.Array:
       threshold: float32 or int32 [batch]: inverts the grey levels from here on, so that 0
         inverts all and 256 none.
     """
-    return jnp.where(images >= _spread(threshold), 255 - images, images)
+    return jnp.where(images >= per_image(threshold), 255 - images, images)
 
 
 def posterize(images: jax.Array, bits: jax.Array) -> jax.Array:
@@ -94,7 +97,7 @@ def posterize(images: jax.Array, bits: jax.Array) -> jax.Array:
       images: the batch.
       bits: int32 or float32 [batch] with whole values 0..8: 8 is the image, 0 black.
     """
-    lost = _spread(8 - bits.astype(jnp.int32))
+    lost = per_image(8 - bits.astype(jnp.int32))
     levels = images.astype(jnp.int32) >> lost << lost
     return levels.astype(images.dtype)
 
@@ -121,7 +124,7 @@ def autocontrast(images: jax.Array) -> jax.Array:
         return _stretch(images, low, high)
 
     # As in _smooth.
-    return jax.lax.platform_dependent(images, cpu=lines, default=pixels)
+    return by_platform(pixels, cpu=lines)(images)
 
 
 def _stretch(levels: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -132,9 +135,9 @@ def _stretch(levels: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     # from one, on its side.
     stretched = jnp.floor((above + 0.5) / width)
     whole = stretched * width == above
-    kinds, words = _stretches_rounded_down()
+    kinds, bits = _stretches_rounded_down()
     place = low.astype(jnp.int32) * _LEVELS + high.astype(jnp.int32)
-    down = whole & _bit(jnp.asarray(words)[jnp.asarray(kinds)[place]], stretched)
+    down = whole & _is_set(jnp.asarray(bits)[jnp.asarray(kinds)[place]], stretched)
     return jnp.where(high > low, stretched - down, levels)
 
 
@@ -142,7 +145,7 @@ def equalize(images: jax.Array) -> jax.Array:
     """Levels out the histogram of each channel of each image (Pillow's ImageOps.equalize)."""
     batch, _, _, channels = images.shape
     levels = images.astype(jnp.int32).reshape(batch, -1, channels)
-    counts = _histogram(levels)
+    counts = by_platform(histogram, tpu=products.histogram)(levels)
     before = jnp.cumsum(counts, -1) - counts
     # All the pixels but those of the greatest level, in 255 steps. A channel with less than
     # a pixel to a step, or with one level, stays as it is.
@@ -152,7 +155,8 @@ def equalize(images: jax.Array) -> jax.Array:
     # It rises by itself. But XLA would divide anew for each pixel that it looks up, and does
     # not if this stands between.
     table = jax.lax.cummax(table.astype(images.dtype), axis=2)
-    return _look_up(table, levels).reshape(images.shape)
+    looked_up = by_platform(look_up, tpu=products.look_up)(table, levels)
+    return looked_up.reshape(images.shape)
 
 
 def gamma(images: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -164,7 +168,7 @@ def gamma(images: jax.Array, exponent: jax.Array) -> jax.Array:
       images: the batch.
       exponent: float32 [batch], 0 or more: below 1 brightens, above 1 darkens.
     """
-    raised = jnp.power(images / 255, _spread(exponent))
+    raised = jnp.power(images / 255, per_image(exponent))
     return jnp.floor(255.999 * raised)
 
 
@@ -220,11 +224,6 @@ def gaussian_blur(images: jax.Array, kernel_size: int, sigma: jax.Array) -> jax.
     return jnp.round(images)
 
 
-def _spread(amount: jax.Array) -> jax.Array:
-    """Returns [batch, 1, 1, 1] of [batch]."""
-    return amount.reshape(-1, 1, 1, 1)
-
-
 def _blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
     """Returns start + factor * (images - start) as whole levels, Pillow's Image.blend.
 
@@ -233,7 +232,7 @@ def _blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
       images: what is left at factor 1.
       factor: float32 [batch].
     """
-    change = _spread(factor) * (images - start)
+    change = per_image(factor) * (images - start)
     # Pillow rounds the product and the sum, compilers like to round them once, at the end.
     # A maximum that changes nothing stands between.
     change = jnp.maximum(change, -1e9)
@@ -272,9 +271,8 @@ def _smooth(images: jax.Array) -> jax.Array:
         return _smooth_inside(flat, channels).reshape(images.shape)
 
     # On a CPU long lines fill the vector registers; a TPU would turn the memory around.
-    return jax.lax.platform_dependent(
-        images, cpu=lines, default=functools.partial(_smooth_inside, step=1)
-    )
+    pixels = functools.partial(_smooth_inside, step=1)
+    return by_platform(pixels, cpu=lines)(images)
 
 
 def _smooth_inside(images: jax.Array, step: int) -> jax.Array:
@@ -312,9 +310,9 @@ def _convolve(images: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     def shifted(by: int) -> jax.Array:
         return jax.lax.slice_in_dim(padded, reach + by, reach + by + size, axis=axis)
 
-    total = _spread(weights[:, 0]) * images
+    total = per_image(weights[:, 0]) * images
     for by in range(1, reach + 1):
-        total += _spread(weights[:, by]) * (shifted(-by) + shifted(by))
+        total += per_image(weights[:, by]) * (shifted(-by) + shifted(by))
     return total
 
 
@@ -336,7 +334,7 @@ def _hue_saturation_value(
     above = 85 * (sector * chroma + offset)
     below = 2 * jnp.maximum(chroma, 1)
     angle = jnp.floor((above + 0.5) / below)
-    down = (angle * below == above) & _bit(jnp.asarray(_hues_rounded_down()), angle)
+    down = (angle * below == above) & _is_set(jnp.asarray(_hues_rounded_down()), angle)
     saturation = jnp.floor((255 * chroma + 0.5) / jnp.maximum(value, 1))
     return angle - down, saturation, value
 
@@ -363,28 +361,28 @@ def _red_green_blue(
     return level + (rest > 32512) - (rest < -32512)
 
 
-def _bit(words: jax.Array, position: jax.Array) -> jax.Array:
-    """Returns whether bits are set.
+def _is_set(bits: jax.Array, position: jax.Array) -> jax.Array:
+    """Returns whether the bit at a position is set.
 
     Args:
-      words: uint32 [..., 8], 256 bits from the lowest of the first word on.
+      bits: uint32 [..., 8], 256 bits from the lowest of the first number on.
       position: float32, broadcasts against [...]: whole values 0..255.
     """
     position = position.astype(jnp.uint32)
-    word = words[..., 0]
+    number = bits[..., 0]
     for index in range(1, 8):
-        word = jnp.where(position >> 5 == index, words[..., index], word)
-    return (word >> (position & 31)) & 1 == 1
+        number = jnp.where(position >> 5 == index, bits[..., index], number)
+    return (number >> (position & 31)) & 1 == 1
 
 
-def _words(bits: np.ndarray) -> np.ndarray:
-    """Returns uint32 [..., 8] of bool [..., 256], for _bit."""
+def _packed(bits: np.ndarray) -> np.ndarray:
+    """Packs bool [..., 256] into uint32 [..., 8], for _is_set."""
     return np.packbits(bits, -1, bitorder="little").view("<u4").astype(np.uint32)
 
 
 @functools.cache
 def _hues_rounded_down() -> np.ndarray:
-    """Returns which whole hues Pillow's float32 makes one less: 256 bits, for _bit."""
+    """Returns which whole hues Pillow's float32 makes one less: 256 bits, for _is_set."""
     hues = np.arange(_LEVELS)
     sector = (hues * 6 + 255) // 510 * 2
     offset = hues * 6 / 255 - sector
@@ -393,7 +391,7 @@ def _hues_rounded_down() -> np.ndarray:
     other = np.float32(1 - np.abs(offset)).astype(np.float64)
     sixths = np.where(offset > 0, sector % 6 + 1 - other, sector % 6 + other - 1)
     turns = np.float32(np.fmod(np.float32(sixths) / np.float64(6) + 1, 1))
-    return _words(np.floor(turns * np.float64(255)) < hues)
+    return _packed(np.floor(turns * np.float64(255)) < hues)
 
 
 @functools.cache
@@ -401,8 +399,8 @@ def _stretches_rounded_down() -> tuple[np.ndarray, np.ndarray]:
     """Returns which whole results Pillow's double precision makes one less in autocontrast.
 
     Returns:
-      kinds: uint16 [65536], row of `words` for least level * 256 + greatest level.
-      words: uint32 [kinds, 8], whether each result is one less, for _bit.
+      kinds: uint16 [65536], the row of `bits` for least level * 256 + greatest level.
+      bits: uint32 [kinds, 8], whether each result is one less, for _is_set.
     """
     down = np.zeros((_LEVELS, _LEVELS, _LEVELS), bool)
     for width in range(1, _LEVELS):
@@ -414,13 +412,13 @@ def _stretches_rounded_down() -> tuple[np.ndarray, np.ndarray]:
         level = low + np.arange(share + 1) * (width // share)
         stretched = np.floor(level * scale + -low * scale)
         down[low, low + width, result] = stretched < result
-    words = _words(down.reshape(-1, _LEVELS))
-    words, kinds = np.unique(words, axis=0, return_inverse=True)
-    return kinds.astype(np.uint16), words
+    bits = _packed(down.reshape(-1, _LEVELS))
+    bits, kinds = np.unique(bits, axis=0, return_inverse=True)
+    return kinds.astype(np.uint16), bits
 
 
-def _histogram(levels: jax.Array) -> jax.Array:
-    """Returns how many pixels have each level.
+def histogram(levels: jax.Array) -> jax.Array:
+    """Counts the pixels of each level.
 
     Args:
       levels: int32 [batch, pixels, channels] in 0..255.
@@ -428,18 +426,6 @@ def _histogram(levels: jax.Array) -> jax.Array:
     Returns:
       int32 [batch, channels, 256].
     """
-    return jax.lax.platform_dependent(
-        levels,
-        cpu=_histogram_by_scatter,
-        cuda=_histogram_by_scatter,
-        rocm=_histogram_by_scatter,
-        default=_histogram_by_products,
-    )
-
-
-def _histogram_by_scatter(levels: jax.Array) -> jax.Array:
-    """_histogram, where memory may be written anywhere at no great cost: on a CPU dozens of
-    times as fast as by products."""
     channels = levels.shape[-1]
 
     def count(entries: jax.Array) -> jax.Array:
@@ -449,23 +435,8 @@ def _histogram_by_scatter(levels: jax.Array) -> jax.Array:
     return jax.vmap(count)(_entries(levels)).reshape(-1, channels, _LEVELS)
 
 
-def _histogram_by_products(levels: jax.Array) -> jax.Array:
-    """_histogram, where matrix products are what is fast (TPU).
-
-    A level is 16 * high + low: the counts of all pairs are a product of two matrices that say
-    which high and which low each pixel has. Zeros and ones are exact in bfloat16.
-    """
-    counts = jnp.einsum(
-        "bhnc,blnc->bchl",
-        _is_one_of_16(levels // 16),
-        _is_one_of_16(levels % 16),
-        preferred_element_type=jnp.float32,
-    )
-    return counts.reshape(*counts.shape[:2], _LEVELS).astype(jnp.int32)
-
-
-def _look_up(table: jax.Array, levels: jax.Array) -> jax.Array:
-    """Replaces each level by what a table says.
+def look_up(table: jax.Array, levels: jax.Array) -> jax.Array:
+    """Replaces each level by its entry in a table.
 
     Args:
       table: float32 [batch, channels, 256], whole values 0..255.
@@ -474,50 +445,12 @@ def _look_up(table: jax.Array, levels: jax.Array) -> jax.Array:
     Returns:
       float32 [batch, pixels, channels].
     """
-    return jax.lax.platform_dependent(
-        table,
-        levels,
-        cpu=_look_up_by_gather,
-        cuda=_look_up_by_gather,
-        rocm=_look_up_by_gather,
-        default=_look_up_by_products,
-    )
-
-
-def _look_up_by_gather(table: jax.Array, levels: jax.Array) -> jax.Array:
-    """_look_up, where memory may be read anywhere at no great cost: on a CPU hundreds of
-    times as fast as by products."""
-
-    def pick(table: jax.Array, entries: jax.Array) -> jax.Array:
-        return table.at[entries].get(mode="promise_in_bounds")
-
-    found = jax.vmap(pick)(table.reshape(len(table), -1), _entries(levels))
+    found = jax.vmap(take)(table.reshape(len(table), -1), _entries(levels))
     return found.reshape(levels.shape)
 
 
 def _entries(levels: jax.Array) -> jax.Array:
-    """Returns where levels [batch, pixels, channels] stand in a table of channels * 256,
+    """Returns the places of levels [batch, pixels, channels] in a table of channels * 256,
     [batch, pixels * channels]: in the order of the memory, which is twice as fast."""
     starts = _LEVELS * jnp.arange(levels.shape[-1])
     return (levels + starts).reshape(len(levels), -1)
-
-
-def _look_up_by_products(table: jax.Array, levels: jax.Array) -> jax.Array:
-    """_look_up, where matrix products are what is fast (TPU).
-
-    A level is 16 * high + low: a product picks the 16 entries with that high, a masked sum
-    the one of these with that low. Whole numbers up to 256 are exact in bfloat16.
-    """
-    rows = jnp.einsum(
-        "bchl,bhnc->blnc",
-        table.reshape(*table.shape[:2], 16, 16).astype(jnp.bfloat16),
-        _is_one_of_16(levels // 16),
-        preferred_element_type=jnp.float32,
-    )
-    return (rows * _is_one_of_16(levels % 16)).sum(1)
-
-
-def _is_one_of_16(values: jax.Array) -> jax.Array:
-    """Returns bfloat16 [batch, 16, pixels, channels]: 1 where a value is that number."""
-    numbers = jnp.arange(16)[:, None, None]
-    return (values[:, None] == numbers).astype(jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Moving pixels as Pillow's Image.transform does on 8 bits, on whole batches.
+"""Moves pixels as Pillow's Image.transform does on 8 bits, on whole batches.
 
 Pillow samples where the centre (x + 0.5, y + 0.5) of each new pixel falls. "nearest" follows an
 affine map in whole multiples of 2^-16 pixels, "bilinear" and "bicubic" (Keys' kernel with
@@ -17,21 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment.kernels.packed_pixels import by_words, roll
+from jaxcls.augment.kernels.images import take
+from jaxcls.augment.kernels.places import ONE, Places
+from jaxcls.augment.kernels.platforms import by_platform
 from jaxcls.augment.kernels.resample import Interpolation
-from jaxcls.augment.kernels.tpu.rotation import Places, turn
+from jaxcls.augment.kernels.tpu import packed_pixels, products, rotation
 
 FillMode = Literal["constant", "nearest", "reflect"]
-
-_ONE = 1 << 16
-"""A pixel, in the fixed point of Pillow's "nearest"."""
 
 _COARSE = 1 << 12
 """Sines are split into a multiple of 1 / _COARSE and a rest: float32 and int32 hold the product
 of such a multiple and a place in an image."""
 
 _TAPS = {"bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}
-"""Which pixels make one, counted from the last whose centre lies before its place."""
+"""The pixels that make one, counted from the last whose centre lies before its place."""
 
 
 def warp(
@@ -68,19 +67,20 @@ def warp(
     if interpolation != "nearest":
         return _interpolate(images, across, down, interpolation, fill, fill_mode)
 
-    column, row = jnp.floor(across), jnp.floor(down)
     affine = (maps[:, 2] == jnp.array([0.0, 0.0, 1.0])).all(1)[:, None, None]
     # Where fixed point would overflow, Pillow takes floats too.
-    fixed = affine & (jnp.abs(across) < _ONE / 4) & (jnp.abs(down) < _ONE / 4)
+    fixed = affine & (jnp.abs(across) < ONE / 4) & (jnp.abs(down) < ONE / 4)
     columns, rows = (
         Places(
-            _round(a * _ONE), _round(b * _ONE), _round((c + 0.5 * a + 0.5 * b) * _ONE)
+            _round(a * ONE), _round(b * ONE), _round((c + 0.5 * a + 0.5 * b) * ONE)
         ).at(jnp.arange(width), jnp.arange(height)[:, None])
         for a, b, c in (maps[:, 0].T, maps[:, 1].T)
     )
     column = jnp.where(fixed, columns, _whole(across))
     row = jnp.where(fixed, rows, _whole(down))
-    return _copy(images, column, row, fill, fill_mode)
+    at = [_index(column, width, fill_mode)], [_index(row, height, fill_mode)]
+    copied = _pick_pixels(images, *at)[0][0]
+    return _fill_outside(copied, column, row, fill, fill_mode)
 
 
 def rotate(
@@ -98,7 +98,7 @@ def rotate(
       float32 of the same shape, whole values 0..255.
     """
     _, height, width, _ = images.shape
-    (cos, cos_rest), (sin, sin_rest) = _turn(degrees)
+    (cos, cos_rest), (sin, sin_rest) = _cos_sin(degrees)
     if interpolation == "nearest":
 
         def places(size: int, along: _Split, across: _Split) -> Places:
@@ -109,28 +109,18 @@ def rotate(
                 -a_rest * (width - 1) - b_rest * (height - 1),
             )
             return Places(
-                _fixed(along, _ONE // _COARSE, _ONE),
-                _fixed(across, _ONE // _COARSE, _ONE),
-                size * (_ONE // 2)
-                + _fixed(from_middle, _ONE // _COARSE // 2, _ONE // 2),
+                _fixed(along, ONE // _COARSE, ONE),
+                _fixed(across, ONE // _COARSE, ONE),
+                size * (ONE // 2) + _fixed(from_middle, ONE // _COARSE // 2, ONE // 2),
             )
 
         columns = places(width, (cos, cos_rest), (-sin, -sin_rest))
         rows = places(height, (sin, sin_rest), (cos, cos_rest))
         x, y = jnp.arange(width), jnp.arange(height)[:, None]
         column, row = columns.at(x, y), rows.at(x, y)
-        # A gather of single pixels is far slower than products on TPUs, and faster elsewhere.
-        copied = jax.lax.platform_dependent(
-            images,
-            degrees,
-            columns,
-            rows,
-            cpu=_turn_by_gather,
-            cuda=_turn_by_gather,
-            default=turn,
-        )
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        return jnp.where(inside[..., None], copied, fill)
+        copy = by_platform(copy_rotated, tpu=rotation.rotate)
+        copied = copy(images, degrees, columns, rows)
+        return _fill_outside(copied, column, row, fill, "constant")
 
     c = (cos / _COARSE + cos_rest)[:, None, None]
     s = (sin / _COARSE + sin_rest)[:, None, None]
@@ -160,10 +150,10 @@ def shear_x(
     _, height, width, _ = images.shape
     places = jnp.arange(height)
     if interpolation == "nearest":
-        start = _ONE // 2 + _round(factor * (_ONE / 2))
-        step = _round(factor * _ONE)
+        start = ONE // 2 + _round(factor * (ONE / 2))
+        step = _round(factor * ONE)
         shift = (start[:, None] + step[:, None] * places) >> 16
-        return _filled(_shift(images, shift), shift, fill)
+        return _filled(_shift_rows(images, shift), shift, fill)
 
     # factor * (y + 0.5) as whole pixels and a fraction in units of 2^-31, of which int32 keeps
     # just the fraction when it overflows. Much hangs on its last digit: whether a row begins at
@@ -175,7 +165,7 @@ def shear_x(
     # Places in the left half of the first pixel are between it and the border repeated.
     before, after = 1 - taps[0], taps[-1]
     padded = jnp.pad(images, ((0, 0), (0, 0), (before, after), (0, 0)), "edge")
-    padded = _shift(padded, shift)
+    padded = _shift_rows(padded, shift)
     pixels = [padded[:, :, before + tap : before + tap + width] for tap in taps]
     levels = _levels(_KERNELS[interpolation](pixels, fraction[:, :, None, None]))
     return _filled(levels, shift + (bits >> 30), fill)
@@ -197,22 +187,14 @@ def translate_x(
     Args:
       images: float32 [batch, height, width, channels].
       pixels: float32 [batch]; rounded towards zero as torchvision does.
-      interpolation: of no effect on whole pixels; so that all moves are called alike.
+      interpolation: has no effect on whole pixels; all moves take the same arguments.
       fill: grey level outside of the image.
 
     Returns:
       float32 of the same shape.
     """
-    del interpolation
     shift = -jnp.trunc(pixels).astype(jnp.int32)
-    # As in shear_x; but one matrix serves all rows of an image here.
-    moved = jax.lax.platform_dependent(
-        images,
-        shift,
-        cpu=_slide_by_gather,
-        cuda=_slide_by_gather,
-        default=_slide_by_products,
-    )
+    moved = by_platform(shift_images, tpu=products.shift_images)(images, shift)
     return _filled(moved, shift[:, None], fill)
 
 
@@ -231,7 +213,7 @@ _Split = tuple[jax.Array, jax.Array]
 a finer unit."""
 
 
-def _turn(degrees: jax.Array) -> tuple[_Split, _Split]:
+def _cos_sin(degrees: jax.Array) -> tuple[_Split, _Split]:
     """Returns cosine and sine, each int32 [batch] of 1 / _COARSE and the rest, float32 [batch].
 
     Exact to about 1e-9, and to 1e-11 at whole degrees.
@@ -247,10 +229,10 @@ def _turn(degrees: jax.Array) -> tuple[_Split, _Split]:
     # The angle's fraction, by the sine and cosine of a sum. 1 - cos(r) = 2 sin(r / 2)^2.
     c, s = jnp.asarray(table, jnp.float32)[:, index]
     r = (degrees - whole) * (math.pi / 180)
-    less, turned = 2 * jnp.sin(r / 2) ** 2, jnp.sin(r)
+    less, sine = 2 * jnp.sin(r / 2) ** 2, jnp.sin(r)
     return (
-        (cos, cos_rest - (c * less + s * turned)),
-        (sin, sin_rest + (c * turned - s * less)),
+        (cos, cos_rest - (c * less + s * sine)),
+        (sin, sin_rest + (c * sine - s * less)),
     )
 
 
@@ -269,32 +251,37 @@ def _round(values: jax.Array) -> jax.Array:
 def _whole(places: jax.Array) -> jax.Array:
     """Returns the pixel that a place lies in, int32; far outside of every image, and for NaN
     (where a plane is seen from its edge), any that is outside."""
-    return jnp.where(jnp.abs(places) < _ONE, jnp.floor(places), -_ONE).astype(jnp.int32)
+    return jnp.where(jnp.abs(places) < ONE, jnp.floor(places), -ONE).astype(jnp.int32)
 
 
-def _turn_by_gather(
+def copy_rotated(
     images: jax.Array, degrees: jax.Array, across: Places, down: Places
 ) -> jax.Array:
-    """What turn does, pixel by pixel."""
-    del degrees
+    """Returns the pixels at the places of a rotation, and any where a place lies outside.
+
+    Args:
+      images: float32 [batch, height, width, channels], whole values 0..255.
+      degrees: float32 [batch], the angle; not needed here.
+      across: columns of the original.
+      down: rows of the original.
+    """
     _, height, width, _ = images.shape
     x, y = jnp.arange(width), jnp.arange(height)[:, None]
     columns = jnp.clip(across.at(x, y), 0, width - 1)
     rows = jnp.clip(down.at(x, y), 0, height - 1)
-    return _pixels_by_gather(images, [columns], [rows])[0][0]
+    return pick_pixels(images, [columns], [rows])[0][0]
 
 
-def _copy(
-    images: jax.Array, column: jax.Array, row: jax.Array, fill: float, mode: FillMode
+def _fill_outside(
+    levels: jax.Array, x: jax.Array, y: jax.Array, fill: float, mode: FillMode
 ) -> jax.Array:
-    """Returns the pixel at (column, row), int32 [batch, height, width], of each image."""
-    _, height, width, _ = images.shape
-    at = [_index(column, width, mode)], [_index(row, height, mode)]
-    copied = _pixels(images, *at)[0][0]
+    """Returns the levels with `fill` where (x, y), [batch, height, width], is outside of the
+    image, in mode "constant"."""
     if mode != "constant":
-        return copied
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return jnp.where(inside[..., None], copied, fill)
+        return levels
+    _, height, width, _ = levels.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return jnp.where(inside[..., None], levels, fill)
 
 
 def _interpolate(
@@ -308,19 +295,18 @@ def _interpolate(
     """Returns the grey level at (across, down), float32 [batch, height, width], in pixels from
     the upper left corner of each image."""
     _, height, width, _ = images.shape
-    inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
     x, y = across - 0.5, down - 0.5
     left, above = _whole(x), _whole(y)
     kernel, taps = _KERNELS[interpolation], _TAPS[interpolation]
     columns = [_index(left + tap, width, mode) for tap in taps]
     rows = [_index(above + tap, height, mode) for tap in taps]
     dx, dy = (x - left)[..., None], (y - above)[..., None]
-    lines = [kernel(pixels, dx) for pixels in _pixels(images, columns, rows)]
+    lines = [kernel(pixels, dx) for pixels in _pick_pixels(images, columns, rows)]
     levels = _levels(kernel(lines, dy))
-    return jnp.where(inside[..., None], levels, fill) if mode == "constant" else levels
+    return _fill_outside(levels, across, down, fill, mode)
 
 
-def _pixels(
+def pick_pixels(
     images: jax.Array, columns: Sequence[jax.Array], rows: Sequence[jax.Array]
 ) -> list[list[jax.Array]]:
     """Returns the pixels at all pairs of a row and a column, as [row][column].
@@ -333,63 +319,13 @@ def _pixels(
     Returns:
       each [batch, new height, new width, channels].
     """
-    # A gather of single pixels is slow on TPUs, beside their products of matrices.
-    return jax.lax.platform_dependent(
-        images,
-        columns,
-        rows,
-        cpu=_pixels_by_gather,
-        cuda=_pixels_by_gather,
-        default=_pixels_by_products,
-    )
-
-
-def _pixels_by_gather(
-    images: jax.Array, columns: Sequence[jax.Array], rows: Sequence[jax.Array]
-) -> list[list[jax.Array]]:
     batch, height, width, channels = images.shape
     flat = images.reshape(batch, height * width, channels)
-    # The indices are in bounds: no need for the checks that gather makes by default.
-    take = jax.vmap(lambda image, at: image.at[at].get(mode="promise_in_bounds"))
-    return [[take(flat, row * width + column) for column in columns] for row in rows]
+    pick = jax.vmap(take)
+    return [[pick(flat, row * width + column) for column in columns] for row in rows]
 
 
-def _pixels_by_products(
-    images: jax.Array, columns: Sequence[jax.Array], rows: Sequence[jax.Array]
-) -> list[list[jax.Array]]:
-    """Picks the pixel's column, in all rows, by a product with zeros and ones, then its row by
-    a sum: exact in bfloat16, which holds whole values 0..255."""
-    _, height, width, _ = images.shape
-    levels = images.astype(jnp.bfloat16)
-
-    def line(places: tuple[list[jax.Array], list[jax.Array]]) -> list[list[jax.Array]]:
-        """For one row of the result: what is between both steps is too large for all."""
-        columns, rows = places
-        in_columns = [
-            jnp.einsum(
-                "bxw,bhwc->bxhc",
-                jax.nn.one_hot(column, width, dtype=levels.dtype),
-                levels,
-            )
-            for column in columns
-        ]
-        return [
-            [
-                jnp.where(
-                    row[..., None, None] == jnp.arange(height)[:, None], lines, 0
-                ).sum(2)
-                for lines in in_columns
-            ]
-            for row in rows
-        ]
-
-    def by_line(places: Sequence[jax.Array]) -> list[jax.Array]:
-        return [jnp.moveaxis(place, 1, 0) for place in places]
-
-    found = jax.lax.map(line, (by_line(columns), by_line(rows)))
-    return jax.tree.map(
-        lambda pixels: jnp.moveaxis(pixels, 0, 1).astype(images.dtype), found
-    )
+_pick_pixels = by_platform(pick_pixels, tpu=products.pick_pixels)
 
 
 def _index(place: jax.Array, size: int, mode: FillMode) -> jax.Array:
@@ -433,46 +369,21 @@ def _filled(images: jax.Array, shift: jax.Array, fill: float) -> jax.Array:
     return jnp.where(inside[..., None], images, fill)
 
 
-def _shift(images: jax.Array, shift: jax.Array) -> jax.Array:
+def shift_rows(images: jax.Array, shift: jax.Array) -> jax.Array:
     """Returns images whose pixel x is x + shift of the same row, and any where there is none.
 
     Args:
       images: [batch, height, width, channels], whole values 0..255.
       shift: int32 [batch, height].
     """
-    # A gather of single pixels is far slower than the selects on TPUs, and faster elsewhere.
-    return jax.lax.platform_dependent(
-        images,
-        shift,
-        cpu=_shift_by_gather,
-        cuda=_shift_by_gather,
-        default=_shift_by_selects,
-    )
-
-
-def _shift_by_gather(images: jax.Array, shift: jax.Array) -> jax.Array:
     width = images.shape[2]
     source = jnp.clip(shift[:, :, None] + jnp.arange(width), 0, width - 1)
-    take = jax.vmap(
-        jax.vmap(lambda line, at: line.at[at].get(mode="promise_in_bounds"))
-    )
-    return take(images, source)
+    return jax.vmap(jax.vmap(take))(images, source)
 
 
-def _slide_by_gather(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """Moves all rows of an image alike, by shift, int32 [batch]."""
-    return _shift_by_gather(images, jnp.broadcast_to(shift[:, None], images.shape[:2]))
+def shift_images(images: jax.Array, shift: jax.Array) -> jax.Array:
+    """Does what shift_rows does, by one number for all rows of an image, int32 [batch]."""
+    return shift_rows(images, jnp.broadcast_to(shift[:, None], images.shape[:2]))
 
 
-def _slide_by_products(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """The same, with zeros for pixels that are not in the image; exact in bfloat16, which holds
-    whole values 0..255."""
-    width = images.shape[2]
-    source = shift[:, None] + jnp.arange(width)
-    chosen = jax.nn.one_hot(source, width, dtype=jnp.bfloat16)
-    levels = images.astype(jnp.bfloat16)
-    return jnp.einsum("bxw,bhwc->bhxc", chosen, levels).astype(images.dtype)
-
-
-def _shift_by_selects(images: jax.Array, shift: jax.Array) -> jax.Array:
-    return by_words(lambda words: roll(words, shift, axis=2), images)
+_shift_rows = by_platform(shift_rows, tpu=packed_pixels.shift_rows)

@@ -1,4 +1,4 @@
-"""Resizing as Pillow does it on 8 bits, bit for bit, on whole batches.
+"""Resizes as Pillow does on 8 bits, bit for bit, on whole batches.
 
 Published accuracies were measured on images that Pillow resized. Its kernels are whole
 multiples of 2^-22 and each of its two passes ends in whole grey levels, so that the result
@@ -18,8 +18,8 @@ _BITS = 22
 """Pillow's weights are whole multiples of 2^-22."""
 
 _FINE_BITS = 11
-"""A weight is split into halves of 11 bits: a product of such a half and a grey level has
-19 bits, of which float32, with 24, sums dozens without rounding."""
+"""A weight is split into halves of 11 bits: a product of one half and a grey level has
+19 bits. float32 has 24, and sums dozens of such products without rounding."""
 
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:

@@ -53,6 +53,8 @@ class Archive:
     dataset: str
     url: str
     sha256: str
+    # What else to do where the file cannot be downloaded.
+    instead: ClassVar[str] = "give its path as data.path"
 
     @property
     def name(self) -> str:
@@ -63,11 +65,6 @@ class Archive:
     def place(self) -> str:
         """The file's path in the cache folder."""
         return f"datasets/{self.dataset}/{self.name}"
-
-    @property
-    def instead(self) -> str:
-        """What else to do where the file cannot be downloaded."""
-        return "give its path as data.path"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -116,13 +113,11 @@ class _Cifar(Dataset):
             if len(content) != size:
                 raise _damaged(path, f"{name} has {len(content):,} bytes, not {size:,}")
         records = np.frombuffer(b"".join(contents.values()), record)
-        return _array_source(
-            f"{type(self).__name__.lower()}-{split}",
-            np.ascontiguousarray(records["planes"].transpose(0, 2, 3, 1)),
-            records["labels"][:, label_byte],
-            class_names,
-            path,
-        )
+        images = np.ascontiguousarray(records["planes"].transpose(0, 2, 3, 1))
+        labels = records["labels"][:, label_byte]
+        name = f"{type(self).__name__.lower()}-{split}"
+        with _reading(path):
+            return ArraySource(name, images, labels, tuple(class_names))
 
     @abc.abstractmethod
     def _labelling(self) -> tuple[str, int]:
@@ -219,12 +214,11 @@ class Mnist(Dataset):
         ]
         images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
         name = f"{type(self).__name__.lower()}-{split}"
-        return _array_source(
-            name, images[..., None], labels, self.class_names, paths[1]
-        )
+        with _reading(paths[1]):
+            return ArraySource(name, images[..., None], labels, self.class_names)
 
     def _found(self, name: str) -> Path:
-        """Returns where one of the four files lies."""
+        """Returns the path of one of the four files."""
         kind = type(self).__name__
         archive = Archive(kind.lower(), f"{self.url}/{name}.gz", self.sha256[name])
         given = expanded(self.path) if self.path else ""
@@ -346,28 +340,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _array_source(
-    name: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    class_names: Iterable[str],
-    path: Path,
-) -> ArraySource:
-    """Puts images and labels together; what does not fit is the fault of `path`."""
-    try:
-        return ArraySource(name, images, labels, tuple(class_names))
-    except ValueError as error:
-        raise _damaged(path, str(error).rstrip(".")) from error
-
-
 def _located(given: str, archive: Archive, places: Iterable[str], lacks: str) -> Path:
     """Returns the path of a published file.
 
     Args:
       given: data.path: the file, a folder, or "" to take it from the cache.
       archive: the file.
-      places: where it, or what is in it, may lie in the folder.
-      lacks: what a folder without any of these lacks.
+      places: paths in the folder where the file, or what was in it, may lie.
+      lacks: what a folder has if none of these is there, "no train-images-idx3-ubyte.gz".
     """
     if not given:
         return fetch(archive)
@@ -389,9 +369,9 @@ def _located(given: str, archive: Archive, places: Iterable[str], lacks: str) ->
 
 
 def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Turns what is raised for a damaged file into one sentence."""
+    """Turns what a damaged file raises into one sentence."""
     what = f"{path} is damaged or not what was published"
-    kinds = (OSError, EOFError, zlib.error, tarfile.TarError)
+    kinds = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError)
     return explaining(what, kinds, ": get it again")
 
 

@@ -174,7 +174,7 @@ def open_folder(path: str) -> str:
 
 
 def split_folders(root: str) -> dict[Split, str] | None:
-    """Looks for the folders of the splits.
+    """Finds the folders of the splits.
 
     Args:
       root: a folder.
@@ -258,7 +258,7 @@ def _note_left_out(
     found: Mapping[str, Sequence[str]],
     others: collections.Counter[str],
 ) -> None:
-    """Says which folders and files are no part of the data."""
+    """Notes which folders and files are no part of the data."""
     empty = sorted(name for name, files in found.items() if not files)
     if empty:
         note(f"{folder} has folders without images, no classes: {enumerated(empty)}.")

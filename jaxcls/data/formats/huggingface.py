@@ -69,21 +69,12 @@ class HuggingFace(Images):
                 '".[huggingface]".'
             ) from error
         rows = self._rows(datasets, split)
-        image_column = chosen_feature(
-            "image_column",
-            self.image_column,
-            rows.features,
-            datasets.Image,
-            self.name,
-            any_kind=True,
-        )
-        label_column = chosen_feature(
-            "label_column",
-            self.label_column,
-            rows.features,
-            datasets.ClassLabel,
-            self.name,
-            any_kind=True,
+        image_column, label_column = (
+            chosen_feature(self, option, rows.features, kind, any_kind=True)
+            for option, kind in (
+                ("image_column", datasets.Image),
+                ("label_column", datasets.ClassLabel),
+            )
         )
         part = self.train if split == "train" else self.test
         name = f"{os.path.basename(self.name.rstrip('/'))}[{part}]"

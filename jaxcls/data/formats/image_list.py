@@ -92,41 +92,39 @@ class TableImages(ImageList):
 
 
 def chosen_feature(
+    dataset: Any,
     option: str,
-    given: str,
     features: Mapping[str, object],
     kind: type,
-    dataset: str,
     *,
     any_kind: bool = False,
 ) -> str:
     """Returns the name of the feature that an option names, else of the only one of a kind.
 
     Args:
-      option: its name, "label_column".
-      given: its value, or "".
-      features: of the dataset, by name.
+      dataset: the config; its `name` is for messages.
+      option: its option, "label_column".
+      features: what the data has, by name.
       kind: the class that the feature should have.
-      dataset: its name.
       any_kind: whether the option may name a feature of another kind.
 
     Raises:
-      UserError: if there is none, or several and `given` does not say which.
+      UserError: if there is none, or several and the option does not say which.
     """
-    what = f"feature of type {kind.__name__}"
+    given = getattr(dataset, option)
     fitting = [name for name, value in features.items() if isinstance(value, kind)]
     possible = list(features) if given and any_kind else fitting
     if given in possible:
         return given
     if not given and len(fitting) == 1:
         return fitting[0]
-    if given:
-        fault = f"data.{option} is '{given}', but {dataset} has no such {what}."
-        fault += did_you_mean(given, possible)
-    else:
-        fault = f"{dataset} must have a {what}, and one alone if data.{option} does not say which."
+    what = f"feature of type {kind.__name__}"
+    fault = f"data.{option} is '{given}', but {dataset.name} has no such {what}."
+    if not given:
+        fault = f"{dataset.name} must have a {what}, one alone if data.{option} does not say which."
+    hint = did_you_mean(given, possible) if given else ""
     raise UserError(
-        f"{fault} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
+        f"{fault}{hint} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
     )
 
 

@@ -84,18 +84,21 @@ class ImageNet(Images):
         root = open_folder(self.path)
         base = self._base(root)
         train, val = os.path.join(base, "train"), os.path.join(base, "val")
+        folder = train if split == "train" else val
+        if not os.path.isdir(folder):
+            purpose = "train on" if split == "train" else "evaluate"
+            raise UserError(
+                f"{base} has no folder {os.path.basename(folder)}: there is nothing to {purpose}."
+            )
         if split == "train":
-            _require_folder(train, "train on")
             found = scan(train, root)
             class_dirs = _in_order(found, train)
         else:
-            _require_folder(val, "evaluate")
+            found = self._validation(root, base, val)
             class_dirs = list(imagenet_classes())
             if os.path.isdir(train):
                 class_dirs = _in_order(folders_with_images(train, root), train)
-            found = self._validation(root, base, val)
             check_known(found, class_dirs, val, train)
-        folder = train if split == "train" else val
         names = [imagenet_classes()[name] for name in class_dirs]
         return labelled(last_parts(folder, 2), folder, found, class_dirs, names)
 
@@ -150,15 +153,8 @@ class ImageNet(Images):
         )
 
 
-def _require_folder(folder: str, purpose: str) -> None:
-    """Raises UserError unless there is a folder "train" or "val"."""
-    if not os.path.isdir(folder):
-        base, name = os.path.split(folder)
-        raise UserError(f"{base} has no folder {name}: there is nothing to {purpose}.")
-
-
 def _in_order(names: Iterable[str], folder: str) -> list[str]:
-    """Returns synsets in the order of the logits, after checking that all are some."""
+    """Returns synsets in the order of the logits; raises UserError for other names."""
     present = set(names)
     synsets = list(imagenet_classes())
     unknown = sorted(present.difference(synsets))
@@ -177,7 +173,7 @@ def image_number(name: str) -> int | None:
 
 
 def read_validation_list(path: str) -> dict[int, str]:
-    """Reads the classes of the validation images from any of the lists that are about.
+    """Reads the classes of the validation images from any of the lists in circulation.
 
     A line is one of
 

@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
     Attributes:
       line: in the file, from 1.
-      path: of the image, as it is written but for "./" and the root.
+      path: of the image, as written, without "./" or the root in front.
       classes: one or, with multi_label, any number.
       split: what the split column says, in small letters; "" without one.
     """
@@ -213,7 +213,7 @@ class Manifest(Images):
         )
 
     def _rows(self, manifest: str) -> list[Row]:
-        """Reads a manifest; a row that occurs before is left out."""
+        """Reads a manifest; a repeated row counts once."""
         found: dict[str, Row] = {}
         repeated = 0
         prefix = os.path.join(self._root(manifest), "")
@@ -256,7 +256,7 @@ class Manifest(Images):
         )
 
     def _field(self, fields: dict[str, Any], option: str, where: str) -> Any:
-        """Returns what a row has in the column that an option names."""
+        """Returns a row's value in the column that an option names."""
         column = getattr(self, option)
         if column not in fields:
             columns = [name for name in fields if name]
@@ -335,7 +335,7 @@ def read_table(path: str, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def are_plain_files(paths: Sequence[str]) -> list[bool | None]:
-    """Looks whether files are there, many at a time, as for a file system on a network.
+    """Checks whether files exist, many at a time: a network file system answers in parallel.
 
     Returns:
       For each path None if it does not exist, False if it is no plain file, and True for a file

@@ -50,6 +50,9 @@ class RecordFiles(ImageList):
     """The records of one split of a folder: what its index says of them, and their bytes.
 
     Pickled as the folder's path alone: index and files are opened again where it arrives.
+
+    Attributes:
+      shape: height, width and channels of pixels, () where the images are files.
     """
 
     def __init__(self, folder: Path, split: Split, index: dict[str, Any] | None = None):
@@ -69,6 +72,7 @@ class RecordFiles(ImageList):
             _check_length(folder / file["name"], file["bytes"])
         self._folder = folder
         self._split = split
+        self.shape = tuple(index["shape"] or ())
         self._files = [
             shards.RecordFile(str(folder / f["name"]), f["records"], f["sha256"])
             for f in part["files"]
@@ -143,11 +147,6 @@ class RawRecords(RecordFiles, Source):
     """Records whose images are pixels, as a Source: nothing is decoded."""
 
     labels: np.ndarray
-
-    def __init__(self, folder: Path, split: Split, index: dict[str, Any] | None = None):
-        index = read_index(folder) if index is None else index
-        super().__init__(folder, split, index)
-        self.shape = tuple(index["shape"])  # height, width, channels
 
     def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
         """Loads several records at once; the labels are int32 [n] or uint8 [n, classes].
@@ -226,7 +225,7 @@ class Records(Images):
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Returns what the index of a folder of records says.
+    """Reads the index of a folder of records.
 
     Raises:
       UserError: if the folder is not complete, or is none of records.
@@ -252,7 +251,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def _why_no_index(folder: Path, error: OSError) -> str:
-    """Returns a sentence on a folder whose index cannot be read."""
+    """Explains why a folder has no index that can be read."""
     if (folder / PLAN).exists():
         return (
             f"the records in {folder} are not complete: run the same command that made them "

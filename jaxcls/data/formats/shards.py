@@ -124,8 +124,8 @@ def write(path: Path, items: Iterable[Item]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the folder of `path`: what is written there takes the place of
-    `path` at the end, whole and on the disk, or is removed if anything fails."""
+    """Yields a temporary path beside `path`. In the end, what was written there replaces `path`,
+    whole and on the disk; if anything fails, it is removed."""
     temporary = path.with_name(
         f"{path.name}{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     )
@@ -151,7 +151,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Says in one sentence why a file cannot be written.
+    """Turns the failure to write a file into one sentence.
 
     Raises:
       UserError: for an OSError, or the RuntimeError of the ArrayRecord library.
@@ -223,7 +223,7 @@ def _reader(file: RecordFile, process: int) -> array_record_module.ArrayRecordRe
 
 
 def _close(reader: array_record_module.ArrayRecordReader) -> None:
-    """Closes a file, which repeats what was wrong with it."""
+    """Closes a file; closing would raise once more what was wrong with it."""
     with contextlib.suppress(RuntimeError):
         reader.close()
 
@@ -235,7 +235,7 @@ def _first_part(error: Exception) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a whole reading of a file finds.
+    """What inspect() finds in a file.
 
     Attributes:
       bytes: its length.

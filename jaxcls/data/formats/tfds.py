@@ -38,7 +38,7 @@ class Tfds(Images):
 
     A builder of your own, which a recipe imports, is prepared at the first use if it needs no
     TensorFlow (its images are then paths or bytes, not arrays). For TFDS' own datasets, the
-    error says the command that prepares them where TensorFlow is. The labels are read once, with
+    error gives the command that prepares them where TensorFlow is. The labels are read once, with
     all records, and kept in the cache.
 
     Attributes:
@@ -74,7 +74,7 @@ class Tfds(Images):
             builder = self._prepared(tfds)
             features = builder.info.features
             image_key, label_key = (
-                chosen_feature(option, getattr(self, option), features, kind, self.name)
+                chosen_feature(self, option, features, kind)
                 for option, kind in (
                     ("image_key", tfds.features.Image),
                     ("label_key", tfds.features.ClassLabel),

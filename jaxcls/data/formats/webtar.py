@@ -167,7 +167,7 @@ class TarImages(ImageList):
     def read(self, index: int) -> bytes:
         file = self._opened(self._paths[self._tars[index]])
         size, offset = int(self._sizes[index]), int(self._offsets[index])
-        content = _pread(file.descriptor, size, offset)
+        content = os.pread(file.descriptor, size, offset)
         if len(content) < size:
             raise OSError("the tar file has become shorter than it was")
         return content
@@ -186,16 +186,6 @@ class _OpenFile:
         weakref.finalize(self, os.close, self.descriptor)
 
 
-def _pread(descriptor: int, size: int, offset: int) -> bytes:
-    """Reads `size` bytes, or up to the end of the file."""
-    pieces = []
-    while size and (piece := os.pread(descriptor, size, offset)):
-        pieces.append(piece)
-        size -= len(piece)
-        offset += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 @dataclasses.dataclass(kw_only=True)
 class WebTar(Images):
     """Tar files with images and their classes: WebDataset's shards, or a folder in a tar file.
@@ -203,7 +193,7 @@ class WebTar(Images):
     The files of a record have one name up to the first dot: "a/0001.jpg", "a/0001.cls". Its class
     is the text of the file .cls, or the field `label_key` of the file .json; where there is
     neither, it is the name of the folder that the image lies in. Compressed tar files are refused:
-    they cannot be read but from the front.
+    they can only be read from the front.
 
     The first use of a tar file writes an index of it, "NAME.tar.jaxcls.npz", beside it or, where
     that cannot be written, into the cache. It is made anew when the size or time of the file
@@ -275,11 +265,11 @@ class WebTar(Images):
 def rows_of_split_folders(
     members: Sequence[str], pattern: str
 ) -> dict[Split, np.ndarray] | None:
-    """Tells the splits apart by the folders at the top, as ImageFolder does.
+    """Divides images by the folders at the top, as ImageFolder does.
 
     Args:
       members: names of images, [n]. A folder that all of them lie in does not count.
-      pattern: the tar files, for what is said.
+      pattern: the tar files, for the note.
 
     Returns:
       The rows of each split, int [m]; None if there is not a folder "train" and one of what is
@@ -363,7 +353,7 @@ def tar_index(path: str, label_key: str) -> Index:
     """
     with explaining(f"cannot read {path}", (OSError,)):
         status = os.stat(path)
-    # What an index depends on.
+    # An index of another version is out of date.
     version = json.dumps([INDEX_VERSION, status.st_size, status.st_mtime_ns, label_key])
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     places = [
@@ -489,7 +479,7 @@ def _check_end(path: str, end: int) -> None:
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
-    """Returns what to say of a file that cannot be read as a tar file."""
+    """Explains why a file cannot be read as a tar file."""
     with open(path, "rb") as file:
         start = file.read(6)
     for magic, name in COMPRESSIONS.items():

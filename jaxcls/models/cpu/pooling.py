@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcls.models.cpu import windows
-from jaxcls.models.cpu.windows import Pads
+from jaxcls.models.cpu.choice import written_out_on_cpus
+from jaxcls.models.cpu.windows import Windows, pad
 
 
 def max_pool(
@@ -42,62 +42,35 @@ def max_pool(
                 found -= 1
             beyond = (found - 1) * stride + window - (side + 2 * padding)
         pads.append((padding, padding + max(beyond, 0)))
-    return _max_pool(x, window, stride, (pads[0], pads[1]))
+    size, strides = (window, window), (stride, stride)
+    return _max_pool(Windows(size, strides, (pads[0], pads[1])), x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
-    return _by_xla(x, window, stride, pads)
-
-
-def _by_xla(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
-    return nn.max_pool(x, (window, window), (stride, stride), padding=pads)
-
-
-def _forward(
-    x: jax.Array, window: int, stride: int, pads: Pads
-) -> tuple[jax.Array, jax.Array]:
-    return _by_xla(x, window, stride, pads), x
-
-
-def _backward(
-    window: int, stride: int, pads: Pads, x: jax.Array, grad: jax.Array
-) -> tuple[jax.Array]:
-    def by_xla(x: jax.Array, grad: jax.Array) -> jax.Array:
-        function = functools.partial(_by_xla, window=window, stride=stride, pads=pads)
-        return jax.vjp(function, x)[1](grad)[0]
-
-    written_out = functools.partial(
-        _written_out, window=window, stride=stride, pads=pads
-    )
-    return (lax.platform_dependent(x, grad, cpu=written_out, default=by_xla),)
-
-
-_max_pool.defvjp(_forward, _backward)
+def _by_xla(windows: Windows, x: jax.Array) -> jax.Array:
+    return nn.max_pool(x, windows.size, windows.strides, padding=windows.pads)
 
 
 # Jitted, so that layers of one shape are compiled once.
-@functools.partial(jax.jit, static_argnames=("window", "stride", "pads"))
-def _written_out(
-    x: jax.Array, grad: jax.Array, window: int, stride: int, pads: Pads
-) -> jax.Array:
-    padded = lax.optimization_barrier(windows.pad(x, pads, -jnp.inf))
-    size = (window, window)
-    seen = windows.shifts(padded, size, (stride, stride), grad.shape[1:3])
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(windows: Windows, x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    padded = lax.optimization_barrier(pad(x, windows.pads, -jnp.inf))
+    seen = windows.shifts(padded, grad.shape[1:3])
     # Place of each window's maximum, counted from 1, row by row.
     highest, place = next(seen), jnp.ones(grad.shape, jnp.int8)
     for index, values in enumerate(seen, start=2):
         place = jnp.where(values > highest, jnp.int8(index), place)
         highest = jnp.maximum(values, highest)
-    places = np.arange(1, window**2 + 1, dtype=np.int8).reshape(*size, 1)
-    return windows.gather(
+    places = np.arange(1, math.prod(windows.size) + 1, dtype=np.int8)
+    total = windows.gather(
         lambda grad, place, where: jnp.where(place == where, grad, 0),
         (grad, place),
-        jnp.asarray(places),
-        (stride, stride),
-        pads,
-        (x.shape[1], x.shape[2]),
+        jnp.asarray(places.reshape(*windows.size, 1)),
+        x.shape[1:3],
     )
+    return (total,)
+
+
+_max_pool = written_out_on_cpus(_by_xla, _by_xla, _gradient)
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
@@ -112,14 +85,13 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     if size == 1:
         return x.mean((1, 2), keepdims=True)
     rows, columns = (_window_means(side, size) for side in x.shape[1:3])
-    averaged = jnp.einsum(
+    return jnp.einsum(
         "bhwc,ih,jw->bijc",
         x,
         rows.astype(x.dtype),
         columns.astype(x.dtype),
-        precision=jax.lax.Precision.HIGHEST,
+        precision=lax.Precision.HIGHEST,
     )
-    return averaged
 
 
 def _window_means(side: int, size: int) -> np.ndarray:

@@ -1,19 +1,20 @@
-"""Which published weights there are for our networks, by name.
+"""The published weights for our networks, by name.
 
-    weights = find("torchvision/resnet50:v2")
+    weights = find_weights("torchvision/resnet50:v2")
     create_model(weights.model, num_classes=weights.num_classes, **weights.options)
     prepare = published_transform(**weights.preprocessing)  # on the device; jaxcls.augment
 
-Two sources: torchvision's own (PyTorch files), and those of timm's that are of exactly our
-networks (safetensors files on the Hugging Face hub). weights.csv holds what varies: facts from
-the metadata of torchvision 0.28 and timm 1.0.31, written by
-tests/references/make_weights_table.py.
+They come from torchvision (PyTorch files) and, where its networks are exactly ours, from timm
+(safetensors files on the Hugging Face hub). weights.csv holds what varies, and
+imagenet_classes.txt the class names in torchvision's wording and order; both are facts from the
+metadata of torchvision 0.28 and timm 1.0.31, written by tests/references/make_weights_table.py.
 """
 
 import csv
 import dataclasses
 import importlib.resources
 import os
+import re
 import urllib.parse
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class WeightSet:
       num_classes: length of the logits.
       top1: published accuracy in percent on ImageNet-1k's 50,000 validation images with this
         very preparation; None where none was published.
-      twin: the name of a set with the same tensors as a safetensors file, for who has no
+      twin: the name of a set with the same tensors as a safetensors file, for people without
         PyTorch; "" if there is none. Its preparation may differ.
     """
 
@@ -90,8 +91,8 @@ class WeightSet:
 
     @property
     def sha256(self) -> str:
-        """How the file's SHA-256 begins, in hexadecimal: torchvision writes it into the name.
-        "" where it is not known (the hub says it when asked)."""
+        """The start of the file's SHA-256 in hexadecimal, which torchvision writes into the name;
+        "" for files on the hub, which tells it when asked."""
         return PurePosixPath(self.file).stem.rpartition("-")[2]
 
     @property
@@ -102,8 +103,8 @@ class WeightSet:
 
     @property
     def instead(self) -> str:
-        """What else to do where the file cannot be downloaded: what the name brings is an
-        option beside a path."""
+        """What else to do if the download fails. A path brings no options, so the text names
+        those of this set."""
         needed = "".join(f", model.{k}={v!r}" for k, v in self.options.items())
         return f"give the path of a file instead of the name{needed}"
 
@@ -119,7 +120,13 @@ class WeightSet:
         return tuple(imagenet_classes().values()) if self.num_classes == 1000 else None
 
 
-def find(name: str) -> WeightSet:
+def is_weight_set(source: str) -> bool:
+    """Whether a string names a weight set, known or not, rather than a path (a folder of
+    that name is "./timm/...")."""
+    return source.startswith(("torchvision/", "timm/"))
+
+
+def find_weights(name: str) -> WeightSet:
     """Returns the weight set of a name.
 
     Raises:
@@ -144,8 +151,8 @@ def find(name: str) -> WeightSet:
 
 
 def _of_network(name: str) -> list[str]:
-    """Returns the names of the sets of a network, which `name` says as "resnet50",
-    "torchvision/resnet50", "timm/resnet50", or with a version that does not exist."""
+    """Returns the names of a network's sets. `name` may be "resnet50", "torchvision/resnet50" or
+    "timm/resnet50", or have a version that does not exist."""
     source = name.rpartition("/")[0]
     return [
         weights.name
@@ -158,7 +165,7 @@ def _of_network(name: str) -> list[str]:
 
 def _network(name: str) -> str:
     """Returns "resnet50" of "torchvision/resnet50:v2" and of "timm/resnet50.a1_in1k"."""
-    return name.rpartition("/")[2].split(":")[0].split(".")[0]
+    return re.split("[:.]", name.rpartition("/")[2])[0]
 
 
 def _is_address(url: str) -> bool:
@@ -173,39 +180,23 @@ def _resource(name: str) -> str:
     return (importlib.resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _read_table() -> dict[str, WeightSet]:
-    return {
-        row["name"]: _weight_set(row)
-        for row in csv.DictReader(_resource("weights.csv").splitlines())
-    }
-
-
-def _weight_set(row: dict[str, str]) -> WeightSet:
+def _weight_set(row: dict[str, Any]) -> WeightSet:
     """Returns the weight set of a row of weights.csv; an empty field is the default."""
     options: dict[str, Any] = {}
-    if row["bn_epsilon"]:
-        options["bn_epsilon"] = float(row["bn_epsilon"])
-    if row["padding"]:
-        options["padding"] = row["padding"]
-    mean, std = NORMALIZATIONS[row["normalization"]]
-    interpolation: Any = row["interpolation"]
-    return WeightSet(
-        name=row["name"],
-        model=row["model"],
-        options=options,
-        file=row["file"],
-        resize=int(row["resize"]),
-        size=int(row["size"]),
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-        num_classes=int(row["num_classes"]),
-        top1=float(row["top1"]) if row["top1"] else None,
-        twin=row["twin"],
-    )
+    if epsilon := row.pop("bn_epsilon"):
+        options["bn_epsilon"] = float(epsilon)
+    if padding := row.pop("padding"):
+        options["padding"] = padding
+    mean, std = NORMALIZATIONS[row.pop("normalization")]
+    row |= {field: int(row[field]) for field in ("resize", "size", "num_classes")}
+    row["top1"] = float(row["top1"]) if row["top1"] else None
+    return WeightSet(**row, options=options, mean=mean, std=std)
 
 
-WEIGHTS: dict[str, WeightSet] = _read_table()
+WEIGHTS: dict[str, WeightSet] = {
+    row["name"]: _weight_set(row)
+    for row in csv.DictReader(_resource("weights.csv").splitlines())
+}
 """All weight sets by name."""
 
 

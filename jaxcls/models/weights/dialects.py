@@ -10,13 +10,19 @@ from typing import Any, Literal
 from jaxcls.errors import UserError
 from jaxcls.models.alexnet import AlexNet
 from jaxcls.models.convnext import ConvNeXt
-from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.efficientnet import EfficientNet, Stage
 from jaxcls.models.googlenet import GoogLeNet
 from jaxcls.models.inception import InceptionV3
 from jaxcls.models.resnet import ResNet
 from jaxcls.models.vgg import VGG
 
 Dialect = Literal["torchvision", "timm"]
+
+
+def dialects(module: Any) -> tuple[Dialect, ...]:
+    """Returns the dialects that have a counterpart of a network."""
+    known, _ = _NETWORKS.get(type(module), ((), None))
+    return known
 
 
 def torch_layer(module: Any, layer: str, dialect: Dialect) -> str:
@@ -33,13 +39,13 @@ def torch_layer(module: Any, layer: str, dialect: Dialect) -> str:
     Raises:
       UserError: for a network without counterpart there.
     """
-    names = _NAMES.get(type(module), {})
-    if dialect not in names:
+    if dialect not in dialects(module):
         raise UserError(
             f"{dialect} has no counterpart of {type(module).__name__}: its weights cannot be "
             "exchanged."
         )
-    return names[dialect](module, layer)
+    _, name = _NETWORKS[type(module)]
+    return name(module, layer, dialect)
 
 
 def flattened_side(module: Any, layer: str) -> int:
@@ -59,198 +65,144 @@ def is_convolution_there(module: Any, layer: str, dialect: Dialect) -> bool:
     return isinstance(module, VGG) and dialect == "timm" and layer in ("fc6", "fc7")
 
 
-def _alexnet(module: AlexNet, layer: str) -> str:
-    del module
-    return {
-        "conv1": "features.0",
-        "conv2": "features.3",
-        "conv3": "features.6",
-        "conv4": "features.8",
-        "conv5": "features.10",
-        "fc6": "classifier.1",
-        "fc7": "classifier.4",
-        "fc8": "classifier.6",
-    }[layer]
+# The tables below: our name, then torchvision's and timm's.
+_VGG_DENSE = {
+    "fc6": ("classifier.0", "pre_logits.fc1"),
+    "fc7": ("classifier.3", "pre_logits.fc2"),
+    "fc8": ("classifier.6", "head.fc"),
+}
+_EFFICIENTNET = {
+    "stem_conv": ("features.0.0", "conv_stem"),
+    "stem_bn": ("features.0.1", "bn1"),
+    "head_conv": ("features.{last}.0", "conv_head"),
+    "head_bn": ("features.{last}.1", "bn2"),
+    "fc": ("classifier.1", "classifier"),
+}
+_CONVNEXT = {
+    "stem_conv": ("features.0.0", "stem.0"),
+    "stem_norm": ("features.0.1", "stem.1"),
+    "downsample_norm": ("features.{even}.0", "stages.{below}.downsample.0"),
+    "downsample_conv": ("features.{even}.1", "stages.{below}.downsample.1"),
+    "stage": ("features.{odd}.{index}", "stages.{below}.blocks.{index}"),
+    "norm": ("classifier.0", "head.norm"),
+    "fc": ("classifier.2", "head.fc"),
+}
+_CONVNEXT_BLOCK = {
+    "depthwise_conv": (".block.0", ".conv_dw"),
+    "norm": (".block.2", ".norm"),
+    "fc1": (".block.3", ".mlp.fc1"),
+    "fc2": (".block.5", ".mlp.fc2"),
+}
 
 
-def _vgg_features(module: VGG, layer: str) -> str:
-    """Counts the entries of torchvision's sequence: convolution, (norm,) ReLU, and a pool at the
-    end of each stage."""
+def _column(dialect: Dialect) -> int:
+    """Returns where a dialect's names stand in the tables."""
+    return ("torchvision", "timm").index(dialect)
+
+
+def _vgg(module: VGG, layer: str, dialect: Dialect) -> str:
+    if layer in _VGG_DENSE:
+        return _VGG_DENSE[layer][_column(dialect)]
     parts = re.fullmatch(r"stage(\d)/(conv|bn)(\d)", layer)
     assert parts is not None
     stage, kind, index = int(parts[1]), parts[2], int(parts[3])
+    # A sequence: convolution, (norm,) ReLU, and a pool at the end of each stage.
     each = 3 if module.batch_norm else 2
     before = each * (sum(module.stage_sizes[: stage - 1]) + index - 1) + stage - 1
     return f"features.{before + (kind == 'bn')}"
 
 
-def _vgg(module: VGG, layer: str) -> str:
-    dense = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
-    return dense.get(layer) or _vgg_features(module, layer)
+def _efficientnet(module: EfficientNet, layer: str, dialect: Dialect) -> str:
+    if layer in _EFFICIENTNET:
+        name = _EFFICIENTNET[layer][_column(dialect)]
+        return name.format(last=len(module.stages) + 1)
+    block = re.fullmatch(r"stage(\d)_(\d+)/(?:([a-z]+)[_/])?([a-z]+)", layer)
+    assert block is not None
+    number, index, part, kind = int(block[1]), block[2], block[3] or "", block[4]
+    parts = _efficientnet_parts(module.stages[number - 1])
+    if dialect == "torchvision":  # numbers the parts
+        position = list(parts).index(part)
+        inner = {"conv": "0", "bn": "1", "reduce": "fc1", "expand": "fc2"}[kind]
+        return f"features.{number}.{index}.block.{position}.{inner}"
+    if part == "se":
+        inner = f"se.conv_{kind}"
+    elif kind == "conv":
+        inner = parts[part]
+    else:  # numbers the norms
+        normed = [name for name in parts if name != "se"]
+        inner = f"bn{normed.index(part) + 1}"
+    return f"blocks.{number - 1}.{index}.{inner}"
 
 
-def _vgg_timm(module: VGG, layer: str) -> str:
-    dense = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"}
-    return dense.get(layer) or _vgg_features(module, layer)
-
-
-def _googlenet(module: GoogLeNet, layer: str) -> str:
-    del module
-    for ours, theirs in (
-        (r"branch([23])_reduce/", r"branch\1.0/"),
-        (r"branch([23])/", r"branch\1.1/"),
-        (r"branch4/", r"branch4.1/"),
-    ):
-        layer = re.sub(ours, theirs, layer)
-    return layer.replace("/", ".")
-
-
-def _inception_v3(module: InceptionV3, layer: str) -> str:
-    del module
-    first, *rest = layer.split("/")
-    first = "AuxLogits" if first == "aux" else first
-    first = re.sub("^(mixed|conv2d)_", lambda kind: kind[0].capitalize(), first)
-    return ".".join([first, *rest])
-
-
-def _resnet(module: ResNet, layer: str) -> str:
-    del module
-    layer = re.sub(r"^layer(\d)_(\d+)/", r"layer\1.\2.", layer)
-    layer = layer.replace("downsample_conv", "downsample.0")
-    return layer.replace("downsample_bn", "downsample.1")
-
-
-def _block(layer: str) -> tuple[int, int, str] | None:
-    """Splits "stage2_0/rest" into (2, 0, "rest")."""
-    parts = re.fullmatch(r"stage(\d)_(\d+)/(.*)", layer)
-    return (int(parts[1]), int(parts[2]), parts[3]) if parts else None
-
-
-def _efficientnet(module: EfficientNet, layer: str) -> str:
-    place = _block(layer)
-    if place is None:
-        head = len(module.stages) + 1
-        return {
-            "stem_conv": "features.0.0",
-            "stem_bn": "features.0.1",
-            "head_conv": f"features.{head}.0",
-            "head_bn": f"features.{head}.1",
-            "fc": "classifier.1",
-        }[layer]
-    number, index, inner = place
-    stage = module.stages[number - 1]
-    # The parts of a block, in order, are numbered there.
-    parts = ["expand", "depthwise", "se", "project"]
+def _efficientnet_parts(stage: Stage) -> dict[str, str]:
+    """Returns the parts of a block in order, with timm's names of their convolutions."""
+    if stage.fused and stage.expand == 1:
+        return {"": "conv"}
     if stage.fused:
-        parts = ["expand", "project"]
-    elif stage.expand == 1:
-        parts.remove("expand")
-    if inner.startswith("se/"):
-        rest = {"se/reduce": "fc1", "se/expand": "fc2"}[inner]
-        return f"features.{number}.{index}.block.{parts.index('se')}.{rest}"
-    part, _, kind = inner.rpartition("_")
-    position = (
-        parts.index(part) if part else 0
-    )  # the one of a fused block that is alone
-    return f"features.{number}.{index}.block.{position}.{int(kind == 'bn')}"
+        return {"expand": "conv_exp", "project": "conv_pwl"}
+    if stage.expand == 1:
+        return {"depthwise": "conv_dw", "se": "", "project": "conv_pw"}
+    rest = {"depthwise": "conv_dw", "se": "", "project": "conv_pwl"}
+    return {"expand": "conv_pw", **rest}
 
 
-def _efficientnet_timm(module: EfficientNet, layer: str) -> str:
-    place = _block(layer)
-    if place is None:
-        return {
-            "stem_conv": "conv_stem",
-            "stem_bn": "bn1",
-            "head_conv": "conv_head",
-            "head_bn": "bn2",
-            "fc": "classifier",
-        }[layer]
-    number, index, inner = place
-    stage = module.stages[number - 1]
-    if stage.fused:
-        names = {
-            "conv": "conv",
-            "bn": "bn1",
-            "expand_conv": "conv_exp",
-            "expand_bn": "bn1",
-            "project_conv": "conv_pwl",
-            "project_bn": "bn2",
-        }
-    elif stage.expand == 1:
-        names = {
-            "depthwise_conv": "conv_dw",
-            "depthwise_bn": "bn1",
-            "project_conv": "conv_pw",
-            "project_bn": "bn2",
-        }
-    else:
-        names = {
-            "expand_conv": "conv_pw",
-            "expand_bn": "bn1",
-            "depthwise_conv": "conv_dw",
-            "depthwise_bn": "bn2",
-            "project_conv": "conv_pwl",
-            "project_bn": "bn3",
-        }
-    names |= {"se/reduce": "se.conv_reduce", "se/expand": "se.conv_expand"}
-    return f"blocks.{number - 1}.{index}.{names[inner]}"
-
-
-def _convnext(module: ConvNeXt, layer: str) -> str:
+def _convnext(module: ConvNeXt, layer: str, dialect: Dialect) -> str:
     del module
-    place = _block(layer)
-    if place is not None:
-        stage, index, inner = place
-        rest = {
-            "depthwise_conv": ".block.0",
-            "norm": ".block.2",
-            "fc1": ".block.3",
-            "fc2": ".block.5",
-            "": "",
-        }[inner]
-        return f"features.{2 * stage - 1}.{index}{rest}"
-    between = re.fullmatch(r"downsample(\d)_(norm|conv)", layer)
-    if between:
-        return f"features.{2 * int(between[1]) - 2}.{int(between[2] == 'conv')}"
-    return {
-        "stem_conv": "features.0.0",
-        "stem_norm": "features.0.1",
-        "norm": "classifier.0",
-        "fc": "classifier.2",
-    }[layer]
+    column = _column(dialect)
+    outer, _, inner = layer.partition("/")
+    # "stage2_0" has a stage and an index, "downsample2_norm" a stage, "fc" neither.
+    stage, index, *_ = (*map(int, re.findall(r"\d+", outer)), 0, 0)
+    name = _CONVNEXT[re.sub(r"\d(_\d+)?", "", outer)][column].format(
+        index=index, below=stage - 1, even=2 * stage - 2, odd=2 * stage - 1
+    )
+    return name + (_CONVNEXT_BLOCK[inner][column] if inner else "")
 
 
-def _convnext_timm(module: ConvNeXt, layer: str) -> str:
-    del module
-    place = _block(layer)
-    if place is not None:
-        stage, index, inner = place
-        rest = {
-            "depthwise_conv": ".conv_dw",
-            "norm": ".norm",
-            "fc1": ".mlp.fc1",
-            "fc2": ".mlp.fc2",
-            "": "",
-        }[inner]
-        return f"stages.{stage - 1}.blocks.{index}{rest}"
-    between = re.fullmatch(r"downsample(\d)_(norm|conv)", layer)
-    if between:
-        stage = int(between[1])
-        return f"stages.{stage - 1}.downsample.{int(between[2] == 'conv')}"
-    return {
-        "stem_conv": "stem.0",
-        "stem_norm": "stem.1",
-        "norm": "head.norm",
-        "fc": "head.fc",
-    }[layer]
+_Name = Callable[[Any, str, Dialect], str]
 
 
-_NAMES: dict[type, dict[str, Callable[[Any, str], str]]] = {
-    AlexNet: {"torchvision": _alexnet},
-    VGG: {"torchvision": _vgg, "timm": _vgg_timm},
-    GoogLeNet: {"torchvision": _googlenet},
-    InceptionV3: {"torchvision": _inception_v3, "timm": _inception_v3},
-    ResNet: {"torchvision": _resnet, "timm": _resnet},
-    EfficientNet: {"torchvision": _efficientnet, "timm": _efficientnet_timm},
-    ConvNeXt: {"torchvision": _convnext, "timm": _convnext_timm},
+def _renamed(*pairs: tuple[str, str]) -> _Name:
+    """Returns the names that regular expressions, replaced in turn, make of ours."""
+
+    def name(module: Any, layer: str, dialect: Dialect) -> str:
+        del module, dialect
+        for ours, theirs in pairs:
+            layer = re.sub(ours, theirs, layer)
+        return layer.replace("/", ".")
+
+    return name
+
+
+_alexnet = _renamed(
+    ("conv1", "features.0"),
+    ("conv2", "features.3"),
+    ("conv3", "features.6"),
+    ("conv4", "features.8"),
+    ("conv5", "features.10"),
+    ("fc6", "classifier.1"),
+    ("fc7", "classifier.4"),
+    ("fc8", "classifier.6"),
+)
+_googlenet = _renamed(
+    (r"branch([23])_reduce/", r"branch\1.0/"), (r"branch([234])/", r"branch\1.1/")
+)
+_inception_v3 = _renamed(
+    (r"^aux\b", "AuxLogits"), ("^mixed_", "Mixed_"), ("^conv2d_", "Conv2d_")
+)
+_resnet = _renamed(
+    (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
+    ("downsample_conv", "downsample.0"),
+    ("downsample_bn", "downsample.1"),
+)
+
+_BOTH: tuple[Dialect, ...] = ("torchvision", "timm")
+_TORCHVISION: tuple[Dialect, ...] = ("torchvision",)
+_NETWORKS: dict[type, tuple[tuple[Dialect, ...], _Name]] = {
+    AlexNet: (_TORCHVISION, _alexnet),
+    VGG: (_BOTH, _vgg),
+    GoogLeNet: (_TORCHVISION, _googlenet),
+    InceptionV3: (_BOTH, _inception_v3),
+    ResNet: (_BOTH, _resnet),
+    EfficientNet: (_BOTH, _efficientnet),
+    ConvNeXt: (_BOTH, _convnext),
 }

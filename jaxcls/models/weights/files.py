@@ -1,6 +1,6 @@
 """State dicts from files: every tensor of a safetensors or a PyTorch file, or an error.
 
-    arrays = read("resnet50.safetensors")  # {"conv1.weight": float32 [64, 3, 7, 7], ...}
+    arrays = read_state_dict("resnet50.safetensors")  # {"conv1.weight": [64, 3, 7, 7], ...}
 
 A safetensors file is data alone. A PyTorch file is a pickle, a program that builds objects:
 PyTorch reads it with `weights_only=True`, which builds tensors and plain containers and calls
@@ -28,12 +28,12 @@ OLDEST_TORCH = (2, 10)
 CVE-2026-24747 up to 2.9)."""
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a file.
 
-    Of a training checkpoint (torchvision's and timm's reference scripts write them), those
-    under "model" or "state_dict". A prefix "module." that all names share, from PyTorch's
-    DataParallel, is taken off.
+    From a training checkpoint, as torchvision's and timm's reference scripts write them, it takes
+    those under "model" or "state_dict". It removes the prefix "module." of PyTorch's DataParallel
+    if all names share it.
 
     Args:
       path: of a .safetensors file, or of a .pth, .pt, .bin or .pth.tar file of PyTorch.
@@ -43,8 +43,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       numbers stay as they are.
 
     Raises:
-      UserError: if the file cannot be read, has something else in it than tensors, or numbers
-        in them that are not finite.
+      UserError: if the file cannot be read, holds anything but tensors, or holds numbers that
+        are not finite.
     """
     path = Path(path)
     with _sentence(path):
@@ -65,18 +65,18 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         )
     if not arrays:
         raise UserError(f"{path} has no tensors in it.")
-    return {
-        name: _usable(array, name, path)
-        for name, array in _without_prefix(arrays).items()
-    }
+    shared = all(name.startswith("module.") for name in arrays)
+    prefix = "module." if shared else ""
+    found = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return {name: _usable(array, name, path) for name, array in found.items()}
 
 
 def check_torch(source: str, twin: str = "") -> None:
-    """Checks, in no time, that PyTorch files can be read here.
+    """Checks, without importing PyTorch, that PyTorch files can be read here.
 
     Args:
-      source: what is to be read, a path or the name of a weight set; for the message.
-      twin: name of a weight set that can be had without PyTorch instead, or "".
+      source: a path or the name of a weight set, for the message.
+      twin: name of a weight set with the same tensors that needs no PyTorch, or "".
 
     Raises:
       UserError: if PyTorch is missing, or too old to read files without running them.
@@ -101,10 +101,10 @@ def _read_pytorch(path: Path) -> Mapping[Any, Any]:
     """Returns the state dict of a PyTorch file, as NumPy arrays.
 
     Raises:
-      UserError: if there is none, or anything else than data in the file.
+      UserError: if there is none, or the file holds anything but data.
     """
     with _sentence(path), warnings.catch_warnings():
-        # Of deprecated kinds of storage, in old files; nobody here can do anything about it.
+        # Old files make PyTorch warn of deprecated storage; nobody here can do anything about it.
         warnings.simplefilter("ignore")
         import torch
 
@@ -133,26 +133,13 @@ def _state_dict(content: Any, path: Path) -> Mapping[Any, Any]:
     Raises:
       UserError: if that is not a mapping.
     """
-    if isinstance(content, Mapping):
-        for key in ("state_dict", "model"):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} is not a state dict: it has a {type(content).__name__} in it, expected "
             "names with tensors. Save model.state_dict()."
         )
-    return content
-
-
-def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    prefix = "module."
-    shared = all(name.startswith(prefix) for name in arrays)
-    return {
-        name.removeprefix(prefix) if shared else name: array
-        for name, array in arrays.items()
-    }
+    inside = (content.get(key) for key in ("state_dict", "model"))
+    return next((found for found in inside if isinstance(found, Mapping)), content)
 
 
 def _usable(array: np.ndarray, name: str, path: Path) -> np.ndarray:

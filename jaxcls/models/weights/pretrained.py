@@ -1,6 +1,6 @@
 """Published weights: state dicts of torchvision and timm to our variables and back.
 
-variables = load("timm/resnet50.a1_in1k", "resnet50")  # downloaded once, then from the cache
+variables = load_variables("timm/resnet50.a1_in1k", "resnet50")  # downloaded once
 variables = from_torch("resnet50", state_dict)  # a state dict of torchvision or timm
 state_dict = to_torch("resnet50", variables)
 """
@@ -18,17 +18,26 @@ from flax import traverse_util
 
 from jaxcls.download import fetch
 from jaxcls.errors import UserError
-from jaxcls.models import create_model, is_weight_set
-from jaxcls.models.weights import catalogue as weights
+from jaxcls.models import create_model, model_options
+from jaxcls.models.weights.catalogue import find_weights, is_weight_set
 from jaxcls.models.weights.dialects import (
     Dialect,
+    dialects,
     flattened_side,
     is_convolution_there,
     torch_layer,
 )
-from jaxcls.models.weights.files import check_torch, read
+from jaxcls.models.weights.files import check_torch, read_state_dict
 
 Variables = dict[str, Any]
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+"""Torch's name of an array, by ours."""
 COUNTER = "num_batches_tracked"  # torch's, of each batch norm; nothing here reads it
 
 
@@ -37,7 +46,7 @@ class Tensor:
     """One array of the variables and its counterpart.
 
     Attributes:
-      path: in the variables, ("params", "layer1_0", "conv1", "kernel").
+      path: in the variables, "params/layer1_0/conv1/kernel".
       shape: there.
       key: in the state dict, "layer1.0.conv1.weight".
       torch_shape: there.
@@ -45,11 +54,11 @@ class Tensor:
         None for what is not transposed.
     """
 
-    path: tuple[str, ...]
+    path: str
     shape: tuple[int, ...]
     key: str
     torch_shape: tuple[int, ...]
-    kernel: tuple[int, int, int, int] | None
+    kernel: tuple[int, ...] | None = None
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
         """Returns the array as the variables have it, float32."""
@@ -81,41 +90,32 @@ def tensors(module: Any, dialect: Dialect, channels: int = 3) -> tuple[Tensor, .
     """
     images = jnp.zeros((1, 299, 299, channels))  # large enough for every network
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images))
-    flat = traverse_util.flatten_dict(dict(shapes))
-    return tuple(_tensor(module, dialect, path, flat[path].shape) for path in flat)
+    return tuple(
+        _tensor(module, dialect, path, leaf.shape)
+        for path, leaf in _flat(shapes).items()
+    )
 
 
-def _tensor(
-    module: Any, dialect: Dialect, path: tuple[str, ...], shape: tuple[int, ...]
-) -> Tensor:
-    _, *layers, leaf = path
-    layer = "/".join(layers)
+def _tensor(module: Any, dialect: Dialect, path: str, shape: tuple[int, ...]) -> Tensor:
+    _, _, inner = path.partition("/")
+    layer, _, leaf = inner.rpartition("/")
+    prefix = torch_layer(module, layer, dialect)
     if leaf == "layer_scale":
-        layer += "/"  # it belongs to the block itself
-        name = "gamma" if dialect == "timm" else "layer_scale"
-        key = f"{torch_layer(module, layer, dialect)}.{name}"
-        torch_shape = shape if dialect == "timm" else (*shape, 1, 1)
-        return Tensor(path, shape, key, torch_shape, None)
-    name = {
-        "kernel": "weight",
-        "scale": "weight",
-        "bias": "bias",
-        "mean": "running_mean",
-        "var": "running_var",
-    }[leaf]
-    key = f"{torch_layer(module, layer, dialect)}.{name}"
+        if dialect == "timm":
+            return Tensor(path, shape, f"{prefix}.gamma", shape)
+        return Tensor(path, shape, f"{prefix}.layer_scale", (*shape, 1, 1))
+    key = f"{prefix}.{LEAVES[leaf]}"
     if leaf != "kernel":
-        return Tensor(path, shape, key, shape, None)
-    if len(shape) == 4:
-        height, width, inputs, outputs = shape
-        torch_shape = (outputs, inputs, height, width)
-        return Tensor(path, shape, key, torch_shape, (height, width, inputs, outputs))
-    side = flattened_side(module, layer)
-    inputs, outputs = shape[0] // side**2, shape[1]
-    torch_shape = (outputs, shape[0])
-    if is_convolution_there(module, layer, dialect):
-        torch_shape = (outputs, inputs, side, side)
-    return Tensor(path, shape, key, torch_shape, (side, side, inputs, outputs))
+        return Tensor(path, shape, key, shape)
+    kernel = shape
+    if len(shape) == 2:
+        side = flattened_side(module, layer)
+        kernel = (side, side, shape[0] // side**2, shape[1])
+    height, width, inputs, outputs = kernel
+    torch_shape: tuple[int, ...] = (outputs, inputs, height, width)
+    if len(shape) == 2 and not is_convolution_there(module, layer, dialect):
+        torch_shape = shape[::-1]
+    return Tensor(path, shape, key, torch_shape, kernel)
 
 
 def from_torch(
@@ -139,25 +139,23 @@ def from_torch(
     Raises:
       UserError: naming the tensors that are missing, left over or of another shape.
     """
-    module = create_model(name, num_classes=1, **options)
-    dialect = _dialect(module, state_dict)
-    has_heads = any(_is_auxiliary(module, key, dialect) for key in state_dict)
-    options = _with_auxiliary(options, module, has_heads)
-    head = state_dict.get(f"{torch_layer(module, module.HEADS[0], dialect)}.weight")
-    stem = state_dict.get(f"{torch_layer(module, module.STEM, dialect)}.weight")
-    if head is None or stem is None or head.ndim < 1 or stem.ndim != 4:
-        classes = head.shape[0] if head is not None and head.ndim else 1
-        module = create_model(name, num_classes=classes, **options)
-        _check_same_tensors(name, tensors(module, dialect), state_dict)
-        raise AssertionError("tensors of the wrong rank were let through")
-    if 0 in head.shape or 0 in stem.shape:
-        raise UserError(f"these are not the weights of {name}: tensors without values.")
-    module = create_model(name, num_classes=head.shape[0], **options)
-    wanted = tensors(module, dialect, channels=stem.shape[1])
+    module = _network(name, options, num_classes=1, has_auxiliary=True)
+
+    def shared(dialect: Dialect) -> int:
+        return len({t.key for t in tensors(module, dialect)} & set(state_dict))
+
+    # Every network with a counterpart has one in torchvision; of others torch_layer says so.
+    torch_layer(module, module.STEM, "torchvision")
+    dialect = max(dialects(module), key=shared)
+    paths = {tensor.key: tensor.path for tensor in tensors(module, dialect)}
+    by_path = {paths.get(key, key): array for key, array in state_dict.items()}
+    wanted = _tensors_like(by_path, name, options, dialect, outputs=0, inputs=1)
     _check_same_tensors(name, wanted, state_dict)
     _check_values(name, wanted, state_dict)
-    flat = {tensor.path: tensor.from_torch(state_dict[tensor.key]) for tensor in wanted}
-    return traverse_util.unflatten_dict(flat)
+    arrays = {
+        tensor.path: tensor.from_torch(state_dict[tensor.key]) for tensor in wanted
+    }
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def to_torch(
@@ -178,35 +176,24 @@ def to_torch(
     Raises:
       UserError: for variables of another network, or a network without counterpart there.
     """
-    module = create_model(name, num_classes=1, **options)
-    has_heads = any(head in variables["params"] for head in ("aux", "aux1"))
-    options = _with_auxiliary(options, module, has_heads)
-    flat = {
-        path: np.asarray(leaf)
-        for path, leaf in traverse_util.flatten_dict(dict(variables)).items()
-    }
-    head = flat.get(("params", *module.HEADS[0].split("/"), "kernel"))
-    stem = flat.get(("params", *module.STEM.split("/"), "kernel"))
-    if head is None or stem is None or stem.ndim != 4:
-        raise UserError(f"these are not the variables of {name}.")
-    module = create_model(name, num_classes=head.shape[-1], **options)
-    wanted = tensors(module, dialect, channels=stem.shape[2])
-    found = {"/".join(path): leaf.shape for path, leaf in flat.items()}
-    expected = {"/".join(tensor.path): tensor.shape for tensor in wanted}
-    if found != expected:
-        raise UserError(
-            f"these are not the variables of {name}: {_mismatch(expected, found)}."
-        )
+    arrays = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
+    wanted = _tensors_like(arrays, name, options, dialect, outputs=1, inputs=2)
+    differences = _differences(
+        expected={tensor.path: tensor.shape for tensor in wanted},
+        found={path: array.shape for path, array in arrays.items()},
+    )
+    if differences:
+        raise UserError(f"these are not the variables of {name}: {differences}.")
     state_dict = {}
     for tensor in wanted:
-        state_dict[tensor.key] = tensor.to_torch(flat[tensor.path])
+        state_dict[tensor.key] = tensor.to_torch(arrays[tensor.path])
         if tensor.key.endswith("running_var"):
             counter = tensor.key.removesuffix("running_var") + COUNTER
             state_dict[counter] = np.zeros((), np.int64)
     return state_dict
 
 
-def load(source: str, name: str, **options: Any) -> Variables:
+def load_variables(source: str, name: str, **options: Any) -> Variables:
     """Reads published weights.
 
     Args:
@@ -223,8 +210,8 @@ def load(source: str, name: str, **options: Any) -> Variables:
         of another network.
     """
     if not is_weight_set(source):
-        return from_torch(name, read(Path(source)), **options)
-    weight_set = weights.find(source)
+        return from_torch(name, read_state_dict(Path(source)), **options)
+    weight_set = find_weights(source)
     if weight_set.model != name:
         raise UserError(
             f"the weights {source} are of {weight_set.model}, not of {name}."
@@ -233,7 +220,7 @@ def load(source: str, name: str, **options: Any) -> Variables:
         check_torch(weight_set.name, weight_set.twin)
     path = fetch(weight_set)
     try:
-        variables = from_torch(name, read(path), **options)
+        variables = from_torch(name, read_state_dict(path), **options)
         head = create_model(name, num_classes=1).HEADS[0]
         classes = len(variables["params"][head]["bias"])
         if classes != weight_set.num_classes:
@@ -251,7 +238,7 @@ def load(source: str, name: str, **options: Any) -> Variables:
 def fit(
     module: Any, loaded: Variables, target: Variables, *, same_classes: bool = True
 ) -> tuple[Variables, list[str]]:
-    """Brings loaded weights to a network with other classes, channels or auxiliary heads.
+    """Fits loaded weights to a network with other classes, channels or auxiliary heads.
 
     A head for other classes keeps its initial values, as does an auxiliary head that
     the weights lack. A first kernel for other channels is summed over its channels for one, or
@@ -262,55 +249,53 @@ def fit(
       module: the network.
       loaded: weights, as from_torch returns them.
       target: the network's variables with their initial values.
-      same_classes: False where the classes are others, though they may be as many.
+      same_classes: False if the classes differ, even where their number does not.
 
     Returns:
-      The variables, with the arrays' paths and shapes of `target`, and a sentence on each thing
-      that was changed.
+      The variables, with the paths and shapes of `target`, and a sentence on each change.
 
     Raises:
       UserError: naming the arrays that do not agree.
     """
-    new = traverse_util.flatten_dict(dict(target), sep="/")
-    old = traverse_util.flatten_dict(dict(loaded), sep="/")
-    said = []
-    # A user's own network need not tell its heads and its stem.
-    heads = getattr(module, "HEADS", ())
-    for head in heads:
-        kernel = f"params/{head}/kernel"
+    new, old = _flat(target), _flat(loaded)
+    changes = []
+    for head in getattr(module, "HEADS", ()):  # a user's own network need not have it
+        kernel, bias = (f"params/{head}/{leaf}" for leaf in ("kernel", "bias"))
         if kernel in old and kernel in new:
             before, after = old[kernel].shape[-1], new[kernel].shape[-1]
             is_new = before != after or not same_classes
             if is_new and old[kernel].shape[:-1] == new[kernel].shape[:-1]:
-                for leaf in ("kernel", "bias"):
-                    old[f"params/{head}/{leaf}"] = new[f"params/{head}/{leaf}"]
+                old |= {path: new[path] for path in (kernel, bias)}
                 were = before if before != after else f"the {before} that it told apart"
-                said.append(f"the head {head} is new: {after} classes, not {were}")
-    for head in dict.fromkeys(head.split("/")[0] for head in heads[1:]):
+                changes.append(f"the head {head} is new: {after} classes, not {were}")
+    for head in _auxiliary(module):
         parts = (f"params/{head}/", f"batch_stats/{head}/")
-        has, wants = (
-            any(path.startswith(parts) for path in paths) for paths in (old, new)
-        )
-        if has and not wants:
-            old = {path: old[path] for path in old if not path.startswith(parts)}
-            said.append(f"the auxiliary head {head} is left out")
-        elif wants and not has:
-            old |= {path: new[path] for path in new if path.startswith(parts)}
-            said.append(f"the auxiliary head {head} is new: the weights have none")
+        theirs = {path: old[path] for path in old if path.startswith(parts)}
+        ours = {path: new[path] for path in new if path.startswith(parts)}
+        if theirs and not ours:
+            old = {path: old[path] for path in old if path not in theirs}
+            changes.append(f"the auxiliary head {head} is left out")
+        elif ours and not theirs:
+            old |= ours
+            changes.append(f"the auxiliary head {head} is new: the weights have none")
     stem = f"params/{getattr(module, 'STEM', '')}/kernel"
     if stem in old and stem in new:
         before, after = old[stem].shape[2], new[stem].shape[2]
         if before != after:
             old[stem] = adapt_channels(old[stem], after)
-            said.append(f"{module.STEM} is adapted from {before} channels to {after}")
-    expected = {path: tuple(leaf.shape) for path, leaf in new.items()}
-    found = {path: tuple(leaf.shape) for path, leaf in old.items()}
-    if found != expected:
+            changes.append(
+                f"{module.STEM} is adapted from {before} channels to {after}"
+            )
+    differences = _differences(
+        expected={path: tuple(leaf.shape) for path, leaf in new.items()},
+        found={path: tuple(leaf.shape) for path, leaf in old.items()},
+    )
+    if differences:
         raise UserError(
-            f"the weights do not fit the network: {_mismatch(expected, found)}. Only heads "
-            "and the channels of the first kernel may differ."
+            f"the weights do not fit the network: {differences}. Only heads and the channels "
+            "of the first kernel may differ."
         )
-    return traverse_util.unflatten_dict(old, sep="/"), said
+    return traverse_util.unflatten_dict(old, sep="/"), changes
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -323,57 +308,84 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return kernel[:, :, np.arange(channels) % before] * np.float32(before / channels)
 
 
-def _dialect(module: Any, state_dict: Mapping[str, Any]) -> Dialect:
-    """Returns the dialect that shares more names with a state dict."""
-    dialects: tuple[Dialect, ...] = ("torchvision", "timm")
-    shared = {}
-    for dialect in dialects:
-        try:
-            names = {tensor.key for tensor in tensors(module, dialect)}
-        except UserError:
-            continue
-        shared[dialect] = len(names & set(state_dict))
-    if not shared:
-        torch_layer(module, module.STEM, "torchvision")  # raises
-    return max(shared, key=lambda dialect: shared[dialect])
+def _flat(variables: Variables) -> dict[str, Any]:
+    """Returns the arrays of variables by their paths, "params/conv1/kernel"."""
+    return traverse_util.flatten_dict(dict(variables), sep="/")
 
 
-def _with_auxiliary(
-    options: dict[str, Any], module: Any, has_heads: bool
-) -> dict[str, Any]:
-    """Returns the options with which a network has auxiliary heads, or has none.
+def _auxiliary(module: Any) -> list[str]:
+    """Returns the top-level names of the auxiliary heads that a network may have."""
+    heads = getattr(module, "HEADS", ())
+    return [head.split("/")[0] for head in heads[1:]]
 
-    What the caller says of their loss is not asked: its weight's default gives heads, 0 none.
+
+def _tensors_like(
+    arrays: Mapping[str, np.ndarray],
+    name: str,
+    options: dict[str, Any],
+    dialect: Dialect,
+    *,
+    outputs: int,
+    inputs: int,
+) -> tuple[Tensor, ...]:
+    """Returns the tensors of the network whose classes, channels and auxiliary heads are those
+    of arrays.
+
+    Args:
+      arrays: by our paths, in either layout.
+      name: of the network.
+      options: of the network.
+      dialect: whose state dict.
+      outputs: axis of the head's kernel on which the classes lie.
+      inputs: axis of the first kernel on which the channels lie.
     """
-    if not hasattr(module, "aux_weight"):
-        return options
-    others = {name: value for name, value in options.items() if name != "aux_weight"}
-    return others if has_heads else others | {"aux_weight": 0.0}
+    module = _network(name, options, num_classes=1, has_auxiliary=True)
+    auxiliary = tuple(f"params/{head}/" for head in _auxiliary(module))
+    has_auxiliary = any(path.startswith(auxiliary) for path in arrays)
+    classes, channels = 1, 3  # where there are no kernels, which the caller finds out
+    head = arrays.get(f"params/{module.HEADS[0]}/kernel", np.empty(0))
+    if head.ndim == 2 and head.size:
+        classes = head.shape[outputs]
+    stem = arrays.get(f"params/{module.STEM}/kernel", np.empty(0))
+    if stem.ndim == 4 and stem.size:
+        channels = stem.shape[inputs]
+    module = _network(name, options, num_classes=classes, has_auxiliary=has_auxiliary)
+    return tensors(module, dialect, channels)
 
 
-def _is_auxiliary(module: Any, key: str, dialect: Dialect) -> bool:
-    heads = [head.split("/")[0] for head in module.HEADS[1:]]
-    return any(key.startswith(torch_layer(module, head, dialect)) for head in heads)
+def _network(
+    name: str, options: dict[str, Any], *, num_classes: int, has_auxiliary: bool
+) -> Any:
+    """Returns a network with auxiliary heads, if it knows any, or without.
+
+    What the caller says of their loss does not count: its weight's default gives heads, 0 none.
+    """
+    if "aux_weight" in model_options(name):
+        options = {key: options[key] for key in options if key != "aux_weight"}
+        if not has_auxiliary:
+            options["aux_weight"] = 0.0
+    return create_model(name, num_classes=num_classes, **options)
 
 
 def _check_same_tensors(
     name: str, wanted: Iterable[Tensor], state_dict: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises UserError unless a state dict has exactly these tensors, counters aside."""
+    """Raises UserError unless a state dict has exactly these tensors; the counters of their
+    batch norms may be there too."""
     shapes = {tensor.key: tensor.torch_shape for tensor in wanted}
-    found = {key: tuple(array.shape) for key, array in state_dict.items()}
-    counters = [key for key in found if key.endswith(COUNTER)]
-    strays = [
-        key
-        for key in counters
-        if key.removesuffix(COUNTER) + "running_var" not in shapes
-    ]
-    for key in counters:
-        del found[key]
-    if found != shapes or strays:
-        # What is wrong besides tells more than the counters of another network's norms.
-        why = _mismatch(shapes, found) or f"{len(strays)} left over ({_some(strays)})"
-        raise UserError(f"these are not the weights of {name}: {why}.")
+    counters = {
+        key.replace("running_var", COUNTER) for key in shapes if "running_var" in key
+    }
+    found = {
+        key: tuple(array.shape)
+        for key, array in state_dict.items()
+        if key not in counters
+    }
+    tensors_alone = {key: found[key] for key in found if not key.endswith(COUNTER)}
+    # What is wrong besides tells more than the counters of another network's norms.
+    differences = _differences(shapes, tensors_alone) or _differences(shapes, found)
+    if differences:
+        raise UserError(f"these are not the weights of {name}: {differences}.")
 
 
 def _check_values(
@@ -387,29 +399,25 @@ def _check_values(
             raise UserError(
                 f"{tensor.key} of {name} holds {array.dtype.name}, not floats."
             )
-        if tensor.path[-1] == "var" and (array < 0).any():
+        if tensor.path.endswith("/var") and (array < 0).any():
             raise UserError(f"{tensor.key} of {name} is a variance below zero.")
 
 
-def _mismatch(expected: Iterable[str], found: Iterable[str]) -> str:
-    """Says in words how names (or names with shapes) differ."""
-    parts = []
-    for kind, names in (
-        ("missing", [key for key in expected if key not in found]),
-        ("left over", [key for key in found if key not in expected]),
-    ):
-        if names:
-            parts.append(f"{len(names)} {kind} ({_some(names)})")
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        reshaped = [
+def _differences(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
+) -> str:
+    """Says in words how names with shapes differ; "" where they do not."""
+    kinds = {
+        "missing": [key for key in expected if key not in found],
+        "left over": [key for key in found if key not in expected],
+        "of another shape": [
             f"{key} is {list(found[key])}, expected {list(expected[key])}"
             for key in expected
             if key in found and found[key] != expected[key]
-        ]
-        if reshaped:
-            parts.append(f"{len(reshaped)} of another shape ({_some(reshaped)})")
-    return "; ".join(parts)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for kind, names in kinds.items()
+        if names
+    )

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.augment.kernels.one_operation import deal, dealt, drawn, for_rows
+from jaxcls.augment.kernels.one_operation import (
+    assigned_to_rows,
+    drawn_by_rows,
+    for_rows,
+    one_operation_per_image,
+)
 from jaxcls.errors import UserError
 from jaxcls.parallel import batch_sharded, make_mesh, replicated
 
@@ -26,7 +31,11 @@ def marks(count: int) -> list[Any]:
 @functools.cache
 def written(how: str, batch: int, count: int, rounds: int) -> np.ndarray:
     """What is written in each image after some rounds, [calls, batch]."""
-    function = {"drawn": drawn, "dealt": dealt, "deal": deal}[how]
+    function = {
+        "drawn": drawn_by_rows,
+        "assigned": assigned_to_rows,
+        "either": one_operation_per_image,
+    }[how]
 
     def one(rng: jax.Array) -> jax.Array:
         images = jnp.zeros((batch, 1, 1, 1))
@@ -49,11 +58,11 @@ def chi_square(found: np.ndarray, choices: int) -> float:
 # (how, batch, operations): rows of a group are 16, but 8 where the batch is 64.
 WAYS = [
     ("drawn", 32, 14),
-    ("dealt", 32, 14),
-    ("dealt", 16, 16),
-    ("dealt", 64, 3),
-    ("deal", 4, 14),  # fewer images than operations
-    ("deal", 7, 3),  # no groups at all
+    ("assigned", 32, 14),
+    ("assigned", 16, 16),
+    ("assigned", 64, 3),
+    ("either", 4, 14),  # fewer images than operations
+    ("either", 7, 3),  # no groups at all
 ]
 
 
@@ -81,10 +90,10 @@ def test_all_ordered_pairs_of_operations_are_equally_frequent(
         assert chi_square(row, count**2) < limit
 
 
-def test_dealt_rows_are_balanced_and_share_nothing_else() -> None:
-    found = written("dealt", 32, 14, 1) - 1
+def test_assigned_rows_are_balanced_and_share_nothing_else() -> None:
+    found = written("assigned", 32, 14, 1) - 1
     groups = found.reshape(CALLS, 2, 16)
-    # Rows of all groups share their operation: that is the deal.
+    # Rows of all groups share their operation.
     np.testing.assert_array_equal(groups[:, 0], groups[:, 1])
     # Every operation has a row in each call.
     assert all(set(range(14)) <= set(call) for call in groups[:200, 0].tolist())
@@ -97,15 +106,15 @@ def test_each_row_has_a_key_of_its_own() -> None:
     images = jnp.zeros((32, 4, 4, 1))
     for function in (
         lambda rng, images: for_rows(rng, images, noise),
-        lambda rng, images: dealt(rng, images, [noise] * 16),
-        lambda rng, images: dealt(rng, images, [noise] * 14),
+        lambda rng, images: assigned_to_rows(rng, images, [noise] * 16),
+        lambda rng, images: assigned_to_rows(rng, images, [noise] * 14),
     ):
         values = np.asarray(function(jax.random.key(1), images)).ravel()
         assert len(np.unique(values)) == len(values)
         assert abs(np.mean(values) - 0.5) < 0.06
 
 
-@pytest.mark.parametrize("how", [drawn, dealt])
+@pytest.mark.parametrize("how", [drawn_by_rows, assigned_to_rows])
 def test_eight_devices_give_the_same_and_no_image_travels(how: Any) -> None:
     def noise(scale: float, key: jax.Array, images: jax.Array) -> jax.Array:
         return images + scale * jax.random.uniform(key, images.shape)
@@ -132,18 +141,18 @@ def test_eight_devices_give_the_same_and_no_image_travels(how: Any) -> None:
     np.testing.assert_array_equal(*results)
 
 
-def test_a_cpu_draws_and_accelerators_deal() -> None:
+def test_a_cpu_draws_and_accelerators_assign() -> None:
     operations = [lambda key, images: jnp.tanh(images)] * 3
-    traced = jax.jit(lambda rng, images: deal(rng, images, operations)).trace(
-        jax.random.key(0), jnp.zeros((16, 1, 1, 1))
-    )
+    traced = jax.jit(
+        lambda rng, images: one_operation_per_image(rng, images, operations)
+    ).trace(jax.random.key(0), jnp.zeros((16, 1, 1, 1)))
     for platform, expected in (("cpu", 3), ("cuda", 6), ("tpu", 6)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        # A branch of each operation; where they are dealt, also one row of each.
+        # A branch of each operation; where they are assigned, also one row of each.
         assert text.count("stablehlo.tanh") == expected, platform
         assert ("LayoutConstraint" in text) == (platform == "tpu")
 
 
 def test_no_operations_are_an_error() -> None:
     with pytest.raises(UserError, match="one operation or more"):
-        deal(jax.random.key(0), jnp.zeros((4, 2, 2, 1)), [])
+        one_operation_per_image(jax.random.key(0), jnp.zeros((4, 2, 2, 1)), [])

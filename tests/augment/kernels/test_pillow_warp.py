@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls.augment.kernels import pillow_warp as warp
+from jaxcls.augment.kernels import pillow_warp
 from jaxcls.augment.kernels.resample import Interpolation
-from jaxcls.augment.kernels.tpu.rotation import turn
 
 PILLOW = {
     "nearest": Image.Resampling.NEAREST,
@@ -74,11 +73,11 @@ def pillow_rotate(image: np.ndarray, degrees: float, kind: str) -> np.ndarray:
 
 Move = Callable[[jax.Array, jax.Array, Interpolation, float], jax.Array]
 MOVES: dict[str, tuple[Move, Callable[..., np.ndarray]]] = {
-    "shear_x": (warp.shear_x, pillow_shear_x),
-    "shear_y": (warp.shear_y, pillow_shear_y),
-    "translate_x": (warp.translate_x, pillow_translate_x),
-    "translate_y": (warp.translate_y, pillow_translate_y),
-    "rotate": (warp.rotate, pillow_rotate),
+    "shear_x": (pillow_warp.shear_x, pillow_shear_x),
+    "shear_y": (pillow_warp.shear_y, pillow_shear_y),
+    "translate_x": (pillow_warp.translate_x, pillow_translate_x),
+    "translate_y": (pillow_warp.translate_y, pillow_translate_y),
+    "rotate": (pillow_warp.rotate, pillow_rotate),
 }
 
 
@@ -171,7 +170,7 @@ def test_affine_maps_are_pillows(kind: Interpolation) -> None:
         ]
     )
     warped = run(
-        lambda images, maps: warp.warp(images, maps, kind, FILL),
+        lambda images, maps: pillow_warp.warp(images, maps, kind, FILL),
         np.repeat(images, len(maps), axis=0),
         np.tile(maps, (len(images), 1, 1)),
     )
@@ -202,7 +201,7 @@ def test_projective_maps_are_pillows(kind: Interpolation) -> None:
     factor = np.linspace(0.5, 2, len(images) * len(maps), dtype=np.float32)
     factor[0] = 1
     warped = run(
-        lambda images, maps: warp.warp(images, maps, kind, FILL),
+        lambda images, maps: pillow_warp.warp(images, maps, kind, FILL),
         np.repeat(images, len(maps), axis=0),
         np.tile(maps, (len(images), 1, 1)) * factor[:, None, None],
     )
@@ -216,7 +215,7 @@ def test_a_plane_seen_from_its_edge_is_nowhere() -> None:
     images = pictures(8, 8)
     for kind in KINDS:
         warped = run(
-            lambda images, kind=kind: warp.warp(
+            lambda images, kind=kind: pillow_warp.warp(
                 images, jnp.zeros((3, 3, 3)), kind, FILL
             ),
             images,
@@ -229,7 +228,7 @@ def test_a_plane_seen_from_its_edge_is_nowhere() -> None:
     ("mode", "pad"), [("reflect", "symmetric"), ("nearest", "edge")]
 )
 def test_outside_lies_the_mirror_image_or_the_border(
-    mode: warp.FillMode, pad: str, kind: Interpolation
+    mode: pillow_warp.FillMode, pad: str, kind: Interpolation
 ) -> None:
     height, width = 10, 13
     images, maps = pictures(height, width), affine_maps()[:38]
@@ -244,7 +243,7 @@ def test_outside_lies_the_mirror_image_or_the_border(
             moved = transformed(image, (a, b, c, d, e, f), kind)
             expected.append(moved[border:-border, border:-border])
     warped = run(
-        lambda images, maps: warp.warp(images, maps, kind, FILL, mode),
+        lambda images, maps: pillow_warp.warp(images, maps, kind, FILL, mode),
         np.repeat(images, len(maps), axis=0),
         np.tile(maps, (len(images), 1, 1)),
     )
@@ -256,52 +255,11 @@ def test_outside_lies_the_mirror_image_or_the_border(
 
 def test_images_of_one_channel_and_one_row() -> None:
     image = pictures(1, 9)[:1, :, :, :1]
-    moved = run(lambda i: warp.shear_y(i, jnp.array([0.5]), "nearest", FILL), image)
+    moved = run(
+        lambda i: pillow_warp.shear_y(i, jnp.array([0.5]), "nearest", FILL), image
+    )
     # At (x + 0.5) / 2 + 0.5: the first pixel stays, the second lies on the lower border.
     np.testing.assert_array_equal(moved[0, 0, :, 0], [image[0, 0, 0, 0], *[FILL] * 8])
-
-
-@pytest.mark.parametrize("width", [1, 2, 7, 8, 9])
-def test_both_ways_to_shift_rows_are_the_same(width: int) -> None:
-    shift = np.arange(-20, 21)[None] * np.array([[1], [-1], [10**6]])
-    images = np.random.default_rng(0).integers(0, 256, (3, 41, width, 2))
-    images = images.astype(np.float32)
-    rows = shift[:, :, None] + np.arange(width)
-    inside = (rows >= 0) & (rows < width)
-    expected = np.take_along_axis(images, (rows % width)[..., None], axis=2)
-    assert inside[:2].any(axis=2).sum() == 2 * (2 * width - 1)
-    for way in (warp._shift_by_gather, warp._shift_by_selects):
-        shifted = run(way, images, shift)
-        np.testing.assert_array_equal(shifted[inside], expected[inside])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("height", "width"), [(20, 31), (31, 20), (5, 1)])
-def test_a_shear_by_selects_is_that_by_gather(
-    height: int, width: int, kind: Interpolation
-) -> None:
-    """At the borders too, of which the selects know nothing."""
-    factors = np.concatenate([np.linspace(-2, 2, 81), magnitudes("shear_x", 0, 0)])
-    factors = factors.astype(np.float32)
-    images = np.random.default_rng(0).integers(0, 256, (len(factors), height, width, 3))
-    images = images.astype(np.float32)
-    for move in (warp.shear_x, warp.shear_y):
-        expected = move(images, factors, kind, 7.0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(warp, "_shift_by_gather", warp._shift_by_selects)
-            found = move(images, factors, kind, 7.0)
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_both_ways_to_pick_pixels_are_the_same() -> None:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (3, 9, 7, 3)).astype(np.float32)
-    columns = list(random.integers(0, 7, (2, 3, 5, 4)))
-    rows = list(random.integers(0, 9, (3, 3, 5, 4)))
-    image = np.arange(3)[:, None, None]
-    expected = [[images[image, row, column] for column in columns] for row in rows]
-    for way in (warp._pixels_by_gather, warp._pixels_by_products):
-        np.testing.assert_array_equal(run(way, images, columns, rows), expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -313,9 +271,14 @@ def test_tpus_gather_no_pixels(kind: Interpolation) -> None:
     def all_moves(
         images: jax.Array, values: jax.Array, maps: jax.Array
     ) -> list[jax.Array]:
-        moves = (warp.shear_x, warp.shear_y, warp.translate_x, warp.translate_y)
+        moves = (
+            pillow_warp.shear_x,
+            pillow_warp.shear_y,
+            pillow_warp.translate_x,
+            pillow_warp.translate_y,
+        )
         moved = [move(images, values, kind, 0.0) for move in moves]
-        return [*moved, warp.warp(images, maps, kind, 0.0)]
+        return [*moved, pillow_warp.warp(images, maps, kind, 0.0)]
 
     traced = jax.jit(all_moves).trace(images, values, maps)
     for platform, gathers in (("tpu", False), ("cpu", True), ("cuda", True)):
@@ -363,37 +326,3 @@ def test_moves_are_what_torchvisions_policies_do(
     moved = run(lambda i, v: MOVES[name][0](i, v, kind, FILL), batch, values)
     error = np.abs(moved - np.stack([reference(float(value)) for value in values]))
     assert error.max() <= (0 if kind == "nearest" else 1)
-
-
-@pytest.mark.parametrize(
-    ("height", "width"), [(17, 12), (12, 17), (9, 31), (1, 5), (64, 64)]
-)
-def test_a_turn_by_products_is_that_by_gather(height: int, width: int) -> None:
-    """At every quarter and the angles between, where other pixels come twice."""
-    random = np.random.default_rng(0)
-    angles = np.concatenate(
-        [
-            np.linspace(-180, 360, 37),
-            random.uniform(-400, 400, 50),
-            [45, -45, 44.99, 135, 225.01],
-        ]
-    ).astype(np.float32)
-    shape = (len(angles), height, width, 3)
-    images = random.integers(0, 256, shape).astype(np.float32)
-    expected = warp.rotate(images, angles, "nearest", 7.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warp, "_turn_by_gather", turn)
-        found = warp.rotate(images, angles, "nearest", 7.0)
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_a_translation_by_products_is_that_by_gather() -> None:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (40, 6, 9, 3)).astype(np.float32)
-    pixels = np.arange(-20, 20).astype(np.float32)
-    for move in (warp.translate_x, warp.translate_y):
-        expected = move(images, pixels, "nearest", 7.0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(warp, "_slide_by_gather", warp._slide_by_products)
-            found = move(images, pixels, "nearest", 7.0)
-        np.testing.assert_array_equal(found, expected)

@@ -318,6 +318,7 @@ def test_several_classes_an_image(images: Path) -> None:
         ("m.jsonl", '{"path": "a/1.png"', "line 1 of .* is not JSON"),
         ("m.jsonl", "[" * 100_000, "line 1 of .* is not JSON"),
         ("m.jsonl", "[1]", "line 1 of .* is not an object"),
+        ("m.jsonl", '{"path": "\\ud800", "label": 1}', "line 1 of .* is not JSON"),
         ("m.jsonl", '{"path": 3, "label": "cat"}', "has no path of an image, but 3"),
         ("m.jsonl", '{"path": "a/1.png", "label": null}', "class None, neither"),
         ("m.jsonl", '{"path": "a/1.png", "label": true}', "class True, neither"),

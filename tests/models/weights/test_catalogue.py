@@ -1,4 +1,4 @@
-"""The table of published weights: what its rows promise, and what find says."""
+"""The table of published weights: what its rows promise, and what find_weights says."""
 
 import dataclasses
 import inspect
@@ -9,7 +9,7 @@ import pytest
 
 from jaxcls.errors import UserError
 from jaxcls.models import MODELS, create_model
-from jaxcls.models.weights.catalogue import WEIGHTS, find
+from jaxcls.models.weights.catalogue import WEIGHTS, find_weights
 
 SETS = list(WEIGHTS.values())
 TIMM = [weights for weights in SETS if weights.name.startswith("timm/")]
@@ -73,16 +73,16 @@ def test_preparation_is_possible() -> None:
 
 def test_known_rows() -> None:
     """Read by hand from torchvision's documentation and timm's model cards."""
-    weights = find("torchvision/resnet50:v2")
+    weights = find_weights("torchvision/resnet50:v2")
     assert weights.model == "resnet50" and weights.top1 == 80.858
     assert (weights.resize, weights.size) == (232, 224)
     assert weights.url == "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
     assert weights.sha256 == "11ad3fa6"
     assert weights.twin == "timm/resnet50.tv2_in1k"
-    weights = find("timm/resnet50.a1_in1k")
+    weights = find_weights("timm/resnet50.a1_in1k")
     assert (weights.resize, weights.size, weights.top1) == (288, 288, 81.24)
     assert weights.interpolation == "bicubic"
-    weights = find("timm/tf_efficientnet_b1.ap_in1k")  # floor(240 / 0.882)
+    weights = find_weights("timm/tf_efficientnet_b1.ap_in1k")  # floor(240 / 0.882)
     assert (weights.model, weights.resize, weights.size) == (
         "efficientnet_b1",
         272,
@@ -99,7 +99,7 @@ def test_input_transform_is_part_of_the_preparation(model: str) -> None:
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     pixels = np.random.default_rng(0).random((10, 3))
     theirs = (pixels - mean) / std * (std / 0.5) + (mean - 0.5) / 0.5
-    weights = find(f"torchvision/{model}:v1")
+    weights = find_weights(f"torchvision/{model}:v1")
     ours = (pixels - np.array(weights.mean)) / np.array(weights.std)
     np.testing.assert_allclose(ours, theirs, atol=1e-15)
 
@@ -107,15 +107,15 @@ def test_input_transform_is_part_of_the_preparation(model: str) -> None:
 def test_squeezed_images_have_no_accuracy() -> None:
     """Their accuracy was measured on images squeezed to a square, which we do not do."""
     for name in ("convnext_base.fb_in22k_ft_in1k_384", "tf_efficientnetv2_m.in1k"):
-        assert find(f"timm/{name}").top1 is None
-    assert find("timm/tf_efficientnetv2_s.in1k").top1 == 83.9  # not squeezed
+        assert find_weights(f"timm/{name}").top1 is None
+    assert find_weights("timm/tf_efficientnetv2_s.in1k").top1 == 83.9  # not squeezed
 
 
 def test_hashes_and_twins() -> None:
     for weights in TORCHVISION:
         assert re.fullmatch("[0-9a-f]{8}", weights.sha256), weights.name
         if weights.twin:
-            twin = find(weights.twin)
+            twin = find_weights(weights.twin)
             assert twin.url.endswith(".safetensors")
             assert (twin.model, twin.num_classes) == (weights.model, 1000)
             assert abs(twin.top1 - weights.top1) < 0.2  # another preparation at most
@@ -126,23 +126,23 @@ def test_hashes_and_twins() -> None:
 
 
 def test_class_names() -> None:
-    names = find("torchvision/alexnet:v1").class_names
+    names = find_weights("torchvision/alexnet:v1").class_names
     assert names is not None and len(set(names)) == 1000
     # Places in ImageNet's order of WordNet identifiers, n01440764 first.
     assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet tissue")
     assert names[281] == "tabby" and names[207] == "golden retriever"
-    assert find("timm/resnet50.a1_in1k").class_names == names
-    assert find("timm/convnext_tiny.fb_in22k").class_names is None
+    assert find_weights("timm/resnet50.a1_in1k").class_names == names
+    assert find_weights("timm/convnext_tiny.fb_in22k").class_names is None
 
 
 def test_another_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = find("timm/resnet18.a1_in1k")
+    weights = find_weights("timm/resnet18.a1_in1k")
     path = "timm/resnet18.a1_in1k/resolve/main/model.safetensors"
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     assert weights.url == f"https://huggingface.co/{path}"
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example/mirror/")
     assert weights.url == f"https://hub.example/mirror/{path}"
-    assert "example" not in find("torchvision/resnet18:v1").url
+    assert "example" not in find_weights("torchvision/resnet18:v1").url
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_another_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_unknown_names(name: str, listed: list[str], not_listed: str) -> None:
     with pytest.raises(UserError) as error:
-        find(name)
+        find_weights(name)
     message = str(error.value)
     assert f"there are no weights '{name}'" in message
     assert all(text in message for text in listed), message
@@ -169,7 +169,7 @@ def test_unknown_names(name: str, listed: list[str], not_listed: str) -> None:
 
 
 def test_a_set_cannot_be_changed() -> None:
-    weights = find("torchvision/resnet50:v2")
+    weights = find_weights("torchvision/resnet50:v2")
     with pytest.raises(dataclasses.FrozenInstanceError):
         weights.model = "vgg16"  # type: ignore[misc]
-    assert len({weights, find("torchvision/resnet50:v1")}) == 2
+    assert len({weights, find_weights("torchvision/resnet50:v1")}) == 2

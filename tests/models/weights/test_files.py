@@ -1,4 +1,4 @@
-"""read: every tensor of a file or a sentence, and no code that a file names."""
+"""State dicts from files: every tensor of a file or a sentence, and no code that a file names."""
 
 import argparse
 import collections
@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from jaxcls.errors import UserError
-from jaxcls.models.weights.files import check_torch, read
+from jaxcls.models.weights.files import check_torch, read_state_dict
 
 VALUES = np.array([[0.5, -2.0, 3.25], [1e-3, 65000.0, -0.0]])
 
@@ -28,7 +28,7 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
 def failure(path: Path) -> str:
     """The sentence that says why a file cannot be read; it always names the file."""
     with pytest.raises(UserError) as error:
-        read(path)
+        read_state_dict(path)
     message = str(error.value)
     assert message.count(str(path)) == 1 and "\n" not in message
     return message
@@ -39,7 +39,7 @@ def failure(path: Path) -> str:
 )
 def test_floats_become_float32(tmp_path: Path, dtype: Any) -> None:
     values = VALUES.astype(dtype)
-    arrays = read(write(tmp_path / "a.safetensors", {"w": values}))
+    arrays = read_state_dict(write(tmp_path / "a.safetensors", {"w": values}))
     assert list(arrays) == ["w"] and arrays["w"].dtype == np.float32
     np.testing.assert_array_equal(arrays["w"], values.astype(np.float32))
 
@@ -51,7 +51,9 @@ def test_bfloat16_is_the_upper_half_of_float32(tmp_path: Path) -> None:
     text = json.dumps(header).encode()
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + words.tobytes())
-    np.testing.assert_array_equal(read(path)["w"], np.float32([1, -3, 3.140625]))
+    np.testing.assert_array_equal(
+        read_state_dict(path)["w"], np.float32([1, -3, 3.140625])
+    )
 
 
 def test_whole_numbers_and_shapes_stay(tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_whole_numbers_and_shapes_stay(tmp_path: Path) -> None:
         "bytes": np.arange(6, dtype=np.uint8).reshape(1, 2, 3),
         "nothing": np.zeros((0, 4), np.float32),
     }
-    found = read(str(write(tmp_path / "a.safetensors", arrays)))
+    found = read_state_dict(str(write(tmp_path / "a.safetensors", arrays)))
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype and found[name].shape == array.shape
         np.testing.assert_array_equal(found[name], array)
@@ -70,9 +72,9 @@ def test_whole_numbers_and_shapes_stay(tmp_path: Path) -> None:
 def test_a_prefix_that_all_share_is_taken_off(tmp_path: Path) -> None:
     one = np.ones(1, np.float32)
     all_of_them = write(tmp_path / "a.safetensors", {"module.a": one, "module.b": one})
-    assert set(read(all_of_them)) == {"a", "b"}
+    assert set(read_state_dict(all_of_them)) == {"a", "b"}
     some = write(tmp_path / "b.safetensors", {"module.a": one, "b": one})
-    assert set(read(some)) == {"module.a", "b"}
+    assert set(read_state_dict(some)) == {"module.a", "b"}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
@@ -186,7 +188,7 @@ def test_pytorch_tensors(tmp_path: Path, zipped: bool) -> None:
         "steps": torch.tensor(7),
     }
     for content in (tensors, collections.OrderedDict(tensors)):
-        arrays = read(save(content, tmp_path / "a.pth", zipped))
+        arrays = read_state_dict(save(content, tmp_path / "a.pth", zipped))
         assert list(arrays) == list(tensors)
         steps = arrays.pop("steps")
         assert steps == 7 and steps.dtype == np.int64
@@ -208,7 +210,10 @@ def test_training_checkpoints(tmp_path: Path, zipped: bool, key: str) -> None:
         "epoch": 3,
     }
     for name in ("a.pth", "a.pt", "a.bin", "a.pth.tar"):
-        assert set(read(save(content, tmp_path / name, zipped))) == {"w", "b"}
+        assert set(read_state_dict(save(content, tmp_path / name, zipped))) == {
+            "w",
+            "b",
+        }
 
 
 @FORMATS

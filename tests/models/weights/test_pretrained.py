@@ -156,7 +156,10 @@ def changed(state_dict: StateDict, **changes: Any) -> StateDict:
             {"fc.weight": None, "x.num_batches_tracked": np.zeros(())},
             r": 1 missing \(fc.weight\); 1 of another shape",
         ),
-        ({"conv1.weight": np.zeros((8, 0, 7, 7), np.float32)}, "without values"),
+        (
+            {"conv1.weight": np.zeros((8, 0, 7, 7), np.float32)},
+            r"conv1.weight is \[8, 0, 7, 7\], expected \[8, 3, 7, 7\]",
+        ),
         ({"conv1.weight": np.zeros(8, np.float32)}, r"conv1.weight is \[8\], expected"),
         ({"bn1.running_var": np.float32([-1] * 8)}, "variance below zero"),
         ({"bn1.weight": np.ones(8, np.int32)}, "bn1.weight .* holds int32, not floats"),
@@ -296,13 +299,13 @@ def test_loading_a_file(tmp_path: Path) -> None:
 
     path = tmp_path / "weights.safetensors"
     save_file(numbered("resnet18"), path)
-    variables = pretrained.load(str(path), "resnet18", **SMALL["resnet18"])
+    variables = pretrained.load_variables(str(path), "resnet18", **SMALL["resnet18"])
     expected = from_torch("resnet18", numbered("resnet18"), **SMALL["resnet18"])
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
     with pytest.raises(UserError, match="are of resnet50, not of resnet18"):
-        pretrained.load("timm/resnet50.a1_in1k", "resnet18")
+        pretrained.load_variables("timm/resnet50.a1_in1k", "resnet18")
     with pytest.raises(UserError, match=r"Did you mean 'timm/resnet50\.a1"):
-        pretrained.load("timm/resnet50.a1_in1", "resnet50")
+        pretrained.load_variables("timm/resnet50.a1_in1", "resnet50")
 
 
 def test_a_file_of_other_classes_is_not_the_published_one(
@@ -314,9 +317,11 @@ def test_a_file_of_other_classes_is_not_the_published_one(
     save_file(numbered("resnet18"), path)
     monkeypatch.setattr(pretrained, "fetch", lambda weights: path)
     with pytest.raises(UserError, match=r"cached.*have 7 classes, not 1000.*sha256"):
-        pretrained.load("timm/resnet18.a1_in1k", "resnet18", **SMALL["resnet18"])
+        pretrained.load_variables(
+            "timm/resnet18.a1_in1k", "resnet18", **SMALL["resnet18"]
+        )
     with pytest.raises(UserError, match=r"cached.* is not that of timm/resnet34"):
-        pretrained.load("timm/resnet34.a1_in1k", "resnet34")
+        pretrained.load_variables("timm/resnet34.a1_in1k", "resnet34")
 
 
 def test_facts_are_of_the_networks_that_have_weights() -> None:

@@ -1,49 +1,28 @@
-"""Turning images by whole pixels ("nearest") without taking single pixels, for TPUs.
+"""Rotates images by whole pixels ("nearest") without taking single pixels.
 
-Pixel (x, y) of the result lies in one row and one column of the original, that are whole parts of
+Pixel (x, y) of the result comes from one row and one column of the original, the whole parts of
 
     row    = (down.start + down.right * x + down.down * y) / 2^16
     column = (across.start + across.right * x + across.down * y) / 2^16
 
-A turn of at most 45 degrees is made in two steps, first pixels to their columns and then to
-their rows; larger ones begin with quarter turns. Each step is a shear, which rolls every line by
-a number of its own, and then the same for all lines of an image, so that a product with zeros and
-ones does it. The whole parts are those of a sum, and those of its parts may add up to a little
-less: the products fetch all pixels in question, and selects choose among them.
+A rotation of at most 45 degrees takes two steps: pixels move to their columns, then to their
+rows. A larger one begins with quarter turns. Each step rolls every line by a number of its own (a
+shear) and then moves all lines of an image alike, by a product with zeros and ones. The whole
+part of a sum may exceed the sum of the whole parts by a little: the products fetch all pixels in
+question, and selects choose among them.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxcls.augment.kernels.packed_pixels import by_words, roll
-
-_ONE = 1 << 16
-
-
-class Places(NamedTuple):
-    """Where along one axis of the original each pixel (x, y) of a result lies: pixel
-    (start + right * x + down * y) >> 16. Each int32 [batch]."""
-
-    right: jax.Array
-    down: jax.Array
-    start: jax.Array
-
-    def at(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """Returns the pixel, int32 in the shape of x and y, which begin with the batch."""
-        right, down, start = (part.reshape(-1, 1, 1) for part in self)
-        return (start + right * x + down * y) >> 16
-
-    def mirrored(self, size: int) -> "Places":
-        """Returns the same places counted from the other end of `size` pixels."""
-        return Places(-self.right, -self.down, size * _ONE - 1 - self.start)
+from jaxcls.augment.kernels.places import ONE, Places
+from jaxcls.augment.kernels.tpu.packed_pixels import move_packed, roll
 
 
-def turn(
+def rotate(
     images: jax.Array, degrees: jax.Array, across: Places, down: Places
 ) -> jax.Array:
-    """Copies the pixels of a rotation.
+    """Copies the pixels of a rotation: pillow_warp's copy_rotated.
 
     Args:
       images: float32 [batch, height, width, channels], whole values 0..255.
@@ -55,12 +34,12 @@ def turn(
       float32 of the same shape; any values where a place lies outside of the image.
     """
 
-    def move(words: jax.Array) -> jax.Array:
-        _, height, width = words.shape
-        canvas, *places = _within_45_degrees(words, degrees, across, down)
+    def move(packed: jax.Array) -> jax.Array:
+        _, height, width = packed.shape
+        canvas, *places = _within_45_degrees(packed, degrees, across, down)
         return _to_rows(_to_columns(canvas, width, *places), height, places[1])
 
-    return by_words(move, images)
+    return move_packed(move, images)
 
 
 def _to_columns(
@@ -68,8 +47,8 @@ def _to_columns(
 ) -> jax.Array:
     """Moves the pixels of each row of the original to their columns in the result.
 
-    At most two rows of the result, neighbours, show the same row in the same column: an even
-    one and an odd one.
+    In one column, at most two rows of the result show the same row of the original. They are
+    neighbours: an even one and an odd one.
 
     Args:
       canvas: int32 [batch, size, size].
@@ -79,12 +58,12 @@ def _to_columns(
 
     Returns:
       int32 [batch, 2, size, width]: what row r of the original shows in column x of the even
-      and of the odd row of the result that it is seen in.
+      and of the odd row of the result in which it is seen.
     """
     size = canvas.shape[1]
     x, r = jnp.arange(width), jnp.arange(size)[:, None]
     right, step, start = (part.reshape(-1, 1, 1) for part in down)
-    first = -((start + right * x - r * _ONE) // step)  # rounded up
+    first = -((start + right * x - r * ONE) // step)  # rounded up
     even = first + (first & 1)
     odd = first + 1 - (first & 1)
 
@@ -101,7 +80,7 @@ def _to_columns(
     begin = columns.start + columns.down - slope * rows.start
     stretch = columns.right - slope * rows.right
     lean = jnp.floor(slope * jnp.arange(size)).astype(jnp.int32)
-    about = jnp.floor((begin + stretch * x) / _ONE).astype(jnp.int32)
+    about = jnp.floor((begin + stretch * x) / ONE).astype(jnp.int32)
     candidates = _taken(
         "bjxk,brk->jbrx",
         (about[:, None] + jnp.arange(-1, 3)[:, None]) % size,
@@ -127,39 +106,39 @@ def _to_rows(lines: jax.Array, height: int, down: Places) -> jax.Array:
     lean, about = right * x >> 16, start + step * y >> 16
     both = jnp.broadcast_to(lean[:, None], (batch, 2, width))
     lines = roll(lines, both, axis=2).reshape(batch, 2 * size, width)
-    here, below = _taken(
+    expected_row, next_row = _taken(
         "bjyk,bkx->jbyx",
         (about[:, None] + jnp.arange(2)[:, None]) % size + y % 2 * size,
         lines,
     )
     expected = lean[:, None] + about[:, :, None]
-    return jnp.where(down.at(x, y[:, None]) == expected, here, below)
+    return jnp.where(down.at(x, y[:, None]) == expected, expected_row, next_row)
 
 
-def _taken(equation: str, places: jax.Array, words: jax.Array) -> list[jax.Array]:
-    """Returns the words at places along the axis "k" of an equation of einsum, as a list along
-    its axis "j"; exact, because one term alone of each sum is not 0."""
-    size = words.shape[equation.split("->")[0].split(",")[1].index("k")]
+def _taken(equation: str, places: jax.Array, values: jax.Array) -> list[jax.Array]:
+    """Returns the values at places along the axis "k" of an equation of einsum, as a list along
+    its axis "j". Exact, because one term alone of each sum is not 0."""
+    size = values.shape[equation.split("->")[0].split(",")[1].index("k")]
     found = jnp.einsum(
         equation,
         jax.nn.one_hot(places, size),
-        words.astype(jnp.float32),
+        values.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
     return list(found.astype(jnp.int32))
 
 
 def _within_45_degrees(
-    words: jax.Array, degrees: jax.Array, across: Places, down: Places
+    packed: jax.Array, degrees: jax.Array, across: Places, down: Places
 ) -> tuple[jax.Array, Places, Places]:
     """Gives each image the quarter turns that leave at most 45 degrees.
 
     Returns:
       int32 [batch, size, size] with size = max(height, width), and the places on it.
     """
-    _, height, width = words.shape
+    _, height, width = packed.shape
     size = max(height, width)
-    canvas = jnp.pad(words, ((0, 0), (0, size - height), (0, size - width)))
+    canvas = jnp.pad(packed, ((0, 0), (0, size - height), (0, size - width)))
     flipped = canvas.swapaxes(1, 2)
     quarters = jnp.round(degrees / 90).astype(jnp.int32) % 4
     at = quarters.reshape(-1, 1, 1)

@@ -12,7 +12,7 @@ class Boxes:
 
     Attributes:
       top: first row, int32 of any shape; may lie outside of the image.
-      left: first column, likewise.
+      left: first column, int32 of the same shape; may lie outside too.
       height: rows, 0 or more.
       width: columns, 0 or more.
     """
@@ -23,7 +23,7 @@ class Boxes:
     width: jax.Array
 
     def clipped(self, height: int, width: int) -> "Boxes":
-        """Returns what of the boxes lies inside an image of height x width pixels."""
+        """Returns the parts of the boxes inside an image of height x width pixels."""
         top, left = jnp.clip(self.top, 0, height), jnp.clip(self.left, 0, width)
         bottom = jnp.clip(self.top + self.height, 0, height)
         right = jnp.clip(self.left + self.width, 0, width)

@@ -1,4 +1,4 @@
-"""The losses against NumPy in float64. Beside torch and timm: test_loss_live.py."""
+"""The losses against NumPy in float64. Beside torch and timm: test_losses_live.py."""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxcls.losses import (
     as_targets,
     distillation_loss,
 )
+from jaxcls.options import check
 
 WEIGHTS = (0.0, 1.0, 2.5, 0.1, 1.0, 3.0)
 """Of six classes."""
@@ -109,7 +110,7 @@ def test_automatic_weights_even_out_the_classes() -> None:
     parts = weights * [10, 30, 0, 60, 0]
     np.testing.assert_allclose(parts, [100 / 3, 100 / 3, 0, 100 / 3, 0])
     assert weights[2] == weights[4] == 0
-    found.validate()
+    check(found)
     for kind in (BinaryCrossEntropy, Focal):
         assert kind(class_weights="auto").fitted(counts, 100).class_weights == tuple(
             weights
@@ -120,10 +121,11 @@ def test_automatic_weights_even_out_the_classes() -> None:
     "weights", [(1.0, -0.1), (1.0, np.nan), (1.0, np.inf), (0.0, 0.0), ()]
 )
 def test_impossible_class_weights_are_named(weights: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match=r"loss\.class_weights must be 0 or more"):
-        SoftmaxCrossEntropy(class_weights=weights).validate()
-    SoftmaxCrossEntropy(class_weights=(0.0, 1.0)).validate()
-    SoftmaxCrossEntropy(class_weights="auto").validate()
+    said = r"loss\.class_weights(\[1\])? must be (0 or more|a number of sensible size)"
+    with pytest.raises(UserError, match=said):
+        check(SoftmaxCrossEntropy(class_weights=weights), "loss")
+    check(SoftmaxCrossEntropy(class_weights=(0.0, 1.0)))
+    check(SoftmaxCrossEntropy(class_weights="auto"))
 
 
 def test_the_gradient_is_probability_minus_target() -> None:
@@ -146,11 +148,12 @@ def test_large_logits_do_not_overflow() -> None:
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, np.nan])
 def test_smoothing_out_of_range_is_named(smoothing: float) -> None:
     with pytest.raises(UserError) as error:
-        SoftmaxCrossEntropy(label_smoothing=smoothing).validate()
-    assert "loss.label_smoothing must lie in 0..1" in str(error.value)
-    assert str(smoothing) in str(error.value)
-    SoftmaxCrossEntropy(label_smoothing=0.0).validate()
-    SoftmaxCrossEntropy(label_smoothing=0.999).validate()
+        check(SoftmaxCrossEntropy(label_smoothing=smoothing), "loss")
+    allowed = "a number of sensible size" if np.isnan(smoothing) else "0..1, below 1"
+    assert "loss.label_smoothing must" in str(error.value)
+    assert f"{allowed}, not {smoothing}" in str(error.value)
+    check(SoftmaxCrossEntropy(label_smoothing=0.0))
+    check(SoftmaxCrossEntropy(label_smoothing=0.999))
 
 
 # Logit adjustment
@@ -317,7 +320,7 @@ def test_automatic_positive_weights_even_out_yes_and_no() -> None:
     assert loss.needs_counts and not found.needs_counts
     # 90 images without to 10 with; what all or none have is left alone.
     assert found.positive_weights == (9.0, 1.0, 1.0, 1.0)
-    found.validate()
+    check(found)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.05, 0.3])
@@ -420,17 +423,17 @@ def test_priors_and_positive_weights_must_be_one_for_each_class() -> None:
     ],
 )
 def test_options_out_of_range_are_named(loss: Loss, option: str) -> None:
-    with pytest.raises(UserError, match=rf"^loss\.{option} .* not "):
-        loss.validate()
-    type(loss)().validate()
+    with pytest.raises(UserError, match=rf"^loss\.{option}(\[\d\])? must .* not "):
+        check(loss, "loss")
+    check(type(loss)())
 
 
 def test_priors_that_nothing_uses_are_named() -> None:
     with pytest.raises(
         UserError, match=r"class_priors are given, but .*adjustment is 0"
     ):
-        SoftmaxCrossEntropy(class_priors=(0.5, 0.5)).validate()
-    SoftmaxCrossEntropy(class_priors=(0.5, 0.5), logit_adjustment=0.1).validate()
+        check(SoftmaxCrossEntropy(class_priors=(0.5, 0.5)))
+    check(SoftmaxCrossEntropy(class_priors=(0.5, 0.5), logit_adjustment=0.1))
 
 
 @pytest.mark.parametrize(
@@ -450,7 +453,7 @@ def test_a_threshold_tells_the_class_of_a_whole_image(
     threshold: float, smoothing: float, num_classes: int, is_between: bool
 ) -> None:
     loss = BinaryCrossEntropy(target_threshold=threshold, label_smoothing=smoothing)
-    loss.validate()
+    check(loss)
     # Where all targets are alike, so are the losses of all classes.
     targets, logits = jnp.eye(num_classes), jnp.eye(1, num_classes)
     each = loss(jnp.repeat(logits, num_classes, 0), targets)

@@ -1,7 +1,7 @@
 """The losses and their gradients beside PyTorch's and timm's, where they are installed.
 
 pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31
-python -m pytest -m torch tests/training/test_loss_live.py
+python -m pytest -m torch tests/losses/test_losses_live.py
 """
 
 from collections.abc import Callable

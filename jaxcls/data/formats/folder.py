@@ -254,9 +254,7 @@ def scan(folder: str, root: str) -> dict[str, list[str]]:
 
 
 def _note_left_out(
-    folder: str,
-    found: Mapping[str, Sequence[str]],
-    others: collections.Counter[str],
+    folder: str, found: Mapping[str, Sequence[str]], others: collections.Counter[str]
 ) -> None:
     """Notes which folders and files are no part of the data."""
     empty = sorted(name for name, files in found.items() if not files)
@@ -278,10 +276,7 @@ def _note_left_out(
 
 
 def images_below(
-    folder: str,
-    name: str,
-    root: str,
-    others: collections.Counter[str] | None = None,
+    folder: str, name: str, root: str, others: collections.Counter[str] | None = None
 ) -> Iterator[str]:
     """Yields the images in a folder and the folders below it, in no order.
 

@@ -285,10 +285,7 @@ def rows_of_split_folders(
     held_out = [name for name in HELD_OUT if name in by_name]
     if "train" not in by_name or not held_out:
         return None
-    chosen: dict[Split, str] = {
-        "train": by_name["train"],
-        "test": by_name[held_out[0]],
-    }
+    chosen: dict[Split, str] = {"train": by_name["train"], "test": by_name[held_out[0]]}
     others = sorted(f or "no folder" for f in {*folders} - {*chosen.values()})
     left_out = f"; left out is what lies in {enumerated(others)}" if others else ""
     note(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Interval
 
+from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean, printable
 
 IMAGE_EXTENSIONS = frozenset(
@@ -47,13 +48,15 @@ def enumerated(names: Sequence[str], limit: int = 5) -> str:
     return some if len(names) <= limit else f"{some}, ... ({len(names)} in all)"
 
 
-def similar_file(name: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the file whose name is nearly `name`, or "".
+def similar_file(path: str) -> str:
+    """Returns " Did you mean 'x'?" for a file beside `path` that has nearly its name, or "".
 
     Stricter than did_you_mean: a folder may hold any number of files that have nothing to do
     with the one that was meant.
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    folder, name = os.path.split(path)
+    beside = os.listdir(folder) if os.path.isdir(folder) else []
+    close = difflib.get_close_matches(name, beside, n=1, cutoff=0.7)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
@@ -68,30 +71,46 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def in_test_share(name: str, share: float) -> bool:
-    """Decides whether a record is held out for testing, by its name alone.
+def rows_of_split(names: Iterable[str], test_share: float, split: Split) -> list[int]:
+    """Returns which records are in a split, where their names alone decide.
 
-    The first 64 bits of the name's SHA-256, read as a fraction of 2**64, lie below `share`:
-    adding or removing a record moves no other one to the other side.
-
-    Args:
-      name: of the record, unique in its dataset and the same on every machine.
-      share: 0..1.
-    """
-    word = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
-    return word < share * 2**64
-
-
-def evaluated(held_out: Sequence[str], where: str) -> str:
-    """Returns the first of the parts that could be evaluated; notes which if there are more.
+    A record is held out for testing if the first 64 bits of its name's SHA-256, read as a
+    fraction of 2**64, lie below `test_share`: adding or removing a record moves no other one to
+    the other side.
 
     Args:
-      held_out: their names, in the order of HELD_OUT, at least one.
-      where: what has them, for the note.
+      names: of all records, unique in the dataset and the same on every machine.
+      test_share: 0..1.
+      split: "train" for all that are not held out.
     """
+    rows = []
+    for row, name in enumerate(names):
+        digest = hashlib.sha256(os.fsencode(name)).digest()
+        is_test = int.from_bytes(digest[:8], "big") < test_share * 2**64
+        if is_test == (split == "test"):
+            rows.append(row)
+    return rows
+
+
+def named_splits(names: Iterable[str], where: str) -> dict[Split, str] | None:
+    """Returns which parts of the data are for training and for evaluation.
+
+    Where several could be evaluated, the first in the order of HELD_OUT is, with a note.
+
+    Args:
+      names: of all parts, in any case of the letters.
+      where: what has these parts, for the note.
+
+    Returns:
+      The name of each split's part; None unless there are "train" and one of HELD_OUT.
+    """
+    by_name = {name.lower(): name for name in names}
+    held_out = [by_name[name] for name in HELD_OUT if name in by_name]
+    if "train" not in by_name or not held_out:
+        return None
     if len(held_out) > 1:
         note(f"{where} has {enumerated(held_out)}: {held_out[0]} is what is evaluated.")
-    return held_out[0]
+    return {"train": by_name["train"], "test": held_out[0]}
 
 
 def class_list(values: Iterable[str], of: str) -> tuple[str, ...]:

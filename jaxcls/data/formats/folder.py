@@ -11,7 +11,6 @@ Left: folders tell training and test images apart. Right: the names of the files
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -28,15 +27,15 @@ from jaxcls.data.file_lists import (
     HeldOutShare,
     counted,
     enumerated,
-    evaluated,
     expanded,
     explaining,
-    in_test_share,
     is_hidden,
     is_image,
+    named_splits,
     note,
     note_missing_classes,
     require,
+    rows_of_split,
     similar_file,
 )
 from jaxcls.data.formats.image_list import ImageList, Names
@@ -119,26 +118,20 @@ class ImageFolder(Images):
         options.check(self, "data")
         root = open_folder(self.path)
         parts = split_folders(root)
-        if parts is None:
-            folder, name = root, f"{last_parts(root, 1)}[{split}]"
-        else:
-            folder = os.path.join(root, parts[split])
-            name = last_parts(folder, 2)
+        folder = root if parts is None else os.path.join(root, parts[split])
         found = scan(folder, root)
         class_dirs: Iterable[str] = found
         if parts is None:
-            found = {
-                class_dir: [
-                    file
-                    for file in files
-                    if in_test_share(file, self.test_share) == (split == "test")
-                ]
-                for class_dir, files in found.items()
-            }
-        elif split == "test":
-            training = os.path.join(root, parts["train"])
-            class_dirs = folders_with_images(training, root)
-            check_known(found, class_dirs, folder, training)
+            name = f"{last_parts(root, 1)}[{split}]"
+            for class_dir, files in found.items():
+                rows = rows_of_split(files, self.test_share, split)
+                found[class_dir] = [files[row] for row in rows]
+        else:
+            name = last_parts(folder, 2)
+            if split == "test":
+                training = os.path.join(root, parts["train"])
+                class_dirs = folders_with_images(training, root)
+                check_known(found, class_dirs, folder, training)
         return labelled(name, folder, found, sorted(class_dirs, key=self._order))
 
     def _order(self, class_dir: str) -> tuple[object, ...]:
@@ -165,10 +158,8 @@ def open_folder(path: str) -> str:
             f"{folder} is a file, but data.path must be a folder: unpack it, or read "
             "a tar file through WebTar."
         )
-    above, name = os.path.split(folder)
-    beside = os.listdir(above) if os.path.isdir(above) else []
     raise UserError(
-        f"there is no folder {folder}.{similar_file(name, beside)} Set it with "
+        f"there is no folder {folder}.{similar_file(folder)} Set it with "
         "--config.data.path=..."
     )
 
@@ -186,26 +177,22 @@ def split_folders(root: str) -> dict[Split, str] | None:
       UserError: if there is a folder "train" alone, or none but those of what is evaluated.
     """
     by_name = {name.lower(): name for name in class_folders(root)}
-    train = by_name.get("train")
-    held_out = [by_name[h] for h in HELD_OUT if h in by_name]
-    if train is not None and held_out:
-        evaluated(held_out, root)
-        return {"train": train, "test": held_out[0]}
-    alone = held_out if train is None else [train]
-    if alone and len(alone) == len(by_name):
-        lacks = "no folder train" if held_out else f"none of {', '.join(HELD_OUT)}"
+    splits = named_splits(by_name.values(), root)
+    alone = [by_name[name] for name in ("train", *HELD_OUT) if name in by_name]
+    if splits is None and alone and len(alone) == len(by_name):
+        missing = f"none of {', '.join(HELD_OUT)}"
+        lacks = missing if "train" in by_name else "no folder train"
         raise UserError(
             f"{root} has {enumerated(alone)}, but {lacks} beside "
             f"it: put one there, or set data.path to {os.path.join(root, alone[0])}, "
             "of which data.test_share is then held out."
         )
-    return None
+    return splits
 
 
 def class_folders(folder: str) -> list[str]:
     """Returns the names of the folders in a folder, without hidden ones."""
-    with _listing(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir()]
+    return [entry.name for entry, is_folder in _listing(folder) if is_folder]
 
 
 def folders_with_images(folder: str, root: str) -> list[str]:
@@ -266,12 +253,12 @@ def _note_left_out(
             f"below {folder}, what is no image is left out: "
             f"{counted(others.total(), 'file')} ({kinds})."
         )
-    with _listing(folder) as entries:
-        loose = [e.name for e in entries if is_image(e.name) and not e.is_dir()]
+    entries = [entry.name for entry, is_folder in _listing(folder) if not is_folder]
+    loose = sorted(filter(is_image, entries))
     if loose:
         note(
             f"in {folder}, what lies in no class folder is left out: "
-            f"{counted(len(loose), 'image')} ({enumerated(sorted(loose))})."
+            f"{counted(len(loose), 'image')} ({enumerated(loose)})."
         )
 
 
@@ -296,25 +283,23 @@ def images_below(
     waiting: list[tuple[str, tuple[str, ...]]] = [(name, (top,))]
     while waiting:
         below, way = waiting.pop()
-        with _listing(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                path = os.path.join(below, entry.name)
-                real = os.path.join(way[-1], entry.name)
-                if entry.is_symlink():
-                    real = _real_path(entry.path, real_root, way)
-                if entry.is_dir():
-                    waiting.append((path, (*way, real)))
-                elif is_image(entry.name):
-                    # Reading from a pipe or a device could wait, or go on, for ever.
-                    if not entry.is_file() and os.path.exists(entry.path):
-                        raise UserError(
-                            f"{entry.path} is no plain file, but a pipe, socket or "
-                            "device: remove it."
-                        )
-                    yield path
-                elif others is not None:
-                    ending = os.path.splitext(entry.name)[1]
-                    others[ending or "without ending"] += 1
+        for entry, is_folder in _listing(os.path.join(folder, below)):
+            path = os.path.join(below, entry.name)
+            real = os.path.join(way[-1], entry.name)
+            if entry.is_symlink():
+                real = _real_path(entry.path, real_root, way)
+            if is_folder:
+                waiting.append((path, (*way, real)))
+            elif is_image(entry.name):
+                # Reading from a pipe or a device could wait, or go on, for ever.
+                if not entry.is_file() and os.path.exists(entry.path):
+                    raise UserError(
+                        f"{entry.path} is no plain file, but a pipe, socket or device: remove it."
+                    )
+                yield path
+            elif others is not None:
+                ending = os.path.splitext(entry.name)[1]
+                others[ending or "without ending"] += 1
 
 
 def _real_path(path: str, real_root: str, way: Sequence[str]) -> str:
@@ -336,14 +321,19 @@ def _real_path(path: str, real_root: str, way: Sequence[str]) -> str:
     return real
 
 
-@contextlib.contextmanager
-def _listing(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """Lists what is in a folder and not hidden; one that cannot be read raises UserError."""
+def _listing(folder: str) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """Yields what is in a folder and not hidden, and whether it is a folder itself.
+
+    Raises:
+      UserError: if the folder cannot be read.
+    """
     with (
         explaining(f"cannot read the folder {folder}", (OSError,)),
         os.scandir(folder) as entries,
     ):
-        yield (entry for entry in entries if not is_hidden(entry.name))
+        for entry in entries:
+            if not is_hidden(entry.name):
+                yield entry, entry.is_dir()
 
 
 def check_known(

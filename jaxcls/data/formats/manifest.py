@@ -31,15 +31,15 @@ from jaxcls.data.file_lists import (
     class_list,
     counted,
     enumerated,
-    evaluated,
     expanded,
     explaining,
-    in_test_share,
     is_image,
+    named_splits,
     note,
     note_missing_classes,
     parsed_json,
     require,
+    rows_of_split,
 )
 from jaxcls.data.formats.folder import SCAN_THREADS, FileImages
 from jaxcls.data.sources import Split
@@ -137,10 +137,9 @@ class Manifest(Images):
         labels = self._labels(chosen, class_names, manifest)
         note_missing_classes(class_names, labels, name)
         folder = self._root(manifest)
-        files = [row.path for row in chosen]
-        if len(files) <= MAX_CHECKED:
-            paths = [os.path.join(folder, file) for file in files]
-            self._check_files(chosen, paths, manifest)
+        if len(chosen) <= MAX_CHECKED:
+            self._check_files(chosen, folder, manifest)
+        files = (row.path for row in chosen)
         return FileImages(name, folder, files, labels, class_names)
 
     def _root(self, manifest: str) -> str:
@@ -149,52 +148,47 @@ class Manifest(Images):
     def _divided(self, manifest: str, split: Split) -> tuple[list[Row], list[Row]]:
         """Returns the rows that the classes are taken from, and those of the split."""
         rows = self._rows(manifest)
+        if not self.test_path and not self.split_column:
+            paths = (row.path for row in rows)
+            chosen = rows_of_split(paths, self.test_share, split)
+            return rows, [rows[i] for i in chosen]
         if self.test_path:
             train, test = rows, self._rows(expanded(self.test_path))
-        elif self.split_column:
-            train, test = _by_column(rows, self.split_column, manifest)
-            rows = train
         else:
-            train, test = [], []
-            for row in rows:
-                held_out = in_test_share(row.path, self.test_share)
-                (test if held_out else train).append(row)
-        both = {row.path for row in train} & {row.path for row in test}
-        if both and split == "test":
+            train, test = _by_column(rows, self.split_column, manifest)
+        if split == "train":
+            return train, train
+        if both := {row.path for row in train} & {row.path for row in test}:
             note(
                 f"the training images hold {counted(len(both), 'test image')}, so that the "
                 f"accuracy will be too high: {min(both)}."
             )
-        return rows, train if split == "train" else test
+        return train, test
 
     def _labels(
         self, rows: Sequence[Row], class_names: Sequence[str], manifest: str
     ) -> np.ndarray:
         """Returns int32 [n], or uint8 [n, classes] with multi_label."""
-        owners = np.repeat(np.arange(len(rows)), [len(row.classes) for row in rows])
+        owners = [i for i, row in enumerate(rows) for _ in row.classes]
 
         def where(i: int) -> str:
             row = rows[owners[i]]
             return f"{row.path} (line {row.line} of {manifest})"
 
-        indices = class_indices(
-            (name for row in rows for name in row.classes),
-            class_names,
-            where,
-            numbers=bool(self.class_names),
-        )
+        written = (name for row in rows for name in row.classes)
+        numbers = bool(self.class_names)
+        indices = class_indices(written, class_names, where, numbers=numbers)
         if not self.multi_label:
             return indices
         labels = np.zeros((len(rows), len(class_names)), np.uint8)
         labels[owners, indices] = 1
         return labels
 
-    def _check_files(
-        self, rows: Sequence[Row], paths: Sequence[str], manifest: str
-    ) -> None:
+    def _check_files(self, rows: Sequence[Row], folder: str, manifest: str) -> None:
         """Raises UserError if files are missing (with on_bad_image="skip", if all are) or are
         no plain files."""
         missing = []
+        paths = [os.path.join(folder, row.path) for row in rows]
         for row, path, plain in zip(rows, paths, are_plain_files(paths), strict=True):
             if plain is False:
                 raise UserError(
@@ -218,7 +212,7 @@ class Manifest(Images):
         repeated = 0
         prefix = os.path.join(self._root(manifest), "")
         for line, fields in read_table(manifest, self.path_column):
-            row = self._row(line, fields, prefix, manifest)
+            row = self._row(line, fields, prefix, f"line {line} of {manifest}")
             before = found.setdefault(row.path, row)
             if (before.classes, before.split) != (row.classes, row.split):
                 raise UserError(
@@ -234,26 +228,19 @@ class Manifest(Images):
             raise UserError(f"{manifest} lists no images.")
         return list(found.values())
 
-    def _row(
-        self, line: int, fields: dict[str, Any], prefix: str, manifest: str
-    ) -> Row:
+    def _row(self, line: int, fields: dict[str, Any], prefix: str, where: str) -> Row:
         """Reads one row.
 
         Raises:
           UserError: if a column is missing or empty.
         """
-        where = f"line {line} of {manifest}"
         path = self._field(fields, "path_column", where)
         label = self._field(fields, "label_column", where)
         split = self._field(fields, "split_column", where) if self.split_column else ""
         if not isinstance(path, str) or not path or "\0" in path:
             raise UserError(f"{where} has no path of an image, but {path!r}.")
-        return Row(
-            line=line,
-            path=os.path.normpath(path).removeprefix(prefix),
-            classes=self._classes(label, where),
-            split=str(split).strip().lower(),
-        )
+        path = os.path.normpath(path).removeprefix(prefix)
+        return Row(line, path, self._classes(label, where), str(split).strip().lower())
 
     def _field(self, fields: dict[str, Any], option: str, where: str) -> Any:
         """Returns a row's value in the column that an option names."""
@@ -306,13 +293,13 @@ def _by_column(
                 f"'{column}'; expected train, {', '.join(HELD_OUT)}."
             )
         by_split.setdefault(name, []).append(row)
-    held_out = [name for name in HELD_OUT if name in by_split]
-    if "train" not in by_split or not held_out:
+    splits = named_splits(by_split, manifest)
+    if splits is None:
         raise UserError(
             f"the column '{column}' of {manifest} says {', '.join(by_split)} alone; "
             f"expected train and one of {', '.join(HELD_OUT)}."
         )
-    return by_split["train"], by_split[evaluated(held_out, manifest)]
+    return by_split[splits["train"]], by_split[splits["test"]]
 
 
 def read_table(path: str, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -341,13 +328,10 @@ def are_plain_files(paths: Sequence[str]) -> list[bool | None]:
       For each path None if it does not exist, False if it is no plain file, and True for a file
       and whatever reading it will tell.
     """
-
-    def checked(start: int) -> list[bool | None]:
-        return [_is_plain_file(path) for path in paths[start : start + 1000]]
-
+    parts = (paths[start : start + 1000] for start in range(0, len(paths), 1000))
     with concurrent.futures.ThreadPoolExecutor(SCAN_THREADS) as pool:
-        parts = pool.map(checked, range(0, len(paths), 1000))
-        return list(itertools.chain.from_iterable(parts))
+        checked = pool.map(lambda part: [*map(_is_plain_file, part)], parts)
+        return list(itertools.chain.from_iterable(checked))
 
 
 def _is_plain_file(path: str) -> bool | None:

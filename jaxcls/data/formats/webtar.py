@@ -11,7 +11,6 @@ at any time, and the order of training is exact.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import glob
@@ -19,22 +18,20 @@ import hashlib
 import json
 import os
 import re
-import sys
 import tarfile
 import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.file_lists import (
-    HELD_OUT,
     HeldOutShare,
     check_different,
     class_indices,
@@ -42,13 +39,14 @@ from jaxcls.data.file_lists import (
     enumerated,
     expanded,
     explaining,
-    in_test_share,
     is_hidden,
     is_image,
+    named_splits,
     note,
     note_missing_classes,
     parsed_json,
     require,
+    rows_of_split,
     similar_file,
 )
 from jaxcls.data.formats.image_list import ImageList, Names
@@ -76,7 +74,7 @@ COMPRESSIONS = {
 """How a compressed file begins."""
 
 
-Index: TypeAlias = dict[str, Any]
+Index: TypeAlias = dict[str, np.ndarray]
 """What is kept of a tar file; a row is an image, in the order of the file.
 
     offsets   of the image's bytes in the file, int64 [n]
@@ -105,16 +103,15 @@ class TarFiles:
           UserError: if one of the files cannot be read, or has no images.
         """
         self.paths = tar_files(pattern)
-        with concurrent.futures.ThreadPoolExecutor(INDEX_THREADS) as pool:
-            bar = tqdm(
-                pool.map(lambda path: tar_index(path, label_key), self.paths),
-                desc="indexing tar files, once",
-                total=len(self.paths),
-                disable=not sys.stderr.isatty(),
-                delay=1,  # seconds: nobody waits for those that are kept
-                dynamic_ncols=True,
-            )
-            indexes = list(bar)
+        indexes = thread_map(
+            functools.partial(tar_index, label_key=label_key),
+            self.paths,
+            max_workers=INDEX_THREADS,
+            desc="indexing tar files, once",
+            disable=None,  # shown on a terminal
+            delay=1,  # seconds: nobody waits for those that are kept
+            dynamic_ncols=True,
+        )
         counts = [len(index["offsets"]) for index in indexes]
         self.tars = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         rows = {key: np.concatenate([i[key] for i in indexes]) for key in indexes[0]}
@@ -166,8 +163,8 @@ class TarImages(ImageList):
 
     def read(self, index: int) -> bytes:
         file = self._opened(self._paths[self._tars[index]])
-        size, offset = int(self._sizes[index]), int(self._offsets[index])
-        content = os.pread(file.descriptor, size, offset)
+        size = int(self._sizes[index])
+        content = os.pread(file.descriptor, size, int(self._offsets[index]))
         if len(content) < size:
             raise OSError("the tar file has become shorter than it was")
         return content
@@ -229,26 +226,21 @@ class WebTar(Images):
           UserError: if one cannot be read, or a class is unknown.
         """
         options.check(self, "data")
-        files = TarFiles(self.path, self.label_key)
-        splits = (
-            None if self.test_path else rows_of_split_folders(files.members, self.path)
-        )
-        # Where folders tell the splits, classes are those of training.
-        training = range(len(files.members)) if splits is None else splits["train"]
-        class_names = self.class_names or class_list(
-            {printable(files.classes[row]) for row in training}, self.path
-        )
-        pattern = self.path
-        if split == "test" and self.test_path:
-            pattern = self.test_path
-            files = TarFiles(pattern, self.label_key)
+        pattern, files = self.path, TarFiles(self.path, self.label_key)
+        training: Sequence[int] | np.ndarray = range(len(files.members))
         if self.test_path:
             rows = np.arange(len(files.members))
-        elif splits is not None:
-            rows = splits[split]
+        elif folders := rows_of_split_folders(files.members, pattern):
+            # Classes that only other folders have do not count.
+            training, rows = folders["train"], folders[split]
         else:
-            held_out = [in_test_share(name, self.test_share) for name in files.members]
-            rows = np.flatnonzero(np.array(held_out, bool) == (split == "test"))
+            rows = np.array(rows_of_split(files.members, self.test_share, split), int)
+        class_names = self.class_names or class_list(
+            {printable(files.classes[row]) for row in training}, pattern
+        )
+        if split == "test" and self.test_path:
+            pattern, files = self.test_path, TarFiles(self.test_path, self.label_key)
+            rows = np.arange(len(files.members))
         name = f"{printable(os.path.basename(pattern))}[{split}]"
         if not len(rows):
             raise UserError(f"{pattern} has no image to {split} on.")
@@ -281,11 +273,9 @@ def rows_of_split_folders(
     start = len(os.path.join(top, ""))
     # Without a folder, "" and not the file's name.
     folders = [name[start:].rpartition("/")[0].partition("/")[0] for name in members]
-    by_name = {folder.lower(): folder for folder in sorted(set(folders))}
-    held_out = [name for name in HELD_OUT if name in by_name]
-    if "train" not in by_name or not held_out:
+    chosen = named_splits(sorted(set(folders)), pattern)
+    if chosen is None:
         return None
-    chosen: dict[Split, str] = {"train": by_name["train"], "test": by_name[held_out[0]]}
     others = sorted(f or "no folder" for f in {*folders} - {*chosen.values()})
     left_out = f"; left out is what lies in {enumerated(others)}" if others else ""
     note(
@@ -314,9 +304,7 @@ def tar_files(pattern: str) -> list[str]:
                 raise UserError(f"no file is named like {name}.")
             found += files
         else:
-            folder, base = os.path.split(name)
-            beside = os.listdir(folder) if os.path.isdir(folder) else []
-            raise UserError(f"there is no file {name}.{similar_file(base, beside)}")
+            raise UserError(f"there is no file {name}.{similar_file(name)}")
     for path, times in collections.Counter(found).items():
         if times > 1:
             raise UserError(f"{pattern} names {path} twice.")
@@ -352,13 +340,10 @@ def tar_index(path: str, label_key: str) -> Index:
         status = os.stat(path)
     # An index of another version is out of date.
     version = json.dumps([INDEX_VERSION, status.st_size, status.st_mtime_ns, label_key])
-    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    places = [
-        Path(path + INDEX_ENDING),
-        cache_folder() / "webtar" / f"{name}{INDEX_ENDING}",
-    ]
-    kept = filter(None, (load_index(place, version) for place in places))
-    index = next(kept, None)
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32] + INDEX_ENDING
+    places = [Path(path + INDEX_ENDING), cache_folder() / "webtar" / name]
+    kept = (load_index(place, version) for place in places)
+    index = next(filter(None, kept), None)
     if index is None:
         index = scan_tar(path, label_key)
         if not any(save_index(place, version, index) for place in places):
@@ -408,7 +393,7 @@ def scan_tar(path: str, label_key: str) -> Index:
                     continue
                 _check_member(member, path)
                 name = os.path.normpath(member.name)
-                if any(is_hidden(part) for part in name.split("/")):
+                if any(map(is_hidden, name.split("/"))):
                     continue
                 folder, base = os.path.split(name)
                 stem, _, ending = base.partition(".")
@@ -421,7 +406,12 @@ def scan_tar(path: str, label_key: str) -> Index:
                             "are the same up to the first dot."
                         )
                 elif ending in ("cls", "json"):
-                    texts[f"{key}.{ending}"] = _content(tar, member, path)
+                    if member.size > MAX_LABEL_SIZE:
+                        raise UserError(
+                            f"{path}:{member.name} has {member.size:,} bytes, too many for a class."
+                        )
+                    content = tar.extractfile(member)
+                    texts[f"{key}.{ending}"] = content.read() if content else b""
             _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise _unreadable(path, error) from error
@@ -450,17 +440,6 @@ def _check_member(member: tarfile.TarInfo, path: str) -> None:
         raise UserError(
             f"{what}, a name that leads out of the archive: pack it with names below a folder."
         )
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> bytes:
-    """Returns the content of a file with a class."""
-    if member.size > MAX_LABEL_SIZE:
-        raise UserError(
-            f"{path}:{member.name} has {member.size:,} bytes, too many for a class."
-        )
-    file = tar.extractfile(member)
-    assert file is not None  # a plain file
-    return file.read()
 
 
 def _check_end(path: str, end: int) -> None:

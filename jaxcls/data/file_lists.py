@@ -137,15 +137,18 @@ def class_list(values: Iterable[str], of: str) -> tuple[str, ...]:
 def class_indices(
     values: Iterable[str],
     class_names: Sequence[str],
+    of: str,
     where: Callable[[int], str],
     *,
-    numbers: bool,
+    numbers: bool = False,
 ) -> np.ndarray:
-    """Turns the classes of records, as they are written, into indices, int32 [n].
+    """Turns the classes of records, as they are written, into indices, int32 [n]; notes which
+    classes have no record.
 
     Args:
       values: the class of each record, [n].
       class_names: the classes in order.
+      of: what they are the classes of, "pets.csv[test]".
       where: returns the name of record 0..n-1, for the message.
       numbers: whether a class may also be written as its index.
 
@@ -164,7 +167,9 @@ def class_indices(
                 f"{did_you_mean(value, class_names)}"
             )
         indices.append(index[value])
-    return np.array(indices, np.int32)
+    labels = np.array(indices, np.int32)
+    note_missing_classes(class_names, labels, of)
+    return labels
 
 
 @contextlib.contextmanager
@@ -186,18 +191,20 @@ def explaining(
         raise UserError(f"{what} ({reason}){advice}.") from error
 
 
-def parsed_json(text: str | bytes, where: str) -> Any:
-    """Returns the value of a text in JSON.
+def json_fields(text: str | bytes, where: str) -> dict[str, Any]:
+    """Returns the fields of an object in JSON.
 
     Raises:
-      UserError: if it is not JSON, naming `where`.
+      UserError: if it is something else, naming `where`.
     """
     with explaining(f"{where} is not JSON", (ValueError, RecursionError)):
         value = json.loads(text)
         if "\\u" in str(text):
             # Refuses the half of a pair ("\\ud800"), which is no text and no file's name.
             json.dumps(value, ensure_ascii=False).encode()
-        return value
+    if not isinstance(value, dict):
+        raise UserError(f'{where} is not an object such as {{"label": "cat"}}.')
+    return value
 
 
 def note_missing_classes(
@@ -207,13 +214,27 @@ def note_missing_classes(
 
     Args:
       class_names: all classes.
-      labels: indices [n], or uint8 [n, classes] with ones.
+      labels: the index of each record's class, int [n].
       of: what they are the labels of, "the test part of pets".
     """
-    present = np.unique(labels if labels.ndim == 1 else labels.nonzero()[1])
-    missing = np.delete(np.array(class_names, object), present).tolist()
+    missing = np.delete(np.array(class_names, object), labels).tolist()
     if missing:
         note(f"{of} has no image of {enumerated(missing)}.")
+
+
+def field_of(fields: dict[str, Any], name: str, option: str, where: str) -> Any:
+    """Returns the value of a record's field that an option names.
+
+    Raises:
+      UserError: if the record has no such field.
+    """
+    if name not in fields:
+        known = [field for field in fields if field]
+        raise UserError(
+            f"{where} has no '{name}'.{did_you_mean(name, known)} It has "
+            f"{', '.join(known) or 'none'}; set data.{option} to one of them."
+        )
+    return fields[name]
 
 
 def require(option: str, value: str, what: str) -> None:

@@ -222,14 +222,12 @@ def scan(folder: str, root: str) -> dict[str, list[str]]:
     """
     class_dirs = class_folders(folder)
     others = [collections.Counter[str]() for _ in class_dirs]
+
+    def listed(name: str, others: collections.Counter[str]) -> list[str]:
+        return sorted(images_below(folder, name, root, others), key=os.fsencode)
+
     with concurrent.futures.ThreadPoolExecutor(SCAN_THREADS) as pool:
-        files = pool.map(
-            lambda name, counter: sorted(
-                images_below(folder, name, root, counter), key=os.fsencode
-            ),
-            class_dirs,
-            others,
-        )
+        files = pool.map(listed, class_dirs, others)
         found = dict(zip(class_dirs, files, strict=True))
     if not any(found.values()):
         raise UserError(

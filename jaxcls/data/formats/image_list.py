@@ -119,12 +119,12 @@ def chosen_feature(
     if not given and len(fitting) == 1:
         return fitting[0]
     what = f"feature of type {kind.__name__}"
-    fault = f"data.{option} is '{given}', but {dataset.name} has no such {what}."
-    if not given:
-        fault = f"{dataset.name} must have a {what}, one alone if data.{option} does not say which."
-    hint = did_you_mean(given, possible) if given else ""
+    fault = f"{dataset.name} must have a {what}, one alone if data.{option} does not say which."
+    if given:
+        fault = f"data.{option} is '{given}', but {dataset.name} has no such {what}."
+        fault += did_you_mean(given, possible)
     raise UserError(
-        f"{fault}{hint} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
+        f"{fault} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
     )
 
 

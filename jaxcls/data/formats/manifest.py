@@ -33,17 +33,17 @@ from jaxcls.data.file_lists import (
     enumerated,
     expanded,
     explaining,
+    field_of,
     is_image,
+    json_fields,
     named_splits,
     note,
-    note_missing_classes,
-    parsed_json,
     require,
     rows_of_split,
 )
 from jaxcls.data.formats.folder import SCAN_THREADS, FileImages
 from jaxcls.data.sources import Split
-from jaxcls.errors import UserError, did_you_mean, printable
+from jaxcls.errors import UserError, printable
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 SEPARATOR = ";"
@@ -134,8 +134,7 @@ class Manifest(Images):
         name = f"{printable(os.path.basename(manifest))}[{split}]"
         if not chosen:
             raise UserError(f"{manifest} has no image to {split} on.")
-        labels = self._labels(chosen, class_names, manifest)
-        note_missing_classes(class_names, labels, name)
+        labels = self._labels(chosen, class_names, name, manifest)
         folder = self._root(manifest)
         if len(chosen) <= MAX_CHECKED:
             self._check_files(chosen, folder, manifest)
@@ -166,7 +165,7 @@ class Manifest(Images):
         return train, test
 
     def _labels(
-        self, rows: Sequence[Row], class_names: Sequence[str], manifest: str
+        self, rows: Sequence[Row], class_names: Sequence[str], name: str, manifest: str
     ) -> np.ndarray:
         """Returns int32 [n], or uint8 [n, classes] with multi_label."""
         owners = [i for i, row in enumerate(rows) for _ in row.classes]
@@ -175,9 +174,9 @@ class Manifest(Images):
             row = rows[owners[i]]
             return f"{row.path} (line {row.line} of {manifest})"
 
-        written = (name for row in rows for name in row.classes)
+        written = itertools.chain.from_iterable(row.classes for row in rows)
         numbers = bool(self.class_names)
-        indices = class_indices(written, class_names, where, numbers=numbers)
+        indices = class_indices(written, class_names, name, where, numbers=numbers)
         if not self.multi_label:
             return indices
         labels = np.zeros((len(rows), len(class_names)), np.uint8)
@@ -234,24 +233,15 @@ class Manifest(Images):
         Raises:
           UserError: if a column is missing or empty.
         """
-        path = self._field(fields, "path_column", where)
-        label = self._field(fields, "label_column", where)
-        split = self._field(fields, "split_column", where) if self.split_column else ""
+        path = field_of(fields, self.path_column, "path_column", where)
+        label = field_of(fields, self.label_column, "label_column", where)
+        split = self.split_column
+        if split:
+            split = str(field_of(fields, split, "split_column", where)).strip().lower()
         if not isinstance(path, str) or not path or "\0" in path:
             raise UserError(f"{where} has no path of an image, but {path!r}.")
         path = os.path.normpath(path).removeprefix(prefix)
-        return Row(line, path, self._classes(label, where), str(split).strip().lower())
-
-    def _field(self, fields: dict[str, Any], option: str, where: str) -> Any:
-        """Returns a row's value in the column that an option names."""
-        column = getattr(self, option)
-        if column not in fields:
-            columns = [name for name in fields if name]
-            raise UserError(
-                f"{where} has no column '{column}'.{did_you_mean(column, columns)} It has "
-                f"{', '.join(columns) or 'none'}; set data.{option} to one of them."
-            )
-        return fields[column]
+        return Row(line, path, self._classes(label, where), split)
 
     def _classes(self, label: Any, where: str) -> tuple[str, ...]:
         """Returns the class of a row, or its classes in alphabetical order."""
@@ -345,15 +335,8 @@ def _is_plain_file(path: str) -> bool | None:
 
 def _read_json(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {path}"
-        fields = parsed_json(line, where)
-        if not isinstance(fields, dict):
-            raise UserError(
-                f'{where} is not an object like {{"path": "a/1.jpg", "label": "cat"}}.'
-            )
-        yield number, fields
+        if line.strip():
+            yield number, json_fields(line, f"line {number} of {path}")
 
 
 def _read_csv(

@@ -99,7 +99,13 @@ class RecordFiles(ImageList):
         records = [b""] * len(ids)
         for number in np.unique(numbers):
             rows = np.flatnonzero(numbers == number)
-            found = _read(self._files[number], places[rows].tolist())
+            try:
+                found = shards.read(self._files[number], places[rows].tolist())
+            except OSError as error:
+                raise OSError(
+                    f"{error}: copy that file again, or make the records again; python -m "
+                    f"jaxcls.prepare verify --path {printable(str(self._folder))} finds all such files."
+                ) from None
             for row, record in zip(rows, found, strict=True):
                 records[row] = record
         return records
@@ -128,18 +134,6 @@ class RecordFiles(ImageList):
             return printable(f"{self.item(index).name} in {path}")
         except OSError:
             return printable(f"record {place} of {path}")
-
-
-def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
-    """Returns records of a file, as shards.read does; the error says what to do about it."""
-    try:
-        return shards.read(file, places)
-    except OSError as error:
-        folder = printable(os.path.dirname(file.path))
-        raise OSError(
-            f"{error}: copy that file again, or make the records again; python -m "
-            f"jaxcls.prepare verify --path {folder} finds all such files."
-        ) from None
 
 
 class RawRecords(RecordFiles, Source):

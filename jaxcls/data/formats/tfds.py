@@ -73,38 +73,29 @@ class Tfds(Images):
 
             builder = self._prepared(tfds)
             features = builder.info.features
-            image_key, label_key = (
-                chosen_feature(self, option, features, kind)
-                for option, kind in (
-                    ("image_key", tfds.features.Image),
-                    ("label_key", tfds.features.ClassLabel),
-                )
-            )
-            part = self.train if split == "train" else self.test
-            name = f"{builder.info.full_name}[{part}]"
-            records = self._records(tfds, builder, part, split, image_key)
+            kinds = tfds.features
+            image_key = chosen_feature(self, "image_key", features, kinds.Image)
+            label_key = chosen_feature(self, "label_key", features, kinds.ClassLabel)
+            as_stored = {image_key: tfds.decode.SkipDecoding()}
+            records = self._records(builder, split, as_stored)
+            name = f"{builder.info.full_name}[{getattr(self, split)}]"
             labels = _labels(records, label_key, f"{builder.data_dir}", name)
-            return TableImages(
-                name, records, image_key, labels, tuple(features[label_key].names)
-            )
+            class_names = features[label_key].names
+            return TableImages(name, records, image_key, labels, class_names)
 
-    def _records(
-        self, tfds: Any, builder: Any, part: str, option: str, image_key: str
-    ) -> Any:
-        """Returns the records of a split, whose images are bytes."""
+    def _records(self, builder: Any, split: Split, decoders: dict[str, Any]) -> Any:
+        """Returns the records of a split."""
+        part = getattr(self, split)
         try:
-            records = builder.as_data_source(
-                split=part, decoders={image_key: tfds.decode.SkipDecoding()}
-            )
+            return builder.as_data_source(split=part, decoders=decoders)
         except (ValueError, KeyError, AssertionError) as error:
             known = list(builder.info.splits)
             base = part.partition("[")[0]
             raise UserError(
-                f"data.{option} is '{part}', which gives no records of {self.name}."
+                f"data.{split} is '{part}', which gives no records of {self.name}."
                 f"{'' if base in known else did_you_mean(base, known)} It has "
                 f"{', '.join(known)}; a part of one is like train[:80%]."
             ) from error
-        return records
 
     def _prepared(self, tfds: Any) -> Any:
         """Returns the builder of the dataset, which is prepared as array_record.
@@ -210,31 +201,22 @@ def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarra
       data_dir: the folder of the prepared dataset.
       name: of the dataset and the split.
     """
-    description = [
-        (Path(data_dir) / file).read_bytes()
-        for file in ("dataset_info.json", "features.json")
-        if (Path(data_dir) / file).exists()
-    ]
-    key = fingerprint(
-        [*description, name.encode(), label_key.encode(), os.fsencode(data_dir)]
-    )
+    files = (Path(data_dir) / f"{part}.json" for part in ("dataset_info", "features"))
+    description = [file.read_bytes() for file in files if file.exists()]
+    description += [name.encode(), label_key.encode(), os.fsencode(data_dir)]
+    key = fingerprint(description)
     kept = cache_folder() / "tfds" / f"{key}.labels.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
         labels = np.load(kept, allow_pickle=False)
         if labels.shape == (len(records),) and labels.dtype == np.int32:
             return labels
     labels = np.empty(len(records), np.int32)
-    bar = tqdm(
-        range(0, len(records), LABELS_AT_ONCE),
-        desc="reading the classes, once",
-        disable=not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    )
-    for first in bar:
-        rows = range(first, min(first + LABELS_AT_ONCE, len(records)))
-        labels[rows.start : rows.stop] = [
-            record[label_key] for record in records.__getitems__(rows)
-        ]
+    starts = range(0, len(records), LABELS_AT_ONCE)
+    title = "reading the classes, once"
+    for first in tqdm(starts, title, disable=None, dynamic_ncols=True):
+        rows = range(len(records))[first : first + LABELS_AT_ONCE]
+        read = records.__getitems__(rows)
+        labels[rows.start : rows.stop] = [record[label_key] for record in read]
     if labels.min() < 0:
         raise UserError(
             f"record {labels.argmin()} of {name} has no class: choose a split with classes."

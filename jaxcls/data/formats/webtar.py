@@ -39,12 +39,12 @@ from jaxcls.data.file_lists import (
     enumerated,
     expanded,
     explaining,
+    field_of,
     is_hidden,
     is_image,
+    json_fields,
     named_splits,
     note,
-    note_missing_classes,
-    parsed_json,
     require,
     rows_of_split,
     similar_file,
@@ -53,7 +53,7 @@ from jaxcls.data.formats.image_list import ImageList, Names
 from jaxcls.data.formats.shards import replacing
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
-from jaxcls.errors import UserError, did_you_mean, printable
+from jaxcls.errors import UserError, printable
 
 INDEX_ENDING = ".jaxcls.npz"
 INDEX_VERSION = 1
@@ -247,10 +247,10 @@ class WebTar(Images):
         labels = class_indices(
             (printable(files.classes[row]) for row in rows),
             class_names,
+            name,
             lambda i: files.where(rows[i]),
             numbers=bool(self.class_names),
         )
-        note_missing_classes(class_names, labels, name)
         return TarImages(name, files, rows, labels, class_names)
 
 
@@ -296,15 +296,13 @@ def tar_files(pattern: str) -> list[str]:
     """
     found: list[str] = []
     for name in expand_braces(expanded(pattern)):
-        if os.path.isfile(name):
-            found.append(name)
-        elif glob.has_magic(name) and not os.path.exists(name):
-            files = sorted(glob.glob(name))
-            if not files:
-                raise UserError(f"no file is named like {name}.")
-            found += files
-        else:
+        places = [name] if os.path.exists(name) else sorted(glob.glob(name))
+        files = [*filter(os.path.isfile, places)]
+        if not files and glob.has_magic(name):
+            raise UserError(f"no file is named like {name}.")
+        if not files:
             raise UserError(f"there is no file {name}.{similar_file(name)}")
+        found += files
     for path, times in collections.Counter(found).items():
         if times > 1:
             raise UserError(f"{pattern} names {path} twice.")
@@ -483,14 +481,8 @@ def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> s
     if f"{key}.cls" in texts:
         written = os.fsdecode(texts[f"{key}.cls"].strip())
     elif f"{key}.json" in texts:
-        fields = parsed_json(texts[f"{key}.json"], f"{where}.json")
-        if not isinstance(fields, dict) or label_key not in fields:
-            known = list(fields) if isinstance(fields, dict) else []
-            raise UserError(
-                f"{where}.json has no '{label_key}'.{did_you_mean(label_key, known)} Set "
-                "data.label_key to the field that holds the class."
-            )
-        written = fields[label_key]
+        fields = json_fields(texts[f"{key}.json"], f"{where}.json")
+        written = field_of(fields, label_key, "label_key", f"{where}.json")
     elif not written:
         raise UserError(
             f"{where} has no class: expected {key}.cls or .json, or a folder of the class's name."

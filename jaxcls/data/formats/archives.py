@@ -25,7 +25,8 @@ from typing import IO, ClassVar, Literal
 import numpy as np
 
 from jaxcls.data.dataset import Dataset
-from jaxcls.data.file_lists import expanded, explaining
+from jaxcls.data.formats.paths import expanded
+from jaxcls.data.notes import explaining
 from jaxcls.data.sources import ArraySource, Split
 from jaxcls.download import fetch
 from jaxcls.errors import UserError

@@ -22,23 +22,11 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    HELD_OUT,
-    HeldOutShare,
-    counted,
-    enumerated,
-    expanded,
-    explaining,
-    is_hidden,
-    is_image,
-    named_splits,
-    note,
-    note_missing_classes,
-    require,
-    rows_of_split,
-    similar_file,
-)
+from jaxcls.data.formats.classes import note_missing_classes
 from jaxcls.data.formats.image_list import ImageList, Names
+from jaxcls.data.formats.paths import expanded, is_hidden, is_image, similar_file
+from jaxcls.data.formats.splits import HELD_OUT, HeldOutShare, split_names, split_rows
+from jaxcls.data.notes import counted, enumerated, explaining, note, require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean, printable
 
@@ -124,7 +112,7 @@ class ImageFolder(Images):
         if parts is None:
             name = f"{last_parts(root, 1)}[{split}]"
             for class_dir, files in found.items():
-                rows = rows_of_split(files, self.test_share, split)
+                rows = split_rows(files, self.test_share, split)
                 found[class_dir] = [files[row] for row in rows]
         else:
             name = last_parts(folder, 2)
@@ -177,7 +165,7 @@ def split_folders(root: str) -> dict[Split, str] | None:
       UserError: if there is a folder "train" alone, or none but those of what is evaluated.
     """
     by_name = {name.lower(): name for name in class_folders(root)}
-    splits = named_splits(by_name.values(), root)
+    splits = split_names(by_name.values(), root)
     alone = [by_name[name] for name in ("train", *HELD_OUT) if name in by_name]
     if splits is None and alone and len(alone) == len(by_name):
         missing = f"none of {', '.join(HELD_OUT)}"

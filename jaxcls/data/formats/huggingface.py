@@ -16,13 +16,9 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    class_indices,
-    class_list,
-    note_missing_classes,
-    require,
-)
+from jaxcls.data.formats.classes import class_indices, class_list, note_missing_classes
 from jaxcls.data.formats.image_list import TableImages, chosen_feature
+from jaxcls.data.notes import require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean
 

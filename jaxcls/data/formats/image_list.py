@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxcls.data.encoded_images import Encoded
-from jaxcls.data.file_lists import enumerated
+from jaxcls.data.notes import enumerated
 from jaxcls.errors import UserError, did_you_mean
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import enumerated, expanded, explaining, require
 from jaxcls.data.formats.folder import (
     FileImages,
     check_known,
@@ -30,6 +29,8 @@ from jaxcls.data.formats.folder import (
     open_folder,
     scan,
 )
+from jaxcls.data.formats.paths import expanded
+from jaxcls.data.notes import enumerated, explaining, require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError
 from jaxcls.imagenet_classes import imagenet_classes

@@ -23,25 +23,12 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    HELD_OUT,
-    HeldOutShare,
-    check_different,
-    class_indices,
-    class_list,
-    counted,
-    enumerated,
-    expanded,
-    explaining,
-    field_of,
-    is_image,
-    json_fields,
-    named_splits,
-    note,
-    require,
-    rows_of_split,
-)
+from jaxcls.data.formats.classes import check_different, class_indices, class_list
+from jaxcls.data.formats.fields import field_of, json_fields
 from jaxcls.data.formats.folder import SCAN_THREADS, FileImages
+from jaxcls.data.formats.paths import expanded, is_image
+from jaxcls.data.formats.splits import HELD_OUT, HeldOutShare, split_names, split_rows
+from jaxcls.data.notes import counted, enumerated, explaining, note, require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, printable
 
@@ -149,7 +136,7 @@ class Manifest(Images):
         rows = self._rows(manifest)
         if not self.test_path and not self.split_column:
             paths = (row.path for row in rows)
-            chosen = rows_of_split(paths, self.test_share, split)
+            chosen = split_rows(paths, self.test_share, split)
             return rows, [rows[i] for i in chosen]
         if self.test_path:
             train, test = rows, self._rows(expanded(self.test_path))
@@ -283,7 +270,7 @@ def _by_column(
                 f"'{column}'; expected train, {', '.join(HELD_OUT)}."
             )
         by_split.setdefault(name, []).append(row)
-    splits = named_splits(by_split, manifest)
+    splits = split_names(by_split, manifest)
     if splits is None:
         raise UserError(
             f"the column '{column}' of {manifest} says {', '.join(by_split)} alone; "

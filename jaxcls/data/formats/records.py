@@ -33,10 +33,11 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import expanded, explaining, require
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.image_list import ImageList
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.host_crop import CenterSquare
+from jaxcls.data.notes import explaining, require
 from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, printable

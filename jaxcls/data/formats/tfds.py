@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import expanded, explaining, note, require
 from jaxcls.data.formats.image_list import TableImages, chosen_feature, fingerprint
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.shards import replacing
+from jaxcls.data.notes import explaining, note, require
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, did_you_mean

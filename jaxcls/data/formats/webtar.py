@@ -31,26 +31,13 @@ from tqdm.contrib.concurrent import thread_map
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    HeldOutShare,
-    check_different,
-    class_indices,
-    class_list,
-    enumerated,
-    expanded,
-    explaining,
-    field_of,
-    is_hidden,
-    is_image,
-    json_fields,
-    named_splits,
-    note,
-    require,
-    rows_of_split,
-    similar_file,
-)
+from jaxcls.data.formats.classes import check_different, class_indices, class_list
+from jaxcls.data.formats.fields import field_of, json_fields
 from jaxcls.data.formats.image_list import ImageList, Names
+from jaxcls.data.formats.paths import expanded, is_hidden, is_image, similar_file
 from jaxcls.data.formats.shards import replacing
+from jaxcls.data.formats.splits import HeldOutShare, split_names, split_rows
+from jaxcls.data.notes import enumerated, explaining, note, require
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, printable
@@ -234,7 +221,7 @@ class WebTar(Images):
             # Classes that only other folders have do not count.
             training, rows = folders["train"], folders[split]
         else:
-            rows = np.array(rows_of_split(files.members, self.test_share, split), int)
+            rows = np.array(split_rows(files.members, self.test_share, split), int)
         class_names = self.class_names or class_list(
             {printable(files.classes[row]) for row in training}, pattern
         )
@@ -273,7 +260,7 @@ def rows_of_split_folders(
     start = len(os.path.join(top, ""))
     # Without a folder, "" and not the file's name.
     folders = [name[start:].rpartition("/")[0].partition("/")[0] for name in members]
-    chosen = named_splits(sorted(set(folders)), pattern)
+    chosen = split_names(sorted(set(folders)), pattern)
     if chosen is None:
         return None
     others = sorted(f or "no folder" for f in {*folders} - {*chosen.values()})

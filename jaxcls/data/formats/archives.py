@@ -101,12 +101,9 @@ class _Cifar(Dataset):
         size = record.itemsize * self.records[split]
         sizes = dict.fromkeys(self.files[split], size) | {names_file: NAMES_SIZE}
         unpacked = map("".join, itertools.product(("", f"{self.folder}/"), sizes))
-        path = _located(
-            self.path,
-            self.archive,
-            [*unpacked, self.archive.name],
-            f"neither {self.archive.name} nor the folder {self.folder} that is in it",
-        )
+        places = [*unpacked, self.archive.name]
+        lacks = f"neither {self.archive.name} nor the folder {self.folder} of it"
+        path = _located(self.path, self.archive, places, lacks)
         path = path.parent if path.name in sizes else path
         contents = read_files(path, sizes)
         class_names = contents.pop(names_file).decode("ascii", "replace").split()

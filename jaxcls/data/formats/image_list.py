@@ -57,7 +57,7 @@ class TableImages(ImageList):
         self,
         name: str,
         rows: Any,
-        column: str,
+        key: str,
         labels: np.ndarray,
         class_names: Iterable[str],
     ):
@@ -66,18 +66,18 @@ class TableImages(ImageList):
         Args:
           name: of the data, for `repr()`.
           rows: a random-access sequence of dicts.
-          column: the element of these that is the image: its bytes, or a dict with "bytes" or,
+          key: the element of these that is the image: its bytes, or a dict with "bytes" or,
             where these are None, with the "path" of its file.
           labels: int [n].
           class_names: the name of each class.
         """
         super().__init__(name, labels, class_names)
         self._rows = rows
-        self._column = column
+        self._key = key
 
     def read(self, index: int) -> bytes:
         try:
-            image = self._rows[index][self._column]
+            image = self._rows[index][self._key]
         except OSError:
             raise
         except Exception as error:  # whatever the library raises for a damaged file

@@ -155,15 +155,11 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        full = "No space left" in reason or "quota" in reason.lower()
-        way_out = (
-            "make room on that disk and run the same command again; finished files are kept"
-            if full
-            else "mend that and run the same command again"
-        )
-        raise UserError(
-            f"cannot write {path} ({'the disk is full' if full else reason}): {way_out}."
-        ) from error
+        way_out = "mend that and run the same command again"
+        if "No space left" in reason or "quota" in reason.lower():
+            reason = "the disk is full"
+            way_out = "make room on that disk and run the same command again; finished files are kept"
+        raise UserError(f"cannot write {path} ({reason}): {way_out}.") from error
 
 
 def remove_abandoned(folder: Path) -> None:

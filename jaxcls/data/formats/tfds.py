@@ -173,10 +173,8 @@ def _without_tensorflow() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.meta_path[:] = [
-            finder.finder if isinstance(finder, _Hiding) else finder
-            for finder in sys.meta_path
-        ]
+        finders = (f.finder if isinstance(f, _Hiding) else f for f in sys.meta_path)
+        sys.meta_path[:] = finders
 
 
 class _Hiding:

@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
@@ -61,7 +61,7 @@ COMPRESSIONS = {
 """How a compressed file begins."""
 
 
-Index: TypeAlias = dict[str, np.ndarray]
+Index: TypeAlias = dict[str, Any]
 """What is kept of a tar file; a row is an image, in the order of the file.
 
     offsets   of the image's bytes in the file, int64 [n]

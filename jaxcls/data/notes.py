@@ -11,8 +11,10 @@ from jaxcls.errors import UserError, printable
 
 @functools.cache
 def note(message: str) -> None:
-    """Tells the user what was found in the data, once a process: both splits come by here, and
-    often find the same. Training goes on."""
+    """Tells the user what was found in the data; training goes on.
+
+    Says the same thing only once a process: often, both splits find it.
+    """
     print(f"note: {printable(message)}", file=sys.stderr, flush=True)
 
 
@@ -34,7 +36,7 @@ def explaining(
     """Turns errors of some kinds into a UserError: "WHAT (the reason)ADVICE."
 
     Raises:
-      UserError: in the place of such an error.
+      UserError: in place of such an error.
     """
     try:
         yield

@@ -6,7 +6,8 @@
 
     ImageFolder(path="pets").encoded("train").class_names  # ("cat", "dog")
 
-Left: folders tell training and test images apart. Right: the names of the files do.
+Left: folders say which images are for training and which for testing. Right: a hash of each
+file's name decides.
 """
 
 import collections
@@ -79,13 +80,13 @@ class ImageFolder(Images):
     SHA-256 of its name below `path` ("cat/1.jpg"), read as a fraction, lies below `test_share`:
     adding or removing files moves no other one to the other side.
 
-    Images may lie in folders below a class folder. Hidden files and "__MACOSX" are passed over.
+    Images may lie in folders below a class folder. Hidden files and "__MACOSX" are ignored.
     A link may lead to a file or folder below `path`, not out of it.
 
     Attributes:
       path: the folder.
-      test_share: the part of the images that is held out for testing where no folders tell,
-        above 0 and below 1.
+      test_share: the part of the images that is held out for testing if there are no folders
+        of splits, above 0 and below 1.
       class_order: "lexical" numbers classes by their folders' names as text ("1", "10", "2"),
         which is what torchvision does; "natural" goes by the numbers in them ("1", "2", "10").
     """

@@ -38,7 +38,7 @@ SEPARATOR = ";"
 TRAINING = ("train", "training")
 """What the split column says of a training image."""
 MAX_CHECKED = 1_000_000
-"""Files that are looked for before training begins; 100,000 on a local disk take half a second."""
+"""The most files to look for before training begins; 100,000 on a local disk take half a second."""
 
 
 class Row(NamedTuple):
@@ -64,10 +64,11 @@ class Manifest(Images):
     CSV is UTF-8, with or without a byte-order mark, its columns separated by comma,
     semicolon or tab; what is called .jsonl, .ndjson or .json is JSON.
 
-    `test_path` says which images are for testing, else `split_column`, else the images' paths:
-    the SHA-256 of a path as it is written, read as a fraction, lies below `test_share`. Classes are those of the training images (in the last case, of all),
-    sorted: whole numbers by value, other names as text. An image that is listed twice with the
-    same classes counts once.
+    `test_path` says which images are for testing, else `split_column` does. Without either, an
+    image is for testing if the SHA-256 of its path as it is written, read as a fraction, lies
+    below `test_share`. Classes are those of the training images (in the last case, of all
+    images), sorted: whole numbers by value, other names as text. An image that is listed twice
+    with the same classes counts once.
 
     Attributes:
       path: the manifest.

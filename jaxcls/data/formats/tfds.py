@@ -2,9 +2,9 @@
 
     Tfds(name="cifar10", train="train[:90%]", test="train[90%:]").encoded("train").read(0)
 
-TFDS writes array_record files, which need no TensorFlow to read; its images come as they were
-stored, and are decoded as all others are. What its builders do before, to download and to
-encode, mostly needs TensorFlow: that is done once, wherever TensorFlow is installed.
+TFDS writes array_record files, which can be read without TensorFlow. Images come as they were
+stored, and are decoded like all others. Its builders download and encode the data first, for
+which most need TensorFlow: run them once, wherever TensorFlow is installed.
 """
 
 import contextlib
@@ -157,14 +157,14 @@ class Tfds(Images):
 
 
 def _is_standard(builder: Any) -> bool:
-    """Whether a builder is one that TFDS itself brings. These need TensorFlow, most at once and
-    some after a long download."""
+    """Whether a builder comes with TFDS itself. These need TensorFlow: most at once, some after a
+    long download."""
     return type(builder).__module__.startswith("tensorflow_datasets.")
 
 
 @contextlib.contextmanager
 def _without_tensorflow() -> Iterator[None]:
-    """Makes `import tensorflow` fail for a while, unless somebody has imported it before: TFDS
+    """Makes `import tensorflow` fail within the block, unless it has been imported before: TFDS
     imports it where it can, which takes seconds and, on a GPU, its memory."""
     if "tensorflow" in sys.modules:
         yield
@@ -214,8 +214,8 @@ def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarra
     title = "reading the classes, once"
     for first in tqdm(starts, title, disable=None, dynamic_ncols=True):
         rows = range(len(records))[first : first + LABELS_AT_ONCE]
-        read = records.__getitems__(rows)
-        labels[rows.start : rows.stop] = [record[label_key] for record in read]
+        some = records.__getitems__(rows)
+        labels[rows.start : rows.stop] = [record[label_key] for record in some]
     if labels.min() < 0:
         raise UserError(
             f"record {labels.argmin()} of {name} has no class: choose a split with classes."

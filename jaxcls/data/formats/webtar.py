@@ -47,11 +47,11 @@ INDEX_VERSION = 1
 INDEX_THREADS = 8
 """Tar files that are indexed at once: a network file system answers many at a time."""
 MAX_OPEN_FILES = 256
-"""Tar files that a process keeps open; of more, those that were read last."""
+"""The most tar files that a process keeps open: those that it has read last."""
 MAX_LABEL_SIZE = 2**20
-"""Bytes of a file with a class."""
+"""The most bytes that a file that holds a class may have."""
 BLOCK = 512
-"""A tar file consists of blocks of so many bytes: headers, content and at its end, zeros."""
+"""The bytes of a block of a tar file: blocks are headers, content and, at the end, zeros."""
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZ": "bzip2",
@@ -162,7 +162,7 @@ class TarImages(ImageList):
 
 
 class _OpenFile:
-    """A file that is open until nobody refers to it any more. Threads and forked processes may
+    """A file that is closed when the last reference to it goes. Threads and forked processes may
     share it: it is read with pread, which has no position."""
 
     def __init__(self, path: str):
@@ -207,7 +207,7 @@ class WebTar(Images):
         check_different(self.class_names)
 
     def encoded(self, split: Split) -> TarImages:
-        """Indexes the tar files, where they are not yet, and picks the images of one split.
+        """Indexes the tar files that have no index yet, and picks the images of one split.
 
         Raises:
           UserError: if one cannot be read, or a class is unknown.

@@ -24,7 +24,7 @@ import numpy as np
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.formats.classes import note_missing_classes
-from jaxcls.data.formats.image_list import ImageList, Names
+from jaxcls.data.formats.image_list import ImageList, Labels, Names
 from jaxcls.data.formats.paths import expanded, is_hidden, is_image, similar_file
 from jaxcls.data.formats.splits import HELD_OUT, HeldOutShare, split_names, split_rows
 from jaxcls.data.notes import counted, enumerated, explaining, note, require
@@ -38,26 +38,17 @@ SCAN_THREADS = 16
 class FileImages(ImageList):
     """Image files below one folder."""
 
-    def __init__(
-        self,
-        name: str,
-        folder: str,
-        files: Iterable[str],
-        labels: np.ndarray,
-        class_names: Sequence[str],
-    ):
+    def __init__(self, labels: Labels, folder: str, files: Iterable[str]):
         """Wraps a list of files.
 
         Args:
-          name: of the data, for `repr()`; not the folder's path.
+          labels: of the images.
           folder: where the files lie.
           files: [n] their paths, relative to the folder unless they begin with "/".
-          labels: int [n], or uint8 [n, classes] with ones for several classes an image.
-          class_names: the name of each class.
         """
         self._folder = folder
         self._files = Names(map(os.fsencode, files))
-        super().__init__(name, labels, class_names, self._files)
+        super().__init__(labels, self._files)
 
     def _path(self, index: int) -> str:
         return os.path.join(self._folder, os.fsdecode(self._files[index]))
@@ -355,7 +346,7 @@ def labelled(
     labels = np.repeat(np.arange(len(class_dirs), dtype=np.int32), [*map(len, files)])
     names = [*map(printable, class_dirs)] if class_names is None else class_names
     note_missing_classes(names, labels, name)
-    return FileImages(name, folder, itertools.chain(*files), labels, names)
+    return FileImages(Labels(name, labels, names), folder, itertools.chain(*files))
 
 
 def last_parts(path: str, count: int) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.formats.classes import class_indices, class_list, note_missing_classes
-from jaxcls.data.formats.image_list import TableImages, chosen_feature
+from jaxcls.data.formats.image_list import Labels, TableImages, chosen_feature
 from jaxcls.data.notes import require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean
@@ -94,7 +94,7 @@ class HuggingFace(Images):
             )
         rows = rows.select_columns([image_column])
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        return TableImages(name, rows, image_column, labels, class_names)
+        return TableImages(Labels(name, labels, class_names), rows, image_column)
 
     def _rows(self, datasets: Any, split: Split) -> Any:
         """Returns a datasets.Dataset of one split."""

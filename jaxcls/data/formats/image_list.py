@@ -6,9 +6,9 @@ every worker process.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,27 +17,33 @@ from jaxcls.data.notes import enumerated
 from jaxcls.errors import UserError, did_you_mean
 
 
+class Labels(NamedTuple):
+    """What is known of a list of images without the images.
+
+    Attributes:
+      name: of the data, for `repr()`; not a path of the machine.
+      values: int [n], or uint8 [n, classes] with ones for several classes an image.
+      class_names: the name of each class.
+    """
+
+    name: str
+    values: np.ndarray
+    class_names: Sequence[str]
+
+
 class ImageList(Encoded):
     """Encoded images with labels, named by what they are; subclasses know where they lie."""
 
-    def __init__(
-        self,
-        name: str,
-        labels: np.ndarray,
-        class_names: Iterable[str],
-        identity: Iterable[bytes] = (),
-    ):
+    def __init__(self, labels: Labels, identity: Iterable[bytes] = ()):
         """Keeps the labels.
 
         Args:
-          name: of the data, for `repr()`; not the path of the machine.
-          labels: int [n], or uint8 [n, classes] with ones for several classes an image.
-          class_names: the name of each class.
+          labels: of the images.
           identity: what tells these images from others: their names, or the hashes of their
             files.
         """
-        self._name = name
-        self.labels = labels if labels.ndim == 2 else labels.astype(np.int32)
+        self._name, values, class_names = labels
+        self.labels = values if values.ndim == 2 else values.astype(np.int32)
         self.class_names = tuple(class_names)
         names = (name.encode("utf-8", "surrogateescape") for name in self.class_names)
         pieces = itertools.chain(identity, [self.labels.tobytes()], names)
@@ -53,25 +59,16 @@ class ImageList(Encoded):
 class TableImages(ImageList):
     """Images in a table that a library reads."""
 
-    def __init__(
-        self,
-        name: str,
-        rows: Any,
-        key: str,
-        labels: np.ndarray,
-        class_names: Iterable[str],
-    ):
+    def __init__(self, labels: Labels, rows: Any, key: str):
         """Wraps a table.
 
         Args:
-          name: of the data, for `repr()`.
+          labels: of the images.
           rows: a random-access sequence of dicts.
           key: the element of these that is the image: its bytes, or a dict with "bytes" or,
             where these are None, with the "path" of its file.
-          labels: int [n].
-          class_names: the name of each class.
         """
-        super().__init__(name, labels, class_names)
+        super().__init__(labels)
         self._rows = rows
         self._key = key
 

@@ -85,9 +85,8 @@ class ImageNet(Images):
         root = open_folder(self.path)
         base = self._base(root)
         train, val = os.path.join(base, "train"), os.path.join(base, "val")
-        folder = train if split == "train" else val
+        folder, purpose = (train, "train on") if split == "train" else (val, "evaluate")
         if not os.path.isdir(folder):
-            purpose = "train on" if split == "train" else "evaluate"
             raise UserError(
                 f"{base} has no folder {os.path.basename(folder)}: there is nothing to {purpose}."
             )

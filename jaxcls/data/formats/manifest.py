@@ -26,6 +26,7 @@ from jaxcls.data.encoded_images import Images
 from jaxcls.data.formats.classes import check_different, class_indices, class_list
 from jaxcls.data.formats.fields import field_of, json_fields
 from jaxcls.data.formats.folder import SCAN_THREADS, FileImages
+from jaxcls.data.formats.image_list import Labels
 from jaxcls.data.formats.paths import expanded, is_image
 from jaxcls.data.formats.splits import HELD_OUT, HeldOutShare, split_names, split_rows
 from jaxcls.data.notes import counted, enumerated, explaining, note, require
@@ -127,7 +128,7 @@ class Manifest(Images):
         if len(chosen) <= MAX_CHECKED:
             self._check_files(chosen, folder, manifest)
         files = (row.path for row in chosen)
-        return FileImages(name, folder, files, labels, class_names)
+        return FileImages(Labels(name, labels, class_names), folder, files)
 
     def _root(self, manifest: str) -> str:
         return expanded(self.root) if self.root else os.path.dirname(manifest)

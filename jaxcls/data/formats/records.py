@@ -34,7 +34,7 @@ import numpy as np
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.formats import shards
-from jaxcls.data.formats.image_list import ImageList
+from jaxcls.data.formats.image_list import ImageList, Labels
 from jaxcls.data.formats.paths import expanded
 from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.notes import explaining, require
@@ -80,10 +80,10 @@ class RecordFiles(ImageList):
             for f in part["files"]
         ]
         self._starts = np.cumsum([0, *(file.count for file in self._files)])
+        class_names = index["class_names"]
+        labels = _label_array(part["labels"], len(class_names))
         super().__init__(
-            f"records-{split}",
-            _label_array(part["labels"], len(index["class_names"])),
-            index["class_names"],
+            Labels(f"records-{split}", labels, class_names),
             (file.sha256.encode() for file in self._files),
         )
 

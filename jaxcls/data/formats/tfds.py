@@ -20,7 +20,12 @@ from tqdm import tqdm
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.formats.image_list import TableImages, chosen_feature, fingerprint
+from jaxcls.data.formats.image_list import (
+    Labels,
+    TableImages,
+    chosen_feature,
+    fingerprint,
+)
 from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.shards import replacing
 from jaxcls.data.notes import explaining, note, require
@@ -81,8 +86,8 @@ class Tfds(Images):
             records = self._records(builder, split, as_stored)
             name = f"{builder.info.full_name}[{getattr(self, split)}]"
             labels = _labels(records, label_key, f"{builder.data_dir}", name)
-            class_names = features[label_key].names
-            return TableImages(name, records, image_key, labels, class_names)
+            labelled = Labels(name, labels, features[label_key].names)
+            return TableImages(labelled, records, image_key)
 
     def _records(self, builder: Any, split: Split, decoders: dict[str, Any]) -> Any:
         """Returns the records of a split."""

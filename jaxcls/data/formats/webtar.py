@@ -33,7 +33,7 @@ from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.formats.classes import check_different, class_indices, class_list
 from jaxcls.data.formats.fields import field_of, json_fields
-from jaxcls.data.formats.image_list import ImageList, Names
+from jaxcls.data.formats.image_list import ImageList, Labels, Names
 from jaxcls.data.formats.paths import expanded, is_hidden, is_image, similar_file
 from jaxcls.data.formats.shards import replacing
 from jaxcls.data.formats.splits import HeldOutShare, split_names, split_rows
@@ -80,7 +80,7 @@ class TarFiles:
       offsets: of the image's bytes there, int64 [n].
       sizes: how many they are, int64 [n].
       members: the images' names there, [n].
-      classes: their classes as they are written, [n].
+      classes: their classes as they are written, printable, [n].
     """
 
     def __init__(self, pattern: str, label_key: str):
@@ -103,10 +103,11 @@ class TarFiles:
         self.tars = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         rows = {key: np.concatenate([i[key] for i in indexes]) for key in indexes[0]}
         self.offsets, self.sizes = rows["offsets"], rows["sizes"]
-        self.members, self.classes = (
-            os.fsdecode(rows[key].tobytes()).split("\0")[:-1]
-            for key in ("members", "classes")
+        names, classes = (
+            os.fsdecode(rows[k].tobytes()) for k in ("members", "classes")
         )
+        self.members = names.split("\0")[:-1]
+        self.classes = printable(classes).split("\0")[:-1]
 
     def where(self, row: int) -> str:
         """Returns the tar file and the name of an image."""
@@ -116,29 +117,14 @@ class TarFiles:
 class TarImages(ImageList):
     """Images in tar files."""
 
-    def __init__(
-        self,
-        name: str,
-        files: TarFiles,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        class_names: Sequence[str],
-    ):
-        """Wraps some images of tar files.
-
-        Args:
-          name: of the data, for `repr()`.
-          files: the tar files.
-          rows: the images, int [n].
-          labels: int [n].
-          class_names: the name of each class.
-        """
+    def __init__(self, labels: Labels, files: TarFiles, rows: np.ndarray):
+        """Wraps the images in some rows (int [n]) of tar files."""
         self._paths = files.paths
         self._tars = files.tars[rows]
         self._offsets = files.offsets[rows]
         self._sizes = files.sizes[rows]
         self._members = Names(os.fsencode(files.members[row]) for row in rows)
-        super().__init__(name, labels, class_names, self._members)
+        super().__init__(labels, self._members)
 
     @functools.cached_property
     def _opened(self) -> "functools._lru_cache_wrapper[_OpenFile]":
@@ -222,9 +208,8 @@ class WebTar(Images):
             training, rows = folders["train"], folders[split]
         else:
             rows = np.array(split_rows(files.members, self.test_share, split), int)
-        class_names = self.class_names or class_list(
-            {printable(files.classes[row]) for row in training}, pattern
-        )
+        written = {files.classes[row] for row in training}
+        class_names = self.class_names or class_list(written, pattern)
         if split == "test" and self.test_path:
             pattern, files = self.test_path, TarFiles(self.test_path, self.label_key)
             rows = np.arange(len(files.members))
@@ -232,13 +217,13 @@ class WebTar(Images):
         if not len(rows):
             raise UserError(f"{pattern} has no image to {split} on.")
         labels = class_indices(
-            (printable(files.classes[row]) for row in rows),
+            (files.classes[row] for row in rows),
             class_names,
             name,
             lambda i: files.where(rows[i]),
             numbers=bool(self.class_names),
         )
-        return TarImages(name, files, rows, labels, class_names)
+        return TarImages(Labels(name, labels, class_names), files, rows)
 
 
 def rows_of_split_folders(

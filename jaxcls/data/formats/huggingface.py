@@ -17,7 +17,7 @@ import numpy as np
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
 from jaxcls.data.formats.classes import class_indices, class_list, note_missing_classes
-from jaxcls.data.formats.image_list import Labels, TableImages, chosen_feature
+from jaxcls.data.formats.image_list import Labels, TableImages, feature_name
 from jaxcls.data.notes import require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean
@@ -67,13 +67,9 @@ class HuggingFace(Images):
             ) from error
         rows = self._rows(datasets, split)
         features, kind = rows.features, datasets.Image
-        image_column = chosen_feature(
-            self, "image_column", features, kind, any_kind=True
-        )
+        image_column = feature_name(self, "image_column", features, kind, any_kind=True)
         kind = datasets.ClassLabel
-        label_column = chosen_feature(
-            self, "label_column", features, kind, any_kind=True
-        )
+        label_column = feature_name(self, "label_column", features, kind, any_kind=True)
         name = f"{os.path.basename(self.name.rstrip('/'))}[{getattr(self, split)}]"
         feature, written = features[label_column], rows[label_column][:]
         if not len(written):

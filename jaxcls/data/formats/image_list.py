@@ -47,7 +47,7 @@ class ImageList(Encoded):
         self.class_names = tuple(class_names)
         names = (name.encode("utf-8", "surrogateescape") for name in self.class_names)
         pieces = itertools.chain(identity, [self.labels.tobytes()], names)
-        self._digest = fingerprint(pieces)
+        self._digest = digest_of(pieces)
 
     def __repr__(self) -> str:
         return (
@@ -88,7 +88,7 @@ class TableImages(ImageList):
         return f"record {index} of {self._name}"
 
 
-def chosen_feature(
+def feature_name(
     dataset: Any,
     option: str,
     features: Mapping[str, object],
@@ -140,7 +140,7 @@ class Names:
         return (self[index] for index in range(len(self._ends) - 1))
 
 
-def fingerprint(pieces: Iterable[bytes]) -> str:
+def digest_of(pieces: Iterable[bytes]) -> str:
     """Returns 12 hexadecimal digits that depend on every byte of the pieces."""
     digest = hashlib.sha256()
     for piece in pieces:

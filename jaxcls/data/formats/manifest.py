@@ -195,12 +195,26 @@ class Manifest(Images):
         )
 
     def _rows(self, manifest: str) -> list[Row]:
-        """Reads a manifest; a repeated row counts once."""
+        """Reads a manifest; a repeated row counts once.
+
+        Raises:
+          UserError: if a column is missing or empty, or two rows contradict each other.
+        """
         found: dict[str, Row] = {}
         repeated = 0
         prefix = os.path.join(self._root(manifest), "")
         for line, fields in read_table(manifest, self.path_column):
-            row = self._row(line, fields, prefix, f"line {line} of {manifest}")
+            where = f"line {line} of {manifest}"
+            path = field_of(fields, self.path_column, "path_column", where)
+            label = field_of(fields, self.label_column, "label_column", where)
+            split = self.split_column
+            if split:
+                split = str(field_of(fields, split, "split_column", where))
+            if not isinstance(path, str) or not path or "\0" in path:
+                raise UserError(f"{where} has no path of an image, but {path!r}.")
+            path = os.path.normpath(path).removeprefix(prefix)
+            classes = self._classes(label, where)
+            row = Row(line, path, classes, split.strip().lower())
             before = found.setdefault(row.path, row)
             if (before.classes, before.split) != (row.classes, row.split):
                 raise UserError(
@@ -215,22 +229,6 @@ class Manifest(Images):
         if not found:
             raise UserError(f"{manifest} lists no images.")
         return list(found.values())
-
-    def _row(self, line: int, fields: dict[str, Any], prefix: str, where: str) -> Row:
-        """Reads one row.
-
-        Raises:
-          UserError: if a column is missing or empty.
-        """
-        path = field_of(fields, self.path_column, "path_column", where)
-        label = field_of(fields, self.label_column, "label_column", where)
-        split = self.split_column
-        if split:
-            split = str(field_of(fields, split, "split_column", where)).strip().lower()
-        if not isinstance(path, str) or not path or "\0" in path:
-            raise UserError(f"{where} has no path of an image, but {path!r}.")
-        path = os.path.normpath(path).removeprefix(prefix)
-        return Row(line, path, self._classes(label, where), split)
 
     def _classes(self, label: Any, where: str) -> tuple[str, ...]:
         """Returns the class of a row, or its classes in alphabetical order."""

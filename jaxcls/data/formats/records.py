@@ -81,11 +81,9 @@ class RecordFiles(ImageList):
         ]
         self._starts = np.cumsum([0, *(file.count for file in self._files)])
         class_names = index["class_names"]
-        labels = _label_array(part["labels"], len(class_names))
-        super().__init__(
-            Labels(f"records-{split}", labels, class_names),
-            (file.sha256.encode() for file in self._files),
-        )
+        values = _label_array(part["labels"], len(class_names))
+        labels = Labels(f"records-{split}", values, class_names)
+        super().__init__(labels, (file.sha256.encode() for file in self._files))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._folder, self._split)

@@ -20,12 +20,7 @@ from tqdm import tqdm
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.formats.image_list import (
-    Labels,
-    TableImages,
-    chosen_feature,
-    fingerprint,
-)
+from jaxcls.data.formats.image_list import Labels, TableImages, digest_of, feature_name
 from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.shards import replacing
 from jaxcls.data.notes import explaining, note, require
@@ -80,8 +75,8 @@ class Tfds(Images):
             builder = self._prepared(tfds)
             features = builder.info.features
             kinds = tfds.features
-            image_key = chosen_feature(self, "image_key", features, kinds.Image)
-            label_key = chosen_feature(self, "label_key", features, kinds.ClassLabel)
+            image_key = feature_name(self, "image_key", features, kinds.Image)
+            label_key = feature_name(self, "label_key", features, kinds.ClassLabel)
             as_stored = {image_key: tfds.decode.SkipDecoding()}
             records = self._records(builder, split, as_stored)
             name = f"{builder.info.full_name}[{getattr(self, split)}]"
@@ -208,7 +203,7 @@ def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarra
     files = (Path(data_dir) / f"{part}.json" for part in ("dataset_info", "features"))
     description = [file.read_bytes() for file in files if file.exists()]
     description += [name.encode(), label_key.encode(), os.fsencode(data_dir)]
-    key = fingerprint(description)
+    key = digest_of(description)
     kept = cache_folder() / "tfds" / f"{key}.labels.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
         labels = np.load(kept, allow_pickle=False)

@@ -208,20 +208,17 @@ class WebTar(Images):
             training, rows = folders["train"], folders[split]
         else:
             rows = np.array(split_rows(files.members, self.test_share, split), int)
-        written = {files.classes[row] for row in training}
-        class_names = self.class_names or class_list(written, pattern)
+        trained = {files.classes[row] for row in training}
+        class_names = self.class_names or class_list(trained, pattern)
         if split == "test" and self.test_path:
             pattern, files = self.test_path, TarFiles(self.test_path, self.label_key)
             rows = np.arange(len(files.members))
         name = f"{printable(os.path.basename(pattern))}[{split}]"
         if not len(rows):
             raise UserError(f"{pattern} has no image to {split} on.")
+        written, numbers = (files.classes[row] for row in rows), bool(self.class_names)
         labels = class_indices(
-            (files.classes[row] for row in rows),
-            class_names,
-            name,
-            lambda i: files.where(rows[i]),
-            numbers=bool(self.class_names),
+            written, class_names, name, lambda i: files.where(rows[i]), numbers=numbers
         )
         return TarImages(Labels(name, labels, class_names), files, rows)
 

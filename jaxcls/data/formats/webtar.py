@@ -103,11 +103,8 @@ class TarFiles:
         self.tars = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         rows = {key: np.concatenate([i[key] for i in indexes]) for key in indexes[0]}
         self.offsets, self.sizes = rows["offsets"], rows["sizes"]
-        names, classes = (
-            os.fsdecode(rows[k].tobytes()) for k in ("members", "classes")
-        )
-        self.members = names.split("\0")[:-1]
-        self.classes = printable(classes).split("\0")[:-1]
+        self.members = _divided(rows["members"])
+        self.classes = [*map(printable, _divided(rows["classes"]))]
 
     def where(self, row: int) -> str:
         """Returns the tar file and the name of an image."""
@@ -284,17 +281,17 @@ def expand_braces(pattern: str) -> list[str]:
     if match is None:
         return [pattern]
     first, last, listed = match.groups()
-    if listed is not None:
-        middle = listed.split(",")
-    else:
+    if listed is None:
         if not int(first) <= int(last) < int(first) + 1_000_000:
             raise UserError(
                 f"{match[0]} in {pattern} must count upwards, to a million at most."
             )
         width = len(first) if first.startswith("0") else 0
-        middle = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+        numbers = range(int(first), int(last) + 1)
+        listed = ",".join(f"{number:0{width}d}" for number in numbers)
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [name for part in middle for name in expand_braces(before + part + after)]
+    parts = listed.split(",")
+    return [name for part in parts for name in expand_braces(before + part + after)]
 
 
 def tar_index(path: str, label_key: str) -> Index:
@@ -393,7 +390,13 @@ def scan_tar(path: str, label_key: str) -> Index:
 
 
 def _joined(names: Iterable[str]) -> np.ndarray:
+    """Returns names as uint8 [n], each with a zero behind it."""
     return np.frombuffer(os.fsencode("".join(f"{name}\0" for name in names)), np.uint8)
+
+
+def _divided(joined: np.ndarray) -> list[str]:
+    """Returns the names that _joined has made one array of."""
+    return os.fsdecode(joined.tobytes()).split("\0")[:-1]
 
 
 def _check_member(member: tarfile.TarInfo, path: str) -> None:

@@ -33,8 +33,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxcls.data.dataset import Dataset
-from jaxcls.data.file_lists import counted
 from jaxcls.data.formats.records import INDEX
+from jaxcls.data.notes import counted
 from jaxcls.data.preparation.checker import check, verify
 from jaxcls.data.preparation.writer import write_records
 from jaxcls.errors import UserError

@@ -32,6 +32,7 @@ from PIL import Image
 
 from jaxcls.data.encoded_images import DecodedSource
 from jaxcls.data.formats.folder import FileImages
+from jaxcls.data.formats.image_list import Labels
 from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.host_crop import HostRandomResizedCrop
@@ -89,7 +90,7 @@ def make_photographs(folder: Path, number: int = 100) -> list[Path]:
 def files_of(paths: Sequence[Path]) -> FileImages:
     """Returns image files, all of one class."""
     labels = np.zeros(len(paths), np.int32)
-    return FileImages("files", "", map(str, paths), labels, ("photograph",))
+    return FileImages(Labels("files", labels, ("photograph",)), "", map(str, paths))
 
 
 def speed(batches: Iterator[Any], batch_size: int, count: int) -> float:

@@ -8,8 +8,8 @@ from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage
 from jaxcls.data.decode import size as image_size
 from jaxcls.data.encoded_images import DecodedSource
-from jaxcls.data.file_lists import note
 from jaxcls.data.loader import load_rows
+from jaxcls.data.notes import note
 from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sampling import few_of_each_class, one_label_each
 from jaxcls.data.sources import Batch, Source, Split

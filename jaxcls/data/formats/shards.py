@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import struct
 import uuid
@@ -58,21 +59,15 @@ class Item:
     labels: tuple[int, ...]
     name: str
     image: bytes
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def pack(item: Item) -> bytes:
     """Returns the record of an item."""
     name = item.name.encode("utf-8", "surrogateescape")
+    kind, sides = (PIXELS, item.shape) if item.shape else (FILE, (0, 0, 0))
     count = len(item.labels)
-    header = HEADER.pack(
-        MAGIC,
-        FILE if item.shape is None else PIXELS,
-        count,
-        len(name),
-        item.position,
-        *(item.shape or (0, 0, 0)),
-    )
+    header = HEADER.pack(MAGIC, kind, count, len(name), item.position, *sides)
     return b"".join([header, struct.pack(f"<{count}i", *item.labels), name, item.image])
 
 
@@ -87,9 +82,9 @@ def unpack(record: bytes) -> Item:
     _, kind, count, length, position, *sides = HEADER.unpack_from(record)
     names_at = HEADER.size + 4 * count
     image_at = names_at + length
-    shape = (sides[0], sides[1], sides[2]) if kind == PIXELS else None
+    shape = tuple(sides) if kind == PIXELS else None
     size = len(record) - image_at
-    if size < 0 or (shape and size != shape[0] * shape[1] * shape[2]):
+    if size < 0 or (shape and size != math.prod(shape)):
         raise ValueError("a record has not the length that its header says")
     return Item(
         position,
@@ -160,15 +155,11 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        full = "No space left" in reason or "quota" in reason.lower()
-        way_out = (
-            "make room on that disk and run the same command again; finished files are kept"
-            if full
-            else "mend that and run the same command again"
-        )
-        raise UserError(
-            f"cannot write {path} ({'the disk is full' if full else reason}): {way_out}."
-        ) from error
+        way_out = "mend that and run the same command again"
+        if "No space left" in reason or "quota" in reason.lower():
+            reason = "the disk is full"
+            way_out = "make room on that disk and run the same command again; finished files are kept"
+        raise UserError(f"cannot write {path} ({reason}): {way_out}.") from error
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -258,21 +249,17 @@ def inspect(path: Path) -> Contents:
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    positions, labels = [], []
     reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
     try:
         if not reader.ok():
             raise OSError(f"{path} is damaged or cut off")
-        items = []
         for place in range(reader.num_records()):
             item = unpack(reader.read([place])[0])
-            items.append((item.position, item.labels))
+            positions.append(item.position)
+            labels.append(item.labels)
     except (RuntimeError, ValueError) as error:
         raise OSError(f"{path} is damaged ({_first_part(error)})") from None
     finally:
         _close(reader)
-    return Contents(
-        path.stat().st_size,
-        digest,
-        tuple(position for position, _ in items),
-        tuple(labels for _, labels in items),
-    )
+    return Contents(path.stat().st_size, digest, tuple(positions), tuple(labels))

@@ -13,9 +13,10 @@ from PIL import Image
 from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.encoded_images import Encoded
-from jaxcls.data.file_lists import counted, expanded
 from jaxcls.data.formats import shards
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.records import INDEX, read_index
+from jaxcls.data.notes import counted
 from jaxcls.data.preparation import pool
 from jaxcls.data.preparation.images import ArrayImages, open_images
 from jaxcls.data.preparation.writer import check_ranges, write_text

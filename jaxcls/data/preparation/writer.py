@@ -25,8 +25,8 @@ import numpy as np
 from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage
 from jaxcls.data.encoded_images import Encoded
-from jaxcls.data.file_lists import expanded
 from jaxcls.data.formats import shards
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.records import INDEX, PLAN, VERSION, read_index
 from jaxcls.data.preparation import pool
 from jaxcls.data.preparation.images import (

@@ -19,11 +19,7 @@ class BadImages:
     """The bad images of one split that this process has met."""
 
     def __init__(
-        self,
-        source: Source,
-        split: Split,
-        *,
-        say: Callable[[str], None] = print,
+        self, source: Source, split: Split, *, say: Callable[[str], None] = print
     ):
         """Begins with none.
 

@@ -272,7 +272,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> bool:
             "folder as --out."
         )
     else:
-        write_text(folder / PLAN, json.dumps(plan) + "\n")
+        shards.write_bytes(folder / PLAN, f"{json.dumps(plan)}\n".encode())
     return False
 
 
@@ -290,12 +290,6 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
             f"{printable(str(folder))} holds records of something else ({changes}): give "
             "another --out, or remove that folder."
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    with shards.replacing(path) as temporary, shards.writing(path):
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
@@ -329,7 +323,7 @@ def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
         "splits": {split: _index_of(job, split, in_order) for split in SPLITS},
         "made_from": plan,
     }
-    write_text(job.folder / INDEX, json.dumps(index) + "\n")
+    shards.write_bytes(job.folder / INDEX, f"{json.dumps(index)}\n".encode())
     with shards.writing(job.folder / PLAN):
         (job.folder / PLAN).unlink()
 

@@ -298,6 +298,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Returns a Pillow image of uint8 [height, width, 1 or 3]."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
 def pixels_of(image: Image.Image) -> np.ndarray:
     """Returns uint8 [height, width, channels] of an image in mode "L" or "RGB"; read-only."""
     return np.atleast_3d(np.asarray(image))

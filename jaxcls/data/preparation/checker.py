@@ -17,7 +17,7 @@ from jaxcls.data.file_lists import counted, expanded
 from jaxcls.data.formats import shards
 from jaxcls.data.formats.records import INDEX, read_index
 from jaxcls.data.preparation import pool
-from jaxcls.data.preparation.images import ArrayImages, open_images
+from jaxcls.data.preparation.images import open_images
 from jaxcls.data.preparation.writer import check_ranges
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, printable
@@ -53,9 +53,9 @@ def check(
     splits = open_images(dataset)
     images = sum(map(len, splits.values()))
     tasks = [
-        (split, range(len(splits[split]))[first : first + IMAGES_PER_TASK])
-        for split in splits
-        for first in range(0, len(splits[split]), IMAGES_PER_TASK)
+        (split, range(len(encoded))[first : first + IMAGES_PER_TASK])
+        for split, encoded in splits.items()
+        for first in range(0, len(encoded), IMAGES_PER_TASK)
     ]
     scan = functools.partial(_scan, splits)
     results = pool.run(scan, tasks, workers=workers, images=images, title="check")
@@ -76,7 +76,7 @@ def check(
 
 
 def _scan(
-    splits: dict[Split, Encoded | ArrayImages],
+    splits: dict[Split, Encoded],
     task: tuple[Split, range],
     progress: pool.Progress,
 ) -> tuple[list[dict[str, str]], Counts]:
@@ -99,10 +99,10 @@ def _scan(
             bad.append({"split": split, "path": path, "reason": reason})
         else:
             with warnings.catch_warnings(action="ignore"):  # decode has its own limits
-                with Image.open(io.BytesIO(data)) as header:
-                    size = f"{header.width}x{header.height}"
-                    values = (header.format or "unknown", header.mode, size)
-                    counts.update(zip(TITLES, values, strict=True))
+                header = Image.open(io.BytesIO(data))
+            size = f"{header.width}x{header.height}"
+            values = (header.format or "unknown", header.mode, size)
+            counts.update(zip(TITLES, values, strict=True))
         progress(1)
     return bad, counts
 

@@ -46,6 +46,9 @@ SAMPLE = 16
 LeftOut = list[tuple[int, str]]
 """The position in its split of each image that cannot be read, and the reason."""
 
+Written = tuple[shards.Contents, LeftOut]
+"""What a complete file holds, and the images that it should hold but that are left out."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -53,7 +56,7 @@ class Job:
 
     Attributes:
       folder: where the files go.
-      base: the folder of the data: names of images are relative to it; "" for none.
+      base: the folder of the data, with "/": names of images are relative to it; "" for none.
       splits: the images of each split.
       convert: makes what is stored of an image.
       skip: whether images that cannot be read are left out.
@@ -62,7 +65,7 @@ class Job:
 
     folder: Path
     base: str
-    splits: dict[Split, Encoded | ArrayImages]
+    splits: dict[Split, Encoded]
     convert: Conversion
     skip: bool
     max_bad_share: float
@@ -70,8 +73,7 @@ class Job:
     def name(self, split: Split, position: int) -> str:
         """Returns where an image came from, without the part of its path that depends on the
         machine."""
-        where = self.splits[split].where(position)
-        return where.removeprefix(self.base.rstrip("/") + "/") if self.base else where
+        return self.splits[split].where(position).removeprefix(self.base)
 
     def image(self, split: Split, position: int) -> bytes:
         """Returns what is stored of an image.
@@ -107,15 +109,6 @@ class RecordFile:
     positions: range
 
 
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """A complete file: what it holds, and the position and reason of each image left out."""
-
-    file: RecordFile
-    contents: shards.Contents
-    left_out: LeftOut
-
-
 def write_records(
     dataset: Dataset,
     out: str | Path,
@@ -148,10 +141,12 @@ def write_records(
       UserError: for an option out of range, images that cannot be read, a full disk, or a
         folder with something else in it.
     """
-    check_ranges(size=(size, 1, 8192), quality=(quality, 1, 100))
-    check_ranges(workers=(workers, 1, 1024))
-    if max_size is not None:
-        check_ranges(max_size=(max_size, size, LONGEST_SIDE))
+    check_ranges(
+        workers=(workers, 1, 1024),
+        size=(size, 1, 8192),
+        quality=(quality, 1, 100),
+        max_size=(size if max_size is None else max_size, size, LONGEST_SIDE),
+    )
     if not 0 < shard_mb <= 1e6:
         raise UserError(
             f"--shard_mb must lie above 0 and up to 1000000, not {shard_mb}."
@@ -196,9 +191,12 @@ def check_ranges(**options: tuple[float, float, float]) -> None:
 
 
 def _base(path: str) -> str:
-    """Returns the folder of the data at `path`, "" for data without a path."""
-    path = expanded(path) if path else ""
-    return printable(path if os.path.isdir(path) else os.path.dirname(path))
+    """Returns the folder of the data at `path`, with "/" at its end; "" without a path."""
+    if not path:
+        return ""
+    path = expanded(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    return printable(os.path.join(folder, ""))
 
 
 def _records_per_file(job: Job, split: Split, file_bytes: float) -> int:
@@ -233,14 +231,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another process writes records into {printable(str(folder))}: wait for it, "
-                    "or give another --out."
-                ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process writes records into {printable(str(folder))}: wait for it, or "
+                "give another --out."
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
         yield
     finally:
         os.close(descriptor)
@@ -307,13 +306,13 @@ def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
     try:
         for number, result in results:
             written[number] = result
-            split = result.file.split
-            left_out[split] += result.left_out
+            split = files[number].split
+            left_out[split] += result[1]
             _check_left_out(job, split, left_out[split])
     finally:
         results.close()
         shards.remove_abandoned(job.folder)
-    in_order = [written[number] for number in range(len(files))]
+    in_order = [(file, *written[number]) for number, file in enumerate(files)]
     shape = job.convert.shape
     index = {
         "version": VERSION,
@@ -349,12 +348,12 @@ def write_file(job: Job, file: RecordFile, progress: pool.Progress) -> Written:
     """
     path = job.folder / file.name
     contents = _complete(job, file, path)
-    if contents is not None:
+    if contents:
         progress(len(file.positions))
     else:
         shards.write(path, _items(job, file, progress))
         contents = _complete(job, file, path)
-    if contents is None:
+    if not contents:
         raise UserError(
             f"{printable(str(path))} is not what was written there a moment ago: the disk is "
             "perhaps failing, give another --out."
@@ -365,7 +364,7 @@ def write_file(job: Job, file: RecordFile, progress: pool.Progress) -> Written:
             job.image(file.split, position)
         except BadImage as error:
             left_out.append((position, str(error)))
-    return Written(file, contents, left_out)
+    return contents, left_out
 
 
 def _complete(job: Job, file: RecordFile, path: Path) -> shards.Contents | None:
@@ -388,11 +387,8 @@ def _items(
     """Yields the records of a file."""
     labels = job.splits[file.split].labels
     for position in file.positions:
-        try:
+        with contextlib.suppress(BadImage):  # write_file lists it
             image = job.image(file.split, position)
-        except BadImage:
-            pass  # write_file lists it
-        else:
             name = job.name(file.split, position)
             label = _label_tuple(labels[position])
             yield shards.Item(position, label, name, image, job.convert.shape)
@@ -417,28 +413,30 @@ def _check_left_out(job: Job, split: Split, left_out: LeftOut) -> None:
         )
 
 
-def _index_of(job: Job, split: Split, written: list[Written]) -> dict[str, Any]:
+def _index_of(
+    job: Job, split: Split, written: list[tuple[RecordFile, shards.Contents, LeftOut]]
+) -> dict[str, Any]:
     """Returns what the index says of one split: see records.py."""
-    parts = [part for part in written if part.file.split == split]
+    parts = [part for part in written if part[0].split == split]
     several_labels = job.splits[split].labels.ndim == 2
     return {
         "files": [
             {
-                "name": part.file.name,
-                "records": len(part.contents.positions),
-                "bytes": part.contents.bytes,
-                "sha256": part.contents.sha256,
+                "name": file.name,
+                "records": len(contents.positions),
+                "bytes": contents.bytes,
+                "sha256": contents.sha256,
             }
-            for part in parts
+            for file, contents, _ in parts
         ],
         "labels": [
             list(labels) if several_labels else labels[0]
-            for part in parts
-            for labels in part.contents.labels
+            for _, contents, _ in parts
+            for labels in contents.labels
         ],
         "left_out": [
             [job.name(split, position), reason]
-            for part in parts
-            for position, reason in part.left_out
+            for _, _, left_out in parts
+            for position, reason in left_out
         ],
     }

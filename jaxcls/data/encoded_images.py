@@ -82,35 +82,35 @@ class Images(Dataset):
 
     def source(self, split: Split) -> Source:
         """Opens one split, whose images are decoded when a batch asks for them."""
-        source = DecodedSource(
+        return DecodedSource(
             self.encoded(split),
             self.canvas if split == "train" else self.canvas.evaluation(),
             self.channels,
             self.on_bad_image,
             self.cache_mb,
+            self.max_bad_share,
         )
-        source.max_bad_share = self.max_bad_share
-        return source
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class DecodedSource(Source):
-    """Encoded images, decoded and cropped to squares when they are asked for."""
+    """Encoded images, decoded and cropped to squares when they are asked for.
 
-    def __init__(
-        self,
-        encoded: Encoded,
-        canvas: Canvas,
-        channels: int,
-        on_bad_image: OnBadImage = "raise",
-        cache_mb: int = 0,
-    ):
-        """Wraps `encoded`; nothing is read yet. The other arguments are those of Images."""
-        self.encoded = encoded
-        self.class_names = encoded.class_names
-        self.canvas = canvas
-        self.channels = channels
-        self.on_bad_image = on_bad_image
-        self._cache = _Cache(cache_mb * 2**20)
+    Attributes:
+      encoded: the images; nothing is read before it is asked for.
+      canvas: and the others: see Images.
+    """
+
+    encoded: Encoded
+    canvas: Canvas
+    channels: int
+    on_bad_image: OnBadImage = "raise"
+    cache_mb: int = 0
+    max_bad_share: float = MAX_BAD_SHARE
+
+    def __post_init__(self) -> None:
+        self.class_names = self.encoded.class_names
+        self._cache = _Cache(self.cache_mb * 2**20)
 
     @property  # a copy would be pickled once more where `encoded` is pickled as its path
     def labels(self) -> np.ndarray:  # type: ignore[override]

@@ -94,10 +94,8 @@ class Strata:
         counts = np.diff(ends, prepend=0).tolist()
         drawn = []
         for part, members in enumerate(self._members):
-            shape = (
-                -(-counts[part] // len(members)),
-                len(members),
-            )  # rounds over all of them
+            rounds = -(-counts[part] // len(members))  # over all of them
+            shape = rounds, len(members)
             keys = philox(seed, epoch, STRATUM, part).random_raw(math.prod(shape))
             places = np.argsort(keys.reshape(shape), axis=1, kind="stable").ravel()
             drawn.append(members[places[: counts[part]]])

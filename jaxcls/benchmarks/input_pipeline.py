@@ -19,6 +19,7 @@ import importlib.util
 import itertools
 import multiprocessing
 import operator
+import resource
 import statistics
 import sys
 import tempfile
@@ -118,12 +119,11 @@ def compare_speeds(
 ) -> dict[str, list[float]]:
     """Measures iterators over batches in turns, prints the median speed of each, and returns
     their speeds, turn by turn."""
-    speeds = in_turns(
-        {
-            name: functools.partial(speed, each, batch_size, count)
-            for name, each in batches.items()
-        }
-    )
+    measures = {
+        name: functools.partial(speed, each, batch_size, count)
+        for name, each in batches.items()
+    }
+    speeds = in_turns(measures)
     for name, values in speeds.items():
         print(f"  {name:32} {statistics.median(values):10,.0f} img/s")
     return speeds
@@ -174,24 +174,21 @@ def torch_loaded(paths: Sequence[Path], workers: int, floats: bool) -> Iterator[
 
     # PyTorch does the same in its worker processes: the arrays are too small for more threads.
     torch.set_num_threads(1)
-    steps: list[Any] = [transforms.RandomResizedCrop(224)]
+    steps: list[Any] = [transforms.RandomResizedCrop(224), transforms.PILToTensor()]
     if floats:
-        steps += [
+        steps[1:] = [
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
-    else:
-        steps += [transforms.PILToTensor()]
     dataset: Any = TorchImages(paths, transforms.Compose(steps))
     sampler = torch.utils.data.RandomSampler(
         dataset, replacement=True, num_samples=10**9
     )
-    return iter(
-        torch.utils.data.DataLoader(
-            dataset, batch_size=BATCH, sampler=sampler, num_workers=workers
-        )
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, sampler=sampler, num_workers=workers
     )
+    return iter(loader)
 
 
 def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
@@ -208,13 +205,10 @@ def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
             loader = loaded(source, BATCH, workers, threads)
             batches[name] = stack.enter_context(loader)
         for kind, place in itertools.product(PEERS, PEER_PLACES) if peers else ():
-            batches[f"{kind}, {place}"] = torch_loaded(
-                paths, PEER_PLACES[place], floats=PEERS[kind]
-            )
-        print(
-            f"\n{len(paths)} photographs, RandomResizedCrop(224), batches of {BATCH}",
-            flush=True,
-        )
+            peer = torch_loaded(paths, PEER_PLACES[place], floats=PEERS[kind])
+            batches[f"{kind}, {place}"] = peer
+        title = f"{len(paths)} photographs, RandomResizedCrop(224)"
+        print(f"\n{title}, batches of {BATCH}", flush=True)
         found = compare_speeds(batches, BATCH, count)
     overhead = ratio(found["bare, 1 thread"], found["loader, 1 thread"]) - 1
     print(f"  -> the loader takes {overhead:.1%} more time than decoding alone")
@@ -255,22 +249,20 @@ def _compare_threads(title: str, source: Source, batch: int, count: int = 50) ->
     """Prints the speeds of loaders with one thread and with two."""
     print(f"\n{title}, batches of {batch}", flush=True)
     with loaded(source, batch, 0, 1) as one, loaded(source, batch, 0, 2) as two:
-        compare_speeds(
-            {"loader, 1 thread": one, "loader, 2 threads": two}, batch, count
-        )
+        loaders = {"loader, 1 thread": one, "loader, 2 threads": two}
+        compare_speeds(loaders, batch, count)
 
 
 def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:
     """Prints what worker processes keep in memory, after one epoch and after many."""
     source = DecodedSource(files_of(paths[:20]), HostRandomResizedCrop(size=224), 3)
     epoch = len(source) // BATCH
-    batches = TrainBatches(
-        source, seed=0, batch_size=BATCH, num_steps=epoch * (epochs + 1)
-    )
+    steps = epoch * (epochs + 1)
+    batches = TrainBatches(source, seed=0, batch_size=BATCH, num_steps=steps)
     print(f"\nresident memory of {workers} worker processes, {len(source)} photographs")
     with Loader(batches, workers=workers, threads=1) as loader:
         for step, _ in enumerate(loader, 1):
-            if step in (epoch, len(batches)):
+            if step in (epoch, steps):
                 sizes = [
                     f"{resident(child.pid) / 2**20:.0f} MiB"
                     for child in multiprocessing.active_children()
@@ -281,9 +273,8 @@ def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:
 
 def resident(pid: int) -> int:
     """Returns the bytes of memory that a process keeps (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def main(argv: Sequence[str]) -> int:

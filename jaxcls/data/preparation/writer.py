@@ -313,11 +313,10 @@ def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
         results.close()
         shards.remove_abandoned(job.folder)
     in_order = [(file, *written[number]) for number, file in enumerate(files)]
-    shape = job.convert.shape
     index = {
         "version": VERSION,
         "format": job.convert.format,
-        "shape": list(shape) if shape else None,
+        "shape": job.convert.shape,
         "class_names": list(job.splits["train"].class_names),
         "splits": {split: _index_of(job, split, in_order) for split in SPLITS},
         "made_from": plan,
@@ -397,9 +396,7 @@ def _items(
 
 def _label_tuple(label: np.ndarray) -> tuple[int, ...]:
     """Returns the classes of a label: a number, or uint8 [classes] with ones."""
-    if np.ndim(label):
-        return tuple(np.flatnonzero(label).tolist())
-    return (int(label),)
+    return tuple(np.flatnonzero(label).tolist()) if np.ndim(label) else (int(label),)
 
 
 def _check_left_out(job: Job, split: Split, left_out: LeftOut) -> None:

@@ -15,6 +15,7 @@ A batch has four arrays, one row each for what this host loads:
 This file uses NumPy alone: a worker process never initialises a JAX backend.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -219,7 +220,7 @@ class EvalBatches:
         return padded
 
 
-class Loader:
+class Loader(Iterator[Batch], contextlib.AbstractContextManager["Loader"]):
     """Runs a sequence of batches ahead of its reader, in threads or worker processes.
 
     The batches and their order do not depend on `workers` or `threads`. Use it in a `with`
@@ -262,9 +263,6 @@ class Loader:
             steps = range(start, len(batches))
             self._iterator = Workers(batches, steps, repeat, workers, threads, prefetch)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
         """Returns the next batch.
 
@@ -282,9 +280,6 @@ class Loader:
         except BaseException:
             self.close()  # the next batch is half read, or lost
             raise
-
-    def __enter__(self) -> "Loader":
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

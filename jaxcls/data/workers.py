@@ -43,7 +43,7 @@ class Batches(Protocol):
     def __getitem__(self, index: int, /) -> Batch: ...
 
 
-class Workers:
+class Workers(Iterator[Batch]):
     """An iterator over batches that worker processes load.
 
     Close it to end them. They also end when the process that made it ends, in whatever way.
@@ -96,9 +96,6 @@ class Workers:
         self._in_turn: Iterator[Connection] = itertools.cycle(self._pipes)
         if not repeat:
             self._in_turn = itertools.islice(self._in_turn, len(steps))
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         """Returns the next batch.

@@ -75,6 +75,11 @@ class Job:
         machine."""
         return self.splits[split].where(position).removeprefix(self.base)
 
+    def labels(self, split: Split, position: int) -> tuple[int, ...]:
+        """Returns the classes of an image: one, or those with ones in uint8 [classes]."""
+        label = self.splits[split].labels[position]
+        return tuple(np.flatnonzero(label).tolist()) if label.ndim else (int(label),)
+
     def image(self, split: Split, position: int) -> bytes:
         """Returns what is stored of an image.
 
@@ -312,13 +317,12 @@ def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
     finally:
         results.close()
         shards.remove_abandoned(job.folder)
-    in_order = [(file, *written[number]) for number, file in enumerate(files)]
     index = {
         "version": VERSION,
         "format": job.convert.format,
         "shape": job.convert.shape,
         "class_names": list(job.splits["train"].class_names),
-        "splits": {split: _index_of(job, split, in_order) for split in SPLITS},
+        "splits": _splits_of_index(job, files, written),
         "made_from": plan,
     }
     shards.write_bytes(job.folder / INDEX, f"{json.dumps(index)}\n".encode())
@@ -375,28 +379,21 @@ def _complete(job: Job, file: RecordFile, path: Path) -> shards.Contents | None:
     positions = list(contents.positions)
     if positions != sorted({*positions} & {*file.positions}):
         return None
-    labels = job.splits[file.split].labels
-    expected = [_label_tuple(labels[position]) for position in positions]
-    return contents if list(contents.labels) == expected else None
+    expected = tuple(job.labels(file.split, position) for position in positions)
+    return contents if contents.labels == expected else None
 
 
 def _items(
     job: Job, file: RecordFile, progress: pool.Progress
 ) -> Iterator[shards.Item]:
     """Yields the records of a file."""
-    labels = job.splits[file.split].labels
     for position in file.positions:
         with contextlib.suppress(BadImage):  # write_file lists it
             image = job.image(file.split, position)
+            labels = job.labels(file.split, position)
             name = job.name(file.split, position)
-            label = _label_tuple(labels[position])
-            yield shards.Item(position, label, name, image, job.convert.shape)
+            yield shards.Item(position, labels, name, image, job.convert.shape)
         progress(1)
-
-
-def _label_tuple(label: np.ndarray) -> tuple[int, ...]:
-    """Returns the classes of a label: a number, or uint8 [classes] with ones."""
-    return tuple(np.flatnonzero(label).tolist()) if np.ndim(label) else (int(label),)
 
 
 def _check_left_out(job: Job, split: Split, left_out: LeftOut) -> None:
@@ -410,30 +407,24 @@ def _check_left_out(job: Job, split: Split, left_out: LeftOut) -> None:
         )
 
 
-def _index_of(
-    job: Job, split: Split, written: list[tuple[RecordFile, shards.Contents, LeftOut]]
-) -> dict[str, Any]:
-    """Returns what the index says of one split: see records.py."""
-    parts = [part for part in written if part[0].split == split]
-    several_labels = job.splits[split].labels.ndim == 2
-    return {
-        "files": [
+def _splits_of_index(
+    job: Job, files: list[RecordFile], written: dict[int, Written]
+) -> dict[Split, dict[str, list[Any]]]:
+    """Returns what the index says of each split: see records.py."""
+    parts: dict[Split, dict[str, list[Any]]] = {
+        split: {"files": [], "labels": [], "left_out": []} for split in SPLITS
+    }
+    for number, file in enumerate(files):
+        contents, left_out = written[number]
+        part, one_label = parts[file.split], job.splits[file.split].labels.ndim == 1
+        part["files"].append(
             {
                 "name": file.name,
                 "records": len(contents.positions),
                 "bytes": contents.bytes,
                 "sha256": contents.sha256,
             }
-            for file, contents, _ in parts
-        ],
-        "labels": [
-            list(labels) if several_labels else labels[0]
-            for _, contents, _ in parts
-            for labels in contents.labels
-        ],
-        "left_out": [
-            [job.name(split, position), reason]
-            for _, _, left_out in parts
-            for position, reason in left_out
-        ],
-    }
+        )
+        part["labels"] += [each[0] if one_label else each for each in contents.labels]
+        part["left_out"] += [[job.name(file.split, at), why] for at, why in left_out]
+    return parts

@@ -5,7 +5,7 @@
     python -m jaxcls.prepare verify --path pets-256
 
 `--source NAME` is a dataset as a recipe names it after the colon, and `--source.OPTION=VALUE`
-sets an option of it; `--source NAME --help` lists them. From Python: `write_records(dataset,
+sets one of its options; `--source NAME --help` lists them. From Python: `write_records(dataset,
 "pets-256")` of jaxcls.data.preparation.writer.
 
 records resizes the images of both splits and writes them into ArrayRecord files of about
@@ -119,7 +119,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {}
     for name, (about, usage, flags) in COMMANDS.items():
-        commands[name] = subparsers.add_parser(
+        command = commands[name] = subparsers.add_parser(
             name,
             help=about,
             description=about,
@@ -128,11 +128,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             argument_default=argparse.SUPPRESS,
             add_help=False,  # with --source there is more to print
         )
-        commands[name].add_argument(
-            "--help", "-h", action="store_true", help="this text"
-        )
+        command.add_argument("--help", "-h", action="store_true", help="this text")
         for flag in (*flags, "workers"):
-            commands[name].add_argument(f"--{flag}", **FLAGS[flag])
+            command.add_argument(f"--{flag}", **FLAGS[flag])
     return parser, commands
 
 
@@ -164,9 +162,8 @@ def _check(dataset: Dataset, report: str = "check.jsonl", **flags: Any) -> int:
 def _verify(others: Sequence[str], path: str, **flags: Any) -> int:
     if others:
         raise UserError(f"unknown argument '{others[0]}'. See --help.")
-    print(
-        f"{path}: {counted(verify(path, **flags), 'record')}, all as its {INDEX} says"
-    )
+    records = counted(verify(path, **flags), "record")
+    print(f"{path}: {records}, all as its {INDEX} says")
     return 0
 
 

@@ -75,7 +75,7 @@ class Workers(Iterator[Batch]):
         self._reading = threading.RLock()
         # Runs before multiprocessing would end the processes by a signal that they hold back.
         multiprocessing.util.Finalize(
-            self, _kill, args=(self._processes,), exitpriority=1
+            self, kill, args=(self._processes,), exitpriority=1
         )
         context = multiprocessing.get_context("spawn")
         pickled = cloudpickle.dumps(batches)  # by value what the main module defines
@@ -119,7 +119,7 @@ class Workers(Iterator[Batch]):
     def close(self) -> None:
         """Ends the processes at once. Can be called twice, and while another thread waits for
         a batch."""
-        _kill(self._processes)  # a thread that waits for one meets the end of its pipe
+        kill(self._processes)  # a thread that waits for one meets the end of its pipe
         with self._reading:
             self._in_turn = iter(())
             for pipe in self._pipes:
@@ -156,8 +156,8 @@ def held_back(*signals: signal.Signals) -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _kill(processes: list[SpawnProcess]) -> None:
-    """Ends processes, which only read and so leave nothing half done; empties the list."""
+def kill(processes: list[SpawnProcess]) -> None:
+    """Ends processes at once and empties the list. They must leave nothing that matters half done."""
     for process in processes:
         process.kill()
     while processes:

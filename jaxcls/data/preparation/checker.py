@@ -76,9 +76,7 @@ def check(
 
 
 def _scan(
-    splits: dict[Split, Encoded],
-    task: tuple[Split, range],
-    progress: pool.Progress,
+    splits: dict[Split, Encoded], task: tuple[Split, range], progress: pool.Progress
 ) -> tuple[list[dict[str, str]], Counts]:
     """Decodes the images at some positions of a split.
 

@@ -15,7 +15,7 @@ that is small enough already is kept byte for byte, any other image becomes a JP
 --format raw stores the pixels of the square in the middle, exactly --size wide (a smaller
 photograph is enlarged to that). Datasets that are arrays, as CIFAR, are never enlarged.
 
-Each file is written under a temporary name and renamed when it is complete, index.json comes
+Each file is written under a temporary name and renamed when it is complete. index.json comes
 last. After a kill the same command keeps the complete files, reads them through, and writes the
 others. What each file holds depends on the data's order and the options alone, so that the
 bytes are the same for any number of workers and kills. Images that cannot be read stop it, or

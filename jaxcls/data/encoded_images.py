@@ -97,8 +97,8 @@ class DecodedSource(Source):
     """Encoded images, decoded and cropped to squares when they are asked for.
 
     Attributes:
-      encoded: the images; nothing is read before it is asked for.
-      canvas: and the others: see Images.
+      encoded: the images as they lie in files; a batch reads its own.
+      canvas, channels, on_bad_image, cache_mb, max_bad_share: as the options of Images.
     """
 
     encoded: Encoded

@@ -157,7 +157,7 @@ def held_back(*signals: signal.Signals) -> Iterator[None]:
 
 
 def kill(processes: list[SpawnProcess]) -> None:
-    """Ends processes at once and empties the list. They must leave nothing that matters half done."""
+    """Ends processes that may be ended at any moment, and empties the list."""
     for process in processes:
         process.kill()
     while processes:

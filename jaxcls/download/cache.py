@@ -46,8 +46,8 @@ class Published(Protocol):
 def fetch(wanted: Published) -> Path:
     """Returns the path of a file on this machine; downloads it if it is not there.
 
-    The file is checked each time, the network is used only if it is missing. Any number of
-    processes may do this at once, and be killed at any moment.
+    The file is checked each time; the network is used only if the file is missing. Any number
+    of processes may do this at once, and may be killed at any moment.
 
     Raises:
       UserError: if it cannot be downloaded or written, is not what was published, or is

@@ -2,8 +2,8 @@
 
     write_records(ImageFolder(path="pets"), "pets-256", size=256, workers=8)
 
-Each file is written under a temporary name and renamed when it is complete, index.json comes
-last; plan.json says until then what the folder is to hold. After a kill the same call keeps the
+Each file is written under a temporary name and renamed when it is complete. index.json comes
+last; until then, plan.json says what the folder is to hold. After a kill the same call keeps the
 complete files, reads them through, and writes the others. The content of a file depends on the
 order of the data and on the options alone, so that the bytes are the same for any number of
 workers and kills.
@@ -76,7 +76,7 @@ class Job:
         return self.splits[split].where(position).removeprefix(self.base)
 
     def labels(self, split: Split, position: int) -> tuple[int, ...]:
-        """Returns the classes of an image: one, or those with ones in uint8 [classes]."""
+        """Returns the indices of an image's classes: one, unless images have any number."""
         label = self.splits[split].labels[position]
         return tuple(np.flatnonzero(label).tolist()) if label.ndim else (int(label),)
 
@@ -185,6 +185,8 @@ def write_records(
     with alone_in(job.folder):
         if not _begin(job.folder, plan):
             _write(job, plan, workers)
+        with shards.writing(job.folder / PLAN):
+            (job.folder / PLAN).unlink(missing_ok=True)
     return read_index(job.folder)
 
 
@@ -261,14 +263,11 @@ def _begin(folder: Path, plan: dict[str, Any]) -> bool:
         found = {path.name for path in folder.iterdir()}
     if INDEX in found:
         _check_same(folder, read_index(folder)["made_from"], plan)
-        with shards.writing(folder / PLAN):
-            (folder / PLAN).unlink(missing_ok=True)
         return True
     if PLAN in found:
-        try:
+        old = None
+        with contextlib.suppress(OSError, ValueError):
             old = json.loads((folder / PLAN).read_bytes())
-        except (OSError, ValueError):
-            old = None
         _check_same(folder, old, plan)
     elif found:
         raise UserError(
@@ -297,7 +296,7 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
 
 
 def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
-    """Writes the files of a folder, and the index in place of the plan."""
+    """Writes the files of a folder, and its index in the end."""
     files = _files(job, plan["records_per_file"])
     written: dict[int, Written] = {}
     left_out: dict[Split, LeftOut] = {split: [] for split in SPLITS}
@@ -326,8 +325,6 @@ def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
         "made_from": plan,
     }
     shards.write_bytes(job.folder / INDEX, f"{json.dumps(index)}\n".encode())
-    with shards.writing(job.folder / PLAN):
-        (job.folder / PLAN).unlink()
 
 
 def _files(job: Job, records_per_file: dict[Split, int]) -> list[RecordFile]:

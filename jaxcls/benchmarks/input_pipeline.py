@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def speed(batches: Iterator[Any], batch_size: int, count: int) -> float:
 
 
 def in_turns(
-    measures: dict[str, Callable[[], float]], turns: int = TURNS
+    measures: Mapping[str, Callable[[], float]], turns: int = TURNS
 ) -> dict[str, list[float]]:
     """Returns what each measure gives, turn by turn; a first turn is not counted."""
     values = [
@@ -115,7 +115,7 @@ def in_turns(
 
 
 def compare_speeds(
-    batches: dict[str, Iterator[Any]], batch_size: int, count: int
+    batches: Mapping[str, Iterator[Any]], batch_size: int, count: int
 ) -> dict[str, list[float]]:
     """Measures iterators over batches in turns, prints the median speed of each, and returns
     their speeds, turn by turn."""

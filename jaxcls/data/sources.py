@@ -7,7 +7,6 @@ source.class_names   # ("0", ..., "9")
 
 import abc
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from typing import Literal, TypeAlias, TypedDict
 
@@ -119,28 +118,24 @@ def naming_failures(what: str) -> Iterator[None]:
         ) from None
 
 
-@dataclasses.dataclass(eq=False, repr=False)
 class ArraySource(Source):
-    """Records that lie in memory as two arrays.
+    """Records that lie in memory as two arrays."""
 
-    Attributes:
-      name: of the data, for `repr()`.
-      images: uint8 [n, height, width, channels].
-      labels: integers [n]; they become int32.
-      class_names: the name of each class.
-
-    Raises:
-      ValueError: if the images are not uint8 in four dimensions, the labels do not match them
-        in number, there are none, or a label has no class name.
-    """
-
-    name: str
-    images: np.ndarray
     labels: np.ndarray
-    class_names: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        name, images, labels = self.name, self.images, self.labels
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+    ):
+        """Wraps uint8 images [n, height, width, channels] and integer labels [n].
+
+        Raises:
+          ValueError: if the images are not uint8 in four dimensions, the labels do not
+            match them in number, there are none, or a label has no class name.
+        """
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(
                 f"{name}: images must be uint8 [n, height, width, channels], not "
@@ -153,13 +148,15 @@ class ArraySource(Source):
             )
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{name}: labels must be integers, not {labels.dtype}.")
-        if labels.min() < 0 or labels.max() >= len(self.class_names):
+        if labels.min() < 0 or labels.max() >= len(class_names):
             raise ValueError(
                 f"{name}: labels run from {labels.min()} to {labels.max()}, but there are "
-                f"{len(self.class_names)} class names."
+                f"{len(class_names)} class names."
             )
+        self.name = name
+        self.images = images
         self.labels = labels.astype(np.int32)
-        self.class_names = tuple(self.class_names)
+        self.class_names = tuple(class_names)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -12,7 +12,6 @@ left idle; the time by the clock, which does count it, stands beside it.
 
 import functools
 import importlib.util
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ import scipy.ndimage
 
 from jaxcls import augment
 from jaxcls.augment.kernels.one_operation import Operation
+from jaxcls.data.loader import available_cores
 
 TURNS = 21
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
@@ -203,7 +203,7 @@ def memory(batch: int = 256, side: int = 224) -> None:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
+    return available_cores() if jax.default_backend() == "cpu" else 1
 
 
 def _torchvision(images: np.ndarray) -> Callable[[], Any] | None:

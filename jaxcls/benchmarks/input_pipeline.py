@@ -52,7 +52,7 @@ PEER_PLACES = {"in process": 0, "2 workers": 2}
 """Where PyTorch's loader works -> its number of worker processes."""
 
 
-def photographs(folder: Path) -> list[Path]:
+def find_photographs(folder: Path) -> list[Path]:
     """Returns the JPEG files in a folder and below, sorted.
 
     Raises:
@@ -283,16 +283,12 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m jaxcls.benchmark input",
         description="Measures how fast images are loaded on this machine.",
     )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="a folder of JPEG photographs (default: made from scikit-learn's two)",
-    )
+    about = "a folder of JPEG photographs (default: made from scikit-learn's two)"
+    parser.add_argument("--images", type=Path, metavar="DIR", help=about)
     folder = parser.parse_args(argv).images
     print(f"{available_cores()} cores")
     with tempfile.TemporaryDirectory() as scratch:
-        paths = photographs(folder) if folder else make_photographs(Path(scratch))
+        paths = find_photographs(folder) if folder else make_photographs(Path(scratch))
         compare_photographs(paths)
         compare_records(Path(scratch) / "256", 256, 400, 64)
         compare_records(Path(scratch) / "32", 32, 20_000, 512)

@@ -195,5 +195,4 @@ def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
 def row_seeds(seed: int, step: int, batch_size: int) -> np.ndarray:
     """Returns a seed for each row of a global step, for draws on the host: uint64 [batch_size],
     independent of the order."""
-    seeds: Any = philox(seed, step, ROW_SEEDS).random_raw(batch_size)
-    return seeds
+    return np.asarray(philox(seed, step, ROW_SEEDS).random_raw(batch_size))

@@ -212,16 +212,15 @@ def _records_per_file(job: Job, split: Split, file_bytes: float) -> int:
     Raises:
       UserError: if an image cannot be read, or all of the sample are left out.
     """
+    if shape := job.convert.shape:
+        return max(1, int(file_bytes // math.prod(shape)))
     count = len(job.splits[split])
     lengths, complaint = [], ""
-    if shape := job.convert.shape:
-        lengths = [math.prod(shape)]
-    else:
-        for position in range(0, count, max(1, count // SAMPLE)):
-            try:
-                lengths.append(len(job.image(split, position)))
-            except BadImage as error:
-                complaint = job.complaint(split, position, str(error))
+    for position in range(0, count, max(1, count // SAMPLE)):
+        try:
+            lengths.append(len(job.image(split, position)))
+        except BadImage as error:
+            complaint = job.complaint(split, position, str(error))
     if complaint and not lengths:
         raise UserError(f"none of {SAMPLE} images of {split} can be read. {complaint}")
     return max(1, int(file_bytes // np.mean(lengths))) if lengths else 1

@@ -78,17 +78,16 @@ REQUIRED = ("source", "out", "path")
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code: 0; 2 for a mistake, or for images that cannot
     be read; 75 if it was stopped by Ctrl-C and the same command goes on."""
-    parser, commands = _parsers()
-    known, others = parser.parse_known_args(argv)
+    known, others = _parser().parse_known_args(argv)
     given = vars(known)
-    command = given.pop("command")
+    command, parser = given.pop("command"), given.pop("parser")
     try:
         # Not at the top: the processes that work on images import this file, and need no JAX.
         from jaxcls.config import source_options
         from jaxcls.data.loader import available_cores
 
         if given.pop("help", False):
-            print(commands[command].format_help())
+            print(parser.format_help())
             if "source" in given:
                 print(source_options.describe(given["source"]))
             return 0
@@ -108,8 +107,8 @@ def main(argv: Sequence[str]) -> int:
         return 75
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Returns the parser of the whole command line, and that of each command."""
+def _parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line. What it gives has the parser of the command too."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxcls.prepare",
         description=__doc__,
@@ -117,9 +116,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands = {}
     for name, (about, usage, flags) in COMMANDS.items():
-        command = commands[name] = subparsers.add_parser(
+        command = subparsers.add_parser(
             name,
             help=about,
             description=about,
@@ -131,7 +129,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         command.add_argument("--help", "-h", action="store_true", help="this text")
         for flag in (*flags, "workers"):
             command.add_argument(f"--{flag}", **FLAGS[flag])
-    return parser, commands
+        command.set_defaults(parser=command)
+    return parser
 
 
 def _records(dataset: Dataset, **flags: Any) -> int:

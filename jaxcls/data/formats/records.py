@@ -41,6 +41,7 @@ from jaxcls.data.notes import explaining, require
 from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, printable
+from jaxcls.files import replacing
 
 INDEX = "index.json"
 PLAN = "plan.json"
@@ -290,8 +291,7 @@ def _copied(url: str, split: Split) -> Path:
         folder = cache_folder() / "records" / hashlib.sha256(text).hexdigest()[:16]
         with shards.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with shards.replacing(folder / INDEX) as temporary, shards.writing(folder):
-            temporary.write_bytes(text)
+        shards.write_bytes(folder / INDEX, text)
         for file in read_index(folder)["splits"][split]["files"]:
             path = folder / file["name"]
             if not path.exists() or path.stat().st_size != file["bytes"]:
@@ -301,7 +301,7 @@ def _copied(url: str, split: Split) -> Path:
 
 def _copy(remote: Any, path: Path, sha256: str) -> None:
     """Copies a file from a server, whole or not at all."""
-    with shards.replacing(path) as temporary:
+    with replacing(path, shards.writing) as temporary:
         with remote.open("rb") as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
         with temporary.open("rb") as copy:

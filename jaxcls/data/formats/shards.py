@@ -23,13 +23,13 @@ import hashlib
 import math
 import os
 import struct
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from array_record.python import array_record_module
 
 from jaxcls.errors import UserError
+from jaxcls.files import UNFINISHED, replacing
 
 MAGIC = b"JXR1"
 HEADER = struct.Struct("<4sBxHIQIII")
@@ -40,7 +40,6 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 OPEN_FILES = 256
 """Files that a process keeps open at most: its limit may be 1,024."""
-_TEMPORARY = ".tmp-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def write(path: Path, items: Iterable[Item]) -> None:
       UserError: if it cannot be written; whatever iterating over the items raises. Nothing is
         left behind then.
     """
-    with replacing(path) as temporary:
+    with replacing(path, writing) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         try:
             for item in items:
@@ -117,31 +116,14 @@ def write(path: Path, items: Iterable[Item]) -> None:
             writer.close()
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`. In the end, what was written there replaces `path`,
-    whole and on the disk; if anything fails, it is removed."""
-    temporary = path.with_name(
-        f"{path.name}{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    )
-    try:
-        yield temporary
-        with writing(path):
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
 
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Raises:
+      UserError: if it cannot be written.
+    """
+    with replacing(path, writing) as temporary, writing(path):
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -164,7 +146,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def remove_abandoned(folder: Path) -> None:
     """Removes what was being written when a process was killed."""
-    for path in folder.glob(f"*{_TEMPORARY}*"):
+    for path in folder.glob(f"*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 

@@ -96,14 +96,11 @@ class BatchNorm(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalises [batch, ..., channels] for each channel; updates "batch_stats"."""
         channels = inputs.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        running_mean = self.variable(
-            "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
-        )
-        running_var = self.variable(
-            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
-        )
+        kind = ((channels,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, *kind)
+        bias = self.param("bias", nn.initializers.zeros, *kind)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *kind)
+        running_var = self.variable("batch_stats", "var", jnp.ones, *kind)
         x = inputs.astype(jnp.float32)
         if not self.train or self.has_variable("frozen", "frozen"):
             mean, var = running_mean.value, running_var.value
@@ -118,11 +115,10 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 count = x[0, ..., 0].size
                 unbiased = var * (count / max(count - 1, 1))
+                keep = self.momentum
                 for running, value in ((running_mean, mean), (running_var, unbiased)):
                     average = value.reshape(-1, channels).mean(0)
-                    running.value = (
-                        self.momentum * running.value + (1 - self.momentum) * average
-                    )
+                    running.value = keep * running.value + (1 - keep) * average
                 self._sow_moments(mean, mean_square, x[..., 0].size)
         normalized = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return normalized.reshape(inputs.shape).astype(self.dtype or inputs.dtype)

@@ -18,9 +18,10 @@ def network_table(names: Sequence[str]) -> str:
     rows = [("network", "parameters", "GMACs", "size", "weights", "best top-1")]
     for name in names:
         facts, sets = FACTS[name], weight_sets(name)
-        gmacs = f"{facts.gmacs:.{3 if facts.gmacs >= 0.001 else 4}f}"
-        known = (str(len(sets)), percent(sets[0].top1)) if sets else ("-", "-")
-        rows.append((name, f"{facts.parameters:,}", gmacs, str(facts.size), *known))
+        digits = 3 if facts.gmacs >= 0.001 else 4
+        cost = (f"{facts.parameters:,}", f"{facts.gmacs:.{digits}f}", str(facts.size))
+        published = (str(len(sets)), percent(sets[0].top1)) if sets else ("-", "-")
+        rows.append((name, *cost, *published))
     return align(rows)
 
 

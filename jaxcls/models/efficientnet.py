@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 
 from jaxcls.errors import UserError
-from jaxcls.models.cpu.convolution import Conv
-from jaxcls.models.layers import DropPath, check_stem, kaiming_fan_out
+from jaxcls.models.layers import DropPath, KaimingConv, check_stem
 from jaxcls.models.network import BatchNormNetwork, Layers, blocks, places
 
 
@@ -119,14 +118,8 @@ def conv_layer(
     """
     if padding not in ("symmetric", "same"):
         raise UserError(f"padding must be 'symmetric' or 'same', not {padding!r}.")
-    return Conv(
-        features,
-        (kernel, kernel),
-        stride,
-        padding=kernel // 2 if padding == "symmetric" else "SAME",
-        kernel_init=kaiming_fan_out,
-        **options,
-    )
+    pads = kernel // 2 if padding == "symmetric" else "SAME"
+    return KaimingConv(features, (kernel, kernel), stride, pads, **options)
 
 
 class SqueezeExcite(nn.Module):

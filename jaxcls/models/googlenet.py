@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
 from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
 from jaxcls.models.network import BatchNormNetwork, Layers, singly
@@ -125,8 +126,13 @@ class GoogLeNet(BatchNormNetwork):
         """
         check_size(images.shape, minimum=15, name="googlenet")
         norm = self.norm_layer(train, epsilon=1e-3)
-        normal = nn.initializers.normal(STD)
-        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
+        plain = functools.partial(
+            Conv,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(STD),
+            dtype=self.dtype,
+        )
+        conv = functools.partial(ConvNorm, plain, norm)
         module = nn.remat(Inception) if self.remat else Inception
         auxiliary = functools.partial(
             AuxiliaryHead, self.head_layer(), conv, self.aux_dropout, self.dtype

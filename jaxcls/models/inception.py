@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import max_pool
 from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
 from jaxcls.models.network import BatchNormNetwork, Layers, singly
@@ -170,8 +171,13 @@ class InceptionV3(BatchNormNetwork):
         """
         check_size(images.shape, minimum=75, name="inception_v3")
         norm = self.norm_layer(train, epsilon=1e-3)
-        normal = nn.initializers.normal(STD)
-        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
+        plain = functools.partial(
+            Conv,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(STD),
+            dtype=self.dtype,
+        )
+        conv = functools.partial(ConvNorm, plain, norm)
         mixed = nn.remat(Mixed) if self.remat else Mixed
         x = images.astype(self.dtype)
         x = conv(32, (3, 3), stride=2, name="conv2d_1a_3x3")(x)

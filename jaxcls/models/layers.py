@@ -19,6 +19,7 @@ from jaxcls.models.cpu.convolution import Conv
 # the channels of all groups, as torch counts them: a depthwise kernel starts smaller than in
 # TensorFlow.
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KaimingConv = functools.partial(Conv, kernel_init=kaiming_fan_out)
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
@@ -167,21 +168,19 @@ def frozen_collection(
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, ReLU.
+    """Convolution, batch norm, ReLU.
 
     Attributes:
+      conv: a convolution without bias, of the network's initial values and dtype.
       norm: a batch norm of the network's groups and dtype.
-      kernel_init: initial values of the kernel.
-      dtype: dtype of the computation.
       features: channels of the result.
       kernel: (height, width) of the kernel.
       stride: of the convolution.
       padding: pixels added on each side, or (above and below, left and right).
     """
 
+    conv: Any
     norm: Any
-    kernel_init: nn.initializers.Initializer
-    dtype: Any
     features: int
     kernel: tuple[int, int]
     stride: int = 1
@@ -190,16 +189,8 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, channels] to [batch, h', w', features]."""
-        x = Conv(
-            self.features,
-            self.kernel,
-            self.stride,
-            padding=self.padding,
-            use_bias=False,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
+        window = (self.kernel, self.stride, self.padding)
+        x = self.conv(self.features, *window, name="conv")(x)
         return nn.relu(self.norm(name="bn")(x))
 
 

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError
-from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import max_pool
-from jaxcls.models.layers import DropPath, check_stem, kaiming_fan_out, torch_default
+from jaxcls.models.layers import DropPath, KaimingConv, check_stem, torch_default
 from jaxcls.models.network import BatchNormNetwork, Layers, blocks, places
 
 
@@ -172,8 +171,9 @@ class ResNet(ResidualNetwork):
                 f"width {self.width} leaves {inner} channels for {self.groups} groups: use a "
                 f"multiple of {64 // math.gcd(64, self.group_width)}."
             )
-        plain = functools.partial(Conv, padding=0, use_bias=False, dtype=self.dtype)
-        conv = functools.partial(plain, kernel_init=kaiming_fan_out)
+        conv = functools.partial(
+            KaimingConv, padding=0, use_bias=False, dtype=self.dtype
+        )
         norm = self.norm_layer(train)
         x = images.astype(self.dtype)
         imagenet = self.stem == "imagenet"

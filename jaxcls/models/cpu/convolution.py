@@ -151,7 +151,7 @@ def _few_groups(windows: Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
     kernels = kernels.reshape(parts, height, width, merged * inputs, merged * outputs)
     plain = _matrix_product if _covers(windows, x) else _by_xla
     shares = jnp.split(x, parts, axis=-1)
-    results = [plain(windows, *pair) for pair in zip(shares, kernels, strict=True)]
+    results = [plain(windows, part, kernels[i]) for i, part in enumerate(shares)]
     return jnp.concatenate(results, axis=-1)
 
 
@@ -189,8 +189,9 @@ def _gradient_of_kernel(
     shifts = windows.shifts(padded, grad.shape[1:3])
     products = tuple(shift * grad for shift in shifts)
     zeros = (jnp.zeros((), grad.dtype),) * len(products)
-    add = functools.partial(map, operator.add)
-    per_image = lax.reduce(products, zeros, lambda a, b: tuple(add(a, b)), (1, 2))
+    per_image = lax.reduce(
+        products, zeros, lambda a, b: tuple(map(operator.add, a, b)), (1, 2)
+    )
     return jnp.stack(per_image).sum(1).reshape(kernel.shape).astype(kernel.dtype)
 
 

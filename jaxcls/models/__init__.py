@@ -80,9 +80,8 @@ def model_options(name: str) -> list[str]:
             f"`python -m jaxcls.models` lists all {len(MODELS)}."
         )
     inside = {"num_classes", "parent", "name"}  # ours and linen's own
-    return [
-        key for key in inspect.signature(MODELS[name]).parameters if key not in inside
-    ]
+    attributes = inspect.signature(MODELS[name]).parameters
+    return [attribute for attribute in attributes if attribute not in inside]
 
 
 def _check_options(name: str, options: Iterable[str], known: Sequence[str]) -> None:

@@ -83,8 +83,8 @@ class AlexNet(Network):
             initial = self.initial(row.kernel**2 * x.shape[-1] // row.groups, row.bias)
             conv = functools.partial(Conv, feature_group_count=row.groups, **initial)
             window = ((row.kernel, row.kernel), row.stride, row.padding)
-            conv = conv(row.channels, *window, dtype=self.dtype, name=f"conv{index}")
-            x = nn.relu(conv(x))
+            layer = conv(row.channels, *window, dtype=self.dtype, name=f"conv{index}")
+            x = nn.relu(layer(x))
             if row.normalise:
                 x = local_response_norm(x)
             if row.pool:

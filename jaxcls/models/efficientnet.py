@@ -284,8 +284,8 @@ class EfficientNet(BatchNormNetwork):
 def _scaled(
     width: float, depth: float, dropout: float, **options: Any
 ) -> functools.partial[EfficientNet]:
-    scales: dict[str, Any] = {"width_factor": width, "depth_factor": depth}
-    return functools.partial(EfficientNet, dropout=dropout, **scales, **options)
+    scaled = functools.partial(EfficientNet, width_factor=width, depth_factor=depth)
+    return functools.partial(scaled, dropout=dropout, **options)
 
 
 _v2 = functools.partial(

@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
-from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
+from jaxcls.models.layers import check_size, normal_uniform
 from jaxcls.models.network import BatchNormNetwork, Layers, singly
 
 STD = 0.01
@@ -125,14 +124,7 @@ class GoogLeNet(BatchNormNetwork):
           UserError: for images smaller than 15 x 15.
         """
         check_size(images.shape, minimum=15, name="googlenet")
-        norm = self.norm_layer(train, epsilon=1e-3)
-        plain = functools.partial(
-            Conv,
-            use_bias=False,
-            kernel_init=nn.initializers.normal(STD),
-            dtype=self.dtype,
-        )
-        conv = functools.partial(ConvNorm, plain, norm)
+        conv = self.conv_norm_layer(train, STD)
         module = nn.remat(Inception) if self.remat else Inception
         auxiliary = functools.partial(
             AuxiliaryHead, self.head_layer(), conv, self.aux_dropout, self.dtype

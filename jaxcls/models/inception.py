@@ -1,16 +1,14 @@
 """Inception v3 (Szegedy et al. 2015, "Rethinking the Inception architecture",
 https://arxiv.org/abs/1512.00567), as torchvision builds it."""
 
-import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import max_pool
-from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
+from jaxcls.models.layers import check_size, normal_uniform
 from jaxcls.models.network import BatchNormNetwork, Layers, singly
 
 STD = 0.1
@@ -170,14 +168,7 @@ class InceptionV3(BatchNormNetwork):
           UserError: for images smaller than 75 x 75.
         """
         check_size(images.shape, minimum=75, name="inception_v3")
-        norm = self.norm_layer(train, epsilon=1e-3)
-        plain = functools.partial(
-            Conv,
-            use_bias=False,
-            kernel_init=nn.initializers.normal(STD),
-            dtype=self.dtype,
-        )
-        conv = functools.partial(ConvNorm, plain, norm)
+        conv = self.conv_norm_layer(train, STD)
         mixed = nn.remat(Mixed) if self.remat else Mixed
         x = images.astype(self.dtype)
         x = conv(32, (3, 3), stride=2, name="conv2d_1a_3x3")(x)

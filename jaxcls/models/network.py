@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Interval
 
-from jaxcls.models.layers import BatchNorm
+from jaxcls.models.cpu.convolution import Conv
+from jaxcls.models.layers import BatchNorm, ConvNorm
 
 HeadInit = Literal["default", "zero"] | Annotated[float, Interval(ge=0, le=1_000_000)]
 """How a last layer starts: as its family's does, at zero, or at a multiple of the family's."""
@@ -94,6 +95,16 @@ class BatchNormNetwork(Network):
         return functools.partial(
             BatchNorm, train, self.bn_group, momentum, epsilon, self.dtype
         )
+
+    @nn.nowrap
+    def conv_norm_layer(self, train: bool, std: float) -> functools.partial[ConvNorm]:
+        """Returns the convolution, batch norm and ReLU of GoogLeNet and Inception v3, which lack
+        their shape and a name. Kernels start normal with standard deviation `std`."""
+        init = nn.initializers.normal(std)
+        conv = functools.partial(
+            Conv, use_bias=False, kernel_init=init, dtype=self.dtype
+        )
+        return functools.partial(ConvNorm, conv, self.norm_layer(train, epsilon=1e-3))
 
 
 def singly(names: Iterable[str]) -> Layers:

@@ -118,10 +118,8 @@ def _read_pytorch(path: Path) -> Mapping[Any, Any]:
                     "Save model.state_dict()."
                 )
         return {
-            name: (tensor.float() if tensor.is_floating_point() else tensor)
-            .detach()
-            .numpy()
-            for name, tensor in state_dict.items()
+            name: (t.float() if t.is_floating_point() else t).numpy(force=True)
+            for name, t in state_dict.items()
         }
 
 

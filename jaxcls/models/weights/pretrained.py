@@ -7,6 +7,7 @@ state_dict = to_torch("resnet50", variables)
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,7 @@ def from_torch(
     paths = {tensor.key: tensor.path for tensor in tensors(module, dialect)}
     by_path = {paths.get(key, key): array for key, array in state_dict.items()}
     wanted = _tensors_like(by_path, name, options, dialect, inputs=1)
-    _check_same_tensors(name, wanted, state_dict)
-    _check_values(name, wanted, state_dict)
+    _check_tensors(name, wanted, state_dict)
     arrays = {one.path: one.from_torch(state_dict[one.key]) for one in wanted}
     return traverse_util.unflatten_dict(arrays, sep="/")
 
@@ -328,7 +328,7 @@ def _tensors_like(
     has_auxiliary = any(path.startswith(auxiliary) for path in arrays)
     # Where either array is missing or odd, the caller finds that out.
     bias = arrays.get(f"params/{module.HEADS[0]}/bias", np.empty(1))
-    classes = max(bias.size, 1)
+    classes = max(math.prod(bias.shape), 1)
     stem = arrays.get(f"params/{module.STEM}/kernel", np.empty(0))
     channels = stem.shape[inputs] if stem.ndim == 4 and stem.size else 3
     module = _network(name, options, num_classes=classes, has_auxiliary=has_auxiliary)
@@ -349,11 +349,11 @@ def _network(
     return create_model(name, num_classes=num_classes, **options)
 
 
-def _check_same_tensors(
+def _check_tensors(
     name: str, wanted: Iterable[Tensor], state_dict: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises UserError unless a state dict has exactly these tensors; the counters of their
-    batch norms may be there too."""
+    """Raises UserError unless a state dict has exactly these tensors, with values that weights
+    can have; the counters of their batch norms may be there too."""
     shapes = {tensor.key: tensor.torch_shape for tensor in wanted}
     counters = {k.replace("running_var", COUNTER) for k in shapes if "running_var" in k}
     found = {key: array for key, array in state_dict.items() if key not in counters}
@@ -362,12 +362,6 @@ def _check_same_tensors(
     differences = _differences(shapes, tensors_alone) or _differences(shapes, found)
     if differences:
         raise UserError(f"these are not the weights of {name}: {differences}.")
-
-
-def _check_values(
-    name: str, wanted: Iterable[Tensor], state_dict: Mapping[str, np.ndarray]
-) -> None:
-    """Raises UserError for tensors that cannot be weights."""
     for tensor in wanted:
         array = np.asarray(state_dict[tensor.key])
         # bfloat16 is a type of ml_dtypes' that NumPy files under "V".

@@ -157,7 +157,7 @@ class Model:
         Raises:
           UserError: for an unknown network or an option it does not have.
         """
-        # What has its default asks for nothing, also of a network that lacks the option.
+        # An option at its default is left out, because the network may not have it.
         fields = dataclasses.fields(self)
         options = {
             field.name: value

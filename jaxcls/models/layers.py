@@ -97,11 +97,11 @@ class BatchNorm(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalises [batch, ..., channels] for each channel; updates "batch_stats"."""
         channels = inputs.shape[-1]
-        kind = ((channels,), jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, *kind)
-        bias = self.param("bias", nn.initializers.zeros, *kind)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *kind)
-        running_var = self.variable("batch_stats", "var", jnp.ones, *kind)
+        spec = ((channels,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, *spec)
+        bias = self.param("bias", nn.initializers.zeros, *spec)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *spec)
+        running_var = self.variable("batch_stats", "var", jnp.ones, *spec)
         x = inputs.astype(jnp.float32)
         if not self.train or self.has_variable("frozen", "frozen"):
             mean, var = running_mean.value, running_var.value

@@ -41,6 +41,7 @@ LEAVES = {
 }
 """Torch's name of an array, by ours."""
 COUNTER = "num_batches_tracked"  # torch's, of each batch norm; nothing here reads it
+
 # A kernel's axes: ours are height, width, inputs, outputs; torch's outputs, inputs, height, width.
 _TO_TORCH, _FROM_TORCH = (3, 2, 0, 1), (2, 3, 1, 0)
 
@@ -142,7 +143,7 @@ def from_torch(
     def shared(dialect: Dialect) -> int:
         return len({t.key for t in tensors(module, dialect)} & set(state_dict))
 
-    # Every network with a counterpart has one in torchvision; of others torch_layer says so.
+    # Raises the error for a network without counterpart: every other has one in torchvision.
     torch_layer(module, module.STEM, "torchvision")
     dialect = max(dialects(module), key=shared)
     paths = {tensor.key: tensor.path for tensor in tensors(module, dialect)}
@@ -253,8 +254,8 @@ def fit(
     for head in getattr(module, "HEADS", ()):  # a user's own network need not have it
         kernel, bias = (f"params/{head}/{leaf}" for leaf in ("kernel", "bias"))
         if kernel in old and kernel in new:
-            (*theirs, before), (*ours, after) = old[kernel].shape, new[kernel].shape
-            if theirs == ours and (before != after or not same_classes):
+            (*inputs, before), (*wanted, after) = old[kernel].shape, new[kernel].shape
+            if inputs == wanted and (before != after or not same_classes):
                 old |= {path: new[path] for path in (kernel, bias)}
                 were = before if before != after else f"the {before} that it told apart"
                 changes.append(f"the head {head} is new: {after} classes, not {were}")
@@ -326,7 +327,7 @@ def _tensors_like(
     module = _network(name, options, num_classes=1, has_auxiliary=True)
     auxiliary = tuple(f"params/{head}/" for head in _auxiliary(module))
     has_auxiliary = any(path.startswith(auxiliary) for path in arrays)
-    # Where either array is missing or odd, the caller finds that out.
+    # If either array is missing or has an odd shape, the caller's comparison says so.
     bias = arrays.get(f"params/{module.HEADS[0]}/bias", np.empty(1))
     classes = max(math.prod(bias.shape), 1)
     stem = arrays.get(f"params/{module.STEM}/kernel", np.empty(0))
@@ -340,7 +341,7 @@ def _network(
 ) -> Any:
     """Returns a network with auxiliary heads, if it knows any, or without.
 
-    What the caller says of their loss does not count: its weight's default gives heads, 0 none.
+    An `aux_weight` among the options is ignored: its default builds the heads, 0 builds none.
     """
     if "aux_weight" in model_options(name):
         options = {key: options[key] for key in options if key != "aux_weight"}

@@ -51,10 +51,10 @@ class KerasResNet(ResidualNetwork):
             Conv, padding="SAME", kernel_init=glorot, dtype=self.dtype
         )
         norm = self.norm_layer(train, momentum=0.99, epsilon=1e-3)
-        block = nn.remat(KerasBlock) if self.remat else KerasBlock
         x = images.astype(self.dtype)
         x = nn.relu(norm(name="bn")(conv(self.width, (3, 3), name="conv")(x)))
-        block = functools.partial(block, conv=conv, norm=norm)
+        kind = nn.remat(KerasBlock) if self.remat else KerasBlock
+        block = functools.partial(kind, conv=conv, norm=norm)
         x = self.run_stages(x, block, "stage", STAGE_SIZES, train)
         return self.logits(x, kernel_init=glorot)
 

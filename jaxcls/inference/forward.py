@@ -190,7 +190,7 @@ def input_shape(
 
     def image(rng: jax.Array, images: jax.Array, targets: jax.Array) -> jax.Array:
         images, _ = augment.apply(transforms, rng, images, targets)
-        return images if views is None else views(images)[0][0]
+        return images if views is None else views(images)[0]
 
     return jax.eval_shape(
         image,

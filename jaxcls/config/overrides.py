@@ -73,7 +73,6 @@ def apply_overrides(config: Any, overrides: Sequence[tuple[str, str]]) -> None:
       UserError: if there is no such option, or a text is not of its type.
     """
     typed = dict(overrides)  # the last value of each path
-    last = {path: index for index, (path, _) in enumerate(overrides)}
     chosen = []
     # A part may lie within another: the outer one comes first.
     for path in sorted(typed, key=lambda path: path.count(".")):
@@ -82,13 +81,12 @@ def apply_overrides(config: Any, overrides: Sequence[tuple[str, str]]) -> None:
             _choose(option, path, typed[path], kinds)
             chosen.append(path)
     for index, (path, text) in enumerate(overrides):
-        removed_later = any(
-            path.startswith(f"{part}.")
-            and typed[part].lower() == "none"
-            and index < last[part]
+        later = dict(overrides[index:])
+        is_removed = any(
+            path.startswith(f"{part}.") and later.get(part, "").lower() == "none"
             for part in chosen
         )
-        if path not in chosen and not removed_later:
+        if path not in chosen and not is_removed:
             _set(config, path, text)
 
 
@@ -188,8 +186,7 @@ def _choice_before(config: Any, path: str) -> str:
 
 def _suggestion(path: str, known: Iterable[str]) -> str:
     """Suggests an option, by its whole path or by its last part."""
-    known = list(known)
-    by_last = {path.rpartition(".")[2]: path for path in reversed(known)}
+    by_last = {path.rpartition(".")[2]: path for path in reversed([*known])}
     last = closest(path.rpartition(".")[2], by_last)
-    found = closest(path, known) or (by_last[last] if last else None)
+    found = closest(path, known) or by_last.get(last or "")
     return f" Did you mean '{found}'?" if found else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from jaxcls.config.tree import Config
 from jaxcls.data.order import steps_per_epoch
-from jaxcls.duration import Duration, RunLength
+from jaxcls.duration import RunLength
 from jaxcls.errors import UserError
 
 
@@ -95,27 +95,10 @@ def plan(config: Config, num_train: int) -> Plan:
             schedule.factor(run)  # raises where the warm-up does not fit
     if config.ema is not None:
         config.ema.share(run)  # raises where the run has no update of the average
-    every = (
-        _one_or_more("evaluation.every", config.evaluation.every, run),
-        _one_or_more("checkpoint.every", config.checkpoint.every, run),
-        _one_or_more("log.every", config.log.every, run),
-    )
-    patience = None
-    if config.stop_early is not None:
-        patience = _one_or_more("stop_early.patience", config.stop_early.patience, run)
+    every = [
+        getattr(config, part).every.one_step_or_more(f"{part}.every", run)
+        for part in ("evaluation", "checkpoint", "log")
+    ]
+    stop = config.stop_early
+    patience = stop and stop.patience.one_step_or_more("stop_early.patience", run)
     return Plan(run, *every, min(config.steps_per_call, total, *every), patience)
-
-
-def _one_or_more(name: str, duration: Duration, run: RunLength) -> int:
-    """Returns a duration in steps.
-
-    Raises:
-      UserError: if it is less than one.
-    """
-    steps = duration.to_steps(run)
-    if steps < 1:
-        raise UserError(
-            f"{name} of {duration} is less than one step ({run.steps_per_epoch} steps are an "
-            "epoch)."
-        )
-    return steps

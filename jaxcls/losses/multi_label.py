@@ -77,9 +77,8 @@ class MultiLabelAsymmetric(_MultiLabel):
         yes, no = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
         if_yes = -power(no, self.gamma_positive) * jax.nn.log_sigmoid(logits)
         if self.margin == 0:
-            log_no = jax.nn.log_sigmoid(
-                -logits
-            )  # it does not end where `yes` rounds to 1
+            # Unlike the logarithm below, this stays finite where `yes` rounds to 1.
+            log_no = jax.nn.log_sigmoid(-logits)
         else:
             yes = jnp.maximum(yes - self.margin, 0)
             log_no = jnp.log1p(-yes)

@@ -169,8 +169,9 @@ def distillation_loss(
     """
     student = jax.nn.log_softmax(logits / temperature)
     teacher = jax.nn.log_softmax(teacher_logits / temperature)
-    divergence = (jnp.exp(teacher) * (teacher - student)).sum(-1)
-    return temperature**2 * divergence
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(
+        student, teacher
+    )
 
 
 def _smoothed(targets: jax.Array, smoothing: float) -> jax.Array:

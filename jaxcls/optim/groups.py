@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxcls.duration import Duration, RunLength
 from jaxcls.errors import UserError
 from jaxcls.optim.treatment import Treatment, Treatments, shapes_of
-from jaxcls.options import AboveZero, Pattern, ZeroOrMore, check
+from jaxcls.options import AboveZero, Pattern, ZeroOrMore
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,7 +88,6 @@ def resolve(
     paths = list(shapes)
     options: tuple[Group | Freeze, ...] = (*groups, *freeze)
     for option in options:
-        check(option)
         check_found(f"{type(option).__name__}.pattern", option.pattern, paths)
     thaws = [(one.pattern, _thaw(one, run)) for one in freeze]
     by_path = {}
@@ -102,7 +101,9 @@ def resolve(
         by_path[path] = Treatment(
             rate=math.prod(rates),
             decay=math.prod((own_decay, *(group.decay for group in matching))),
-            thaws_at=_last([thaw for found, thaw in thaws if re.search(found, path)]),
+            thaws_at=max(
+                (t for regex, t in thaws if re.search(regex, path)), default=0
+            ),
         )
     _check_trains(by_path)
     return Treatments(by_path)
@@ -132,10 +133,10 @@ def _depth_rate(
     return layer_decay ** (len(layers) - 1 - depths[0])
 
 
-def _thaw(freeze: Freeze, run: RunLength) -> int | None:
-    """Returns the first step that moves what was frozen; None if there is none."""
+def _thaw(freeze: Freeze, run: RunLength) -> float:
+    """Returns the first step that moves what was frozen; infinity if there is none."""
     if freeze.until is None:
-        return None
+        return math.inf
     assert run.total_steps is not None
     step = freeze.until.to_steps(run)
     if not 0 < step < run.total_steps:
@@ -180,19 +181,12 @@ def _closest_parts(pattern: str, paths: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(quoted)}?" if quoted else ""
 
 
-def _last(thaws: list[int | None]) -> int | None:
-    """Returns the last of some thaws, 0 of none; None if one of them never comes."""
-    known = [thaw for thaw in thaws if thaw is not None]
-    return max(known, default=0) if len(known) == len(thaws) else None
-
-
 def _check_trains(by_path: Mapping[str, Treatment]) -> None:
     """Raises UserError if no parameter moves at the first step."""
-    thaws = [one.thaws_at for one in by_path.values()]
-    if 0 in thaws:
+    first = min(one.thaws_at for one in by_path.values())
+    if first == 0:
         return
-    known = [step for step in thaws if step is not None]
-    when = f"before step {min(known)}" if known else "in this run"
+    when = "in this run" if math.isinf(first) else f"before step {first}"
     raise UserError(
         f"Freeze leaves nothing that is trained {when}: all {len(by_path)} parameters are "
         "frozen. Let a pattern leave some out, as '^(?!fc/)' does the layer fc."

@@ -141,9 +141,8 @@ def orthogonalized(matrix: jax.Array, rounds: int, precision: str) -> jax.Array:
     """
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (
-        matrix.T if tall else matrix
-    )  # the Gram matrix of the shorter side is the cheaper
+    # The Gram matrix of the shorter side is the cheaper one.
+    x = matrix.T if tall else matrix
     # The Frobenius norm is the largest singular value's upper bound.
     x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(precision)
     for _ in range(rounds):

@@ -145,7 +145,7 @@ class Schedule(abc.ABC):
             fit into the run.
         """
         assert run.total_steps is not None
-        steps_per_tick = run.steps_per_epoch if self.every == "epoch" else 1
+        steps_per_tick = self.steps_per_tick(run)
         total = -(-run.total_steps // steps_per_tick)
         warmup = self.ticks("warmup", self.warmup, run)
         if warmup >= max(total - 1, 1):
@@ -179,9 +179,7 @@ class Schedule(abc.ABC):
         Raises:
           UserError: for fewer, or more than a run can have.
         """
-        ticks = duration.to_steps(run)
-        if self.every == "epoch":
-            ticks = round(ticks / run.steps_per_epoch)
+        ticks = round(duration.to_steps(run) / self.steps_per_tick(run))
         if not at_least <= ticks < MAX_TICKS:
             raise UserError(
                 f"schedule.{name} of {duration} is {ticks} {self.every}s: it must be at "
@@ -219,9 +217,9 @@ class Schedule(abc.ABC):
                 tick -= 1
             if tick < earliest:
                 raise UserError(
-                    f"schedule.{name}[{index}] of {time} is at {self.every} "
-                    f"{tick + warmup}, but it must be at {earliest + warmup} or later, after "
-                    "the warm-up and what comes before it."
+                    f"schedule.{name}[{index}] of {time} is at {self.every} {tick + warmup}, "
+                    f"but it must be at {earliest + warmup} or later, after the warm-up and "
+                    "what comes before it."
                 )
             found.append(tick)
             earliest = tick + 1
@@ -229,15 +227,11 @@ class Schedule(abc.ABC):
 
     def exact_ticks(self, duration: Duration, run: RunLength) -> Fraction:
         """Returns the ticks in a duration, not rounded to a whole number."""
-        steps_per_unit = {
-            "steps": Fraction(1),
-            "epochs": Fraction(run.steps_per_epoch),
-            "examples": Fraction(1, run.batch_size),
-            "run": Fraction(run.total_steps or 0),
-        }
-        # As it is written: 2.4 is twelve fifths, which its float is not.
-        exact = Fraction(str(duration.value)) * steps_per_unit[duration.unit]
-        return exact / (run.steps_per_epoch if self.every == "epoch" else 1)
+        return duration.exact_steps(run) / self.steps_per_tick(run)
+
+    def steps_per_tick(self, run: RunLength) -> int:
+        """Returns the steps of an epoch, or 1, as `every` says."""
+        return run.steps_per_epoch if self.every == "epoch" else 1
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -398,9 +392,7 @@ class Step(Schedule):
     decay: ShareAboveZero = 0.1
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
-        self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), Fraction(1))
-        return lambda t: _power(self.decay, _whole_and_part(t, period)[0])
+        return _falls(self, staircase=True, run=run)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -442,15 +434,20 @@ class Exponential(Schedule):
     staircase: bool = False
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
-        self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), Fraction(1))
+        return _falls(self, self.staircase, run)
 
-        def factor(t: jax.Array) -> jax.Array:
-            whole, part = _whole_and_part(t, period)
-            stairs = _power(self.decay, whole)
-            return stairs if self.staircase else stairs * _power(self.decay, part)
 
-        return factor
+def _falls(schedule: Step | Exponential, staircase: bool, run: RunLength) -> Factor:
+    """Returns decay ** (t / period), or decay ** floor(t / period) as a staircase."""
+    schedule.ticks("period", schedule.period, run, at_least=1)
+    period = max(schedule.exact_ticks(schedule.period, run), Fraction(1))
+
+    def factor(t: jax.Array) -> jax.Array:
+        whole, part = _whole_and_part(t, period)
+        stairs = _power(schedule.decay, whole)
+        return stairs if staircase else stairs * _power(schedule.decay, part)
+
+    return factor
 
 
 @dataclasses.dataclass(kw_only=True)

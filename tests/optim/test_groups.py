@@ -146,16 +146,16 @@ def test_a_group_without_decay_is_not_among_those_that_decay() -> None:
         (fraction(0.2), 20),
         (Duration(100, "examples"), 25),
         (steps(99), 99),
-        (None, None),
+        (None, math.inf),
     ],
 )
-def test_a_freeze_ends_when_it_says(until: Duration | None, first: int | None) -> None:
+def test_a_freeze_ends_when_it_says(until: Duration | None, first: float) -> None:
     treatments = resolved(freeze=(Freeze(pattern="^layer1_0/bn1", until=until),))
     bn = {"layer1_0/bn1/scale", "layer1_0/bn1/bias"}
     for name, one in treatments.by_path.items():
         assert one.thaws_at == (first if name in bn else 0), name
     assert treatments.frozen(0) == bn
-    if first is None:
+    if math.isinf(first):
         assert treatments.frozen_by_step() == [(0, bn)]
         assert treatments.frozen(99) == bn
     else:

@@ -785,7 +785,9 @@ def test_the_average_is_found_within_any_nesting() -> None:
             )
             for name, one in all_moving.items()
         }
-        by_path["bn/scale"] = dataclasses.replace(by_path["bn/scale"], thaws_at=None)
+        by_path["bn/scale"] = dataclasses.replace(
+            by_path["bn/scale"], thaws_at=math.inf
+        )
         tx = chain(
             optimizer,
             SCHEDULE,

@@ -130,9 +130,8 @@ class DatasetDefaults:
     def enlarged(self, at_least: int) -> tuple[Transform, ...]:
         """Returns the transform that enlarges small images to the least size that a network
         takes, if they need it."""
-        if self.pixels is None or self.pixels >= at_least:
-            return ()
-        return (Resize(size=at_least),)
+        is_smaller = self.pixels is not None and self.pixels < at_least
+        return (Resize(size=at_least),) if is_smaller else ()
 
     def reduced(self, size: int) -> tuple[Transform, ...]:
         """Returns the transform that reduces photographs, for a recipe that trains with smaller

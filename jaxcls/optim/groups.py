@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from jaxcls.duration import Duration, RunLength
@@ -95,7 +96,7 @@ def resolve(
         matching = [group for group in groups if re.search(group.pattern, path)]
         rates = [_depth_rate(path, layers, layer_decay)]
         rates += [group.rate for group in matching]
-        if any(_is_in(path, head) for head in heads):
+        if _is_in(path, heads):
             rates.append(head_rate)
         own_decay = 1.0 if decays == "all" or len(shape) > 1 else 0.0
         by_path[path] = Treatment(
@@ -109,8 +110,9 @@ def resolve(
     return Treatments(by_path)
 
 
-def _is_in(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}/")
+def _is_in(path: str, modules: Iterable[str]) -> bool:
+    """Whether a parameter belongs to one of some modules."""
+    return f"{path}/".startswith(tuple(f"{module}/" for module in modules))
 
 
 def _depth_rate(
@@ -119,11 +121,7 @@ def _depth_rate(
     """Returns layer_decay^(L - 1 - i) for a parameter of layer i of L; 1 without it."""
     if layer_decay is None:
         return 1.0
-    depths = [
-        depth
-        for depth, modules in enumerate(layers)
-        if any(_is_in(path, module) for module in modules)
-    ]
+    depths = [i for i, modules in enumerate(layers) if _is_in(path, modules)]
     if len(depths) != 1:
         raise UserError(
             f"layer_decay: the parameter {path} belongs to {len(depths)} of the "
@@ -168,12 +166,10 @@ def check_found(option: str, pattern: str, paths: Sequence[str]) -> None:
 
 def _closest_parts(pattern: str, paths: Sequence[str]) -> str:
     """Returns " Did you mean 'fc' or 'fc/kernel'?" for the parts of paths like a pattern."""
-    parts = [path.split("/") for path in paths]
     pieces = {
-        "/".join(part[start:end])
-        for part in parts
-        for start in range(len(part))
-        for end in range(start + 1, len(part) + 1)
+        "/".join(parts[start:end])
+        for parts in (path.split("/") for path in paths)
+        for start, end in itertools.combinations(range(len(parts) + 1), 2)
     }
     plain = re.sub(r"[^\w/]", "", pattern)  # without what makes it an expression
     close = difflib.get_close_matches(plain, sorted(pieces), n=3)

@@ -104,25 +104,15 @@ def scale_by_layer(
         def scaled(
             g: jax.Array, pull: jax.Array, parameter: jax.Array, adapt: bool
         ) -> jax.Array:
-            ratio = _ratio(g, pull, parameter, trust) if adapt else 1
-            return ratio * (g + pull)
+            if not adapt:
+                return g + pull
+            weights = jnp.linalg.norm(parameter.ravel())
+            forces = jnp.linalg.norm(g.ravel()) + jnp.linalg.norm(pull.ravel())
+            usable = (weights > 0) & (forces > 0)
+            ratio = trust * weights / jnp.where(usable, forces, 1.0)
+            return jnp.where(usable, ratio, 1.0) * (g + pull)
 
         updates = jax.tree.map(scaled, gradients, pulls, params, adapts(params))
         return updates, state
 
     return optax.GradientTransformationExtraArgs(decay.init, update)
-
-
-def _ratio(g: jax.Array, pull: jax.Array, parameter: jax.Array, trust: float) -> Any:
-    """Returns trust * |parameter| / (|g| + |pull|), float32 scalar, or 1 where a side is 0.
-
-    Args:
-      g: the gradient of one parameter array.
-      pull: its weight_decay * parameter.
-      parameter: the array itself.
-      trust: the paper's eta.
-    """
-    weights = jnp.linalg.norm(parameter.ravel())
-    forces = jnp.linalg.norm(g.ravel()) + jnp.linalg.norm(pull.ravel())
-    usable = (weights > 0) & (forces > 0)
-    return jnp.where(usable, trust * weights / jnp.where(usable, forces, 1.0), 1.0)

@@ -36,24 +36,12 @@ Curve = Callable[[jax.Array], jax.Array]
 """Part of the way that is left, 1..0 -> part of the height that is left, 1..0."""
 
 
-def _linear(left: jax.Array) -> jax.Array:
-    return left
-
-
-def _cosine(left: jax.Array) -> jax.Array:
-    # (1 + cos(pi (1 - left))) / 2, which would lose the digits of small values.
-    return jnp.square(jnp.sin(jnp.pi / 2 * left))
-
-
-def _one_minus_sqrt(left: jax.Array) -> jax.Array:
-    # 1 - sqrt(1 - left), likewise.
-    return left / (1 + jnp.sqrt(1 - left))
-
-
 CURVES: dict[str, Curve] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "one_minus_sqrt": _one_minus_sqrt,
+    "linear": lambda left: left,
+    # (1 + cos(pi (1 - left))) / 2, which would lose the digits of small values.
+    "cosine": lambda left: jnp.square(jnp.sin(jnp.pi / 2 * left)),
+    # 1 - sqrt(1 - left), likewise.
+    "one_minus_sqrt": lambda left: left / (1 + jnp.sqrt(1 - left)),
 }
 
 
@@ -314,7 +302,7 @@ class WarmupCosine(Descent):
     warmup: Duration = dataclasses.field(default_factory=lambda: fraction(0.05))
 
     def height(self, left: jax.Array) -> jax.Array:
-        return _cosine(left)
+        return CURVES["cosine"](left)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -356,7 +344,8 @@ class CosineRestarts(Schedule):
                 cycle_length = jnp.asarray(lengths, jnp.int32)[cycle]
             way = cycle_length - (self.end_at == "last")
             peak = jnp.maximum(_power(self.decay, cycle), self.end)
-            return _between(self.end, peak, _cosine(_share(way - tick, way)))
+            height = CURVES["cosine"](_share(way - tick, way))
+            return _between(self.end, peak, height)
 
         return factor
 

@@ -121,10 +121,8 @@ def train_metrics(
       multi_label: whether an image may have any number of labels.
     """
     strongest = logits.argmax(-1)
-    if multi_label:
-        top1 = _at(targets, strongest) > 0
-    else:
-        top1 = strongest == targets.argmax(-1)
+    is_among = _at(targets, strongest) > 0
+    top1 = is_among if multi_label else strongest == targets.argmax(-1)
     return TrainMetrics(Mean.of(losses, mask), Mean.of(top1, mask))
 
 

@@ -23,16 +23,13 @@ NOT_GIVEN: Any = ...
 
 
 class Option(NamedTuple):
-    """An option of a config: the node that has it, its name there, and its annotation."""
+    """An option of a config: the node that has it, its name there, its annotation, and what it
+    was set to when it was found."""
 
     owner: Any
     name: str
     hint: Any
-
-    @property
-    def value(self) -> Any:
-        """What it is set to."""
-        return getattr(self.owner, self.name)
+    value: Any
 
     def set(self, value: Any) -> None:
         """Sets it."""
@@ -44,8 +41,8 @@ def find_option(config: Any, path: str) -> Option | None:
     no such option."""
     owner_path, _, name = path.rpartition(".")
     owner = dict(nodes(config)).get(owner_path)
-    known = {} if owner is None else hints(type(owner))
-    return Option(owner, name, known[name]) if name in known else None
+    hint = None if owner is None else hints(type(owner)).get(name)
+    return None if hint is None else Option(owner, name, hint, getattr(owner, name))
 
 
 def override(config: Any, path: str, text: str) -> None:

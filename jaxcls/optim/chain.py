@@ -114,10 +114,7 @@ def for_each(
     ) -> tuple[Any, Any]:
         now = at(step)
         changed = jax.tree.map(
-            lambda *leaves: change(*leaves, now),
-            updates,
-            params,
-            treatments.of(updates),
+            lambda *each: change(*each, now), updates, params, treatments.of(updates)
         )
         return changed, state
 

@@ -71,11 +71,9 @@ class LARS(Optimizer):
     momentum_dtype: MomentumDtype = "float32"
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
-        return optax.chain(
-            scale_by_layer(links.decay, links.decays, self.trust),
-            links.rate,
-            momentum_link(self.momentum, self.momentum_dtype),
-        )
+        scaled = scale_by_layer(links.decay, links.decays, self.trust)
+        momentum = momentum_link(self.momentum, self.momentum_dtype)
+        return optax.chain(scaled, links.rate, momentum)
 
 
 def scale_by_layer(

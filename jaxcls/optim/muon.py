@@ -73,8 +73,10 @@ class Muon(AdamMoments):
             momentum_link(self.momentum, self.momentum_dtype, self.nesterov),
             optax.stateless_with_tree_map(lambda v, _: self._step(v)),
         )
+        names = {True: "adam", False: "muon"}
         directions = optax.partition(
-            {"adam": self.direction(), "muon": orthogonal}, self._parts
+            {"adam": self.direction(), "muon": orthogonal},
+            lambda params: jax.tree.map(names.get, self._by_adam(params)),
         )
         # It scales AdamW's decay too, as if the parameters had an optimizer of their own.
         adam_rate = optax.masked(optax.scale(self.adam_rate), self._by_adam)
@@ -109,12 +111,6 @@ class Muon(AdamMoments):
                 f"all {len(kernels)} kernels. Let it name some only, as '^fc/' does the layer "
                 "fc, or take AdamW as optimizer."
             )
-
-    def _parts(self, params: Any) -> Any:
-        """Returns a tree like `params` of what trains each: "adam" or "muon"."""
-        return jax.tree.map(
-            lambda adam: "adam" if adam else "muon", self._by_adam(params)
-        )
 
     def _step(self, v: jax.Array) -> jax.Array:
         """Returns a momentum [..., in, out], made orthogonal and scaled by its shape."""

@@ -261,12 +261,8 @@ class RMSpropTF(Optimizer):
         root = optax.scale_by_rms(
             decay=self.rho, eps=self.epsilon, initial_scale=1.0, eps_in_sqrt=True
         )
-        return optax.chain(
-            links.decay,
-            root,
-            links.rate,
-            momentum_link(self.momentum, self.momentum_dtype),
-        )
+        momentum = momentum_link(self.momentum, self.momentum_dtype)
+        return optax.chain(links.decay, root, links.rate, momentum)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -101,11 +101,8 @@ def follow_average(
     """
 
     def init(params: Any) -> ScheduleFreeState:
-        return ScheduleFreeState(
-            lead=optax.tree.zeros_like(params),
-            max_rate=jnp.zeros((), "float32"),
-            weights=jnp.zeros((), "float32"),
-        )
+        lead = optax.tree.zeros_like(params)
+        return ScheduleFreeState(lead, jnp.float32(0), jnp.float32(0))
 
     def update(
         steps: Any, state: ScheduleFreeState, params: Any = None, *, step: Any, **_: Any

@@ -332,7 +332,14 @@ class CosineRestarts(Schedule):
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
         period = self.ticks("period", self.period, run, at_least=1)
-        lengths = self._cycles(period, length)
+        lengths = [period]  # of each cycle; of the first one only, where all are equal
+        while self.multiplier > 1 and sum(lengths) < length:
+            lengths.append(lengths[-1] * self.multiplier)
+        if lengths[-1] >= MAX_TICKS:
+            raise UserError(
+                f"schedule.multiplier {self.multiplier} makes a cycle of {lengths[-1]:.3g} "
+                f"{self.every}s: let cycles have fewer than 2**31."
+            )
         starts = np.cumsum([0, *lengths[:-1]])
 
         def factor(t: jax.Array) -> jax.Array:
@@ -348,19 +355,6 @@ class CosineRestarts(Schedule):
             return _between(self.end, peak, height)
 
         return factor
-
-    def _cycles(self, period: int, length: int) -> list[int]:
-        """Returns the ticks of each cycle that begins within `length` ticks; of the first
-        one only, where all are equal."""
-        lengths = [period]
-        while self.multiplier > 1 and sum(lengths) < length:
-            lengths.append(lengths[-1] * self.multiplier)
-        if lengths[-1] >= MAX_TICKS:
-            raise UserError(
-                f"schedule.multiplier {self.multiplier} makes a cycle of {lengths[-1]:.3g} "
-                f"{self.every}s: let cycles have fewer than 2**31."
-            )
-        return lengths
 
 
 def _last_at_most(starts: Sequence[int] | np.ndarray, t: jax.Array) -> jax.Array:

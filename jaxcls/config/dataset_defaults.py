@@ -15,15 +15,9 @@ import dataclasses
 from typing import Literal, TypeVar
 
 from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop, Resize, Transform
-from jaxcls.data import (
-    CenterSquare,
-    Dataset,
-    HostRandomResizedCrop,
-    Synthetic,
-    create_dataset,
-)
+from jaxcls.data import Dataset, Synthetic, create_dataset
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.host_crop import Interpolation
+from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop, Interpolation
 
 Value = TypeVar("Value")
 

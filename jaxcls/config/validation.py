@@ -3,14 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
-from jaxcls.augment import (
-    Growing,
-    Normalize,
-    RandomErasing,
-    Scheduled,
-    Staged,
-    Transform,
-)
+from jaxcls.augment import Normalize, RandomErasing, Transform
+from jaxcls.augment.schedule import Growing, Scheduled, Staged
 from jaxcls.config.tree import Config
 from jaxcls.data.host_crop import HostRandomResizedCrop
 from jaxcls.errors import UserError, did_you_mean
@@ -44,7 +38,7 @@ def validate(config: Config) -> None:
 
 
 def _check_batch(config: Config) -> None:
-    """Checks that a batch can be divided as other options ask for."""
+    """Checks that a batch can be divided as other options ask."""
     batch_size, accumulate = config.batch_size, config.accumulate
     for option, divisor in (
         ("accumulate", accumulate),
@@ -122,18 +116,19 @@ def _check_placement(config: Config) -> None:
 def _check_transforms(option: str, transforms: Sequence[Transform]) -> None:
     """Checks that Normalize stands once, and that what works on grey levels gets them."""
     inner = [_unwrapped(transform) for transform in transforms]
-    kinds = [type(transform) for transform in inner]
-    if kinds.count(Normalize) != 1:
+    ends = [index for index, one in enumerate(inner) if isinstance(one, Normalize)]
+    if len(ends) != 1:
         raise UserError(
             f"{option} must contain Normalize exactly once: the network takes normalised "
             "floats, not grey levels."
         )
-    end = kinds.index(Normalize)
-    for transform, kind in zip(inner[end:], kinds[end:], strict=True):
+    end = ends[0]
+    for transform in inner[end:]:
         if transform.on_grey_levels:
+            kind = type(transform).__name__
             raise UserError(
-                f"{option} has {kind.__name__} after Normalize, but {kind.__name__} works on "
-                "grey levels 0..255: put Normalize behind it."
+                f"{option} has {kind} after Normalize, but {kind} works on grey levels 0..255: "
+                "put Normalize behind it."
             )
     for transform in inner[:end]:
         if isinstance(transform, RandomErasing) and transform.fill != "constant":

@@ -93,19 +93,15 @@ def resolve(
     thaws = [(one.pattern, _thaw(one, run)) for one in freeze]
     by_path = {}
     for path, shape in shapes.items():
-        matching = [group for group in groups if re.search(group.pattern, path)]
-        rates = [_depth_rate(path, layers, layer_decay)]
-        rates += [group.rate for group in matching]
+        rate = _depth_rate(path, layers, layer_decay)
+        decay = float(decays == "all" or len(shape) > 1)
+        for group in groups:
+            if re.search(group.pattern, path):
+                rate, decay = rate * group.rate, decay * group.decay
         if _is_in(path, heads):
-            rates.append(head_rate)
-        own_decay = 1.0 if decays == "all" or len(shape) > 1 else 0.0
-        by_path[path] = Treatment(
-            rate=math.prod(rates),
-            decay=math.prod((own_decay, *(group.decay for group in matching))),
-            thaws_at=max(
-                (t for regex, t in thaws if re.search(regex, path)), default=0
-            ),
-        )
+            rate *= head_rate
+        thaws_at = [thaw for pattern, thaw in thaws if re.search(pattern, path)]
+        by_path[path] = Treatment(rate, decay, max(thaws_at, default=0))
     _check_trains(by_path)
     return Treatments(by_path)
 

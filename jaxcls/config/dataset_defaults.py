@@ -35,7 +35,7 @@ class DatasetDefaults:
       dataset: its name, a key of jaxcls.data.DATASETS.
       pixels: height and width of all its images; None for photographs, which have all sizes.
       mean: mean of the grey levels, in 0..1, a value for each channel.
-      std: standard deviation of the grey levels, likewise.
+      std: standard deviation of the grey levels, in 0..1, a value for each channel.
       mirrors: whether a mirrored image is still one of its class; a mirrored digit is not.
     """
 
@@ -47,8 +47,8 @@ class DatasetDefaults:
 
     @property
     def is_digits(self) -> bool:
-        """Whether it is the embedded dataset of 1,437 digits, on which every recipe runs as it
-        is. They are so few and small that recipes train them in a way of their own."""
+        """Whether this is the embedded dataset of 1,437 digits, with which every recipe runs as
+        typed. The digits are so few and small that recipes train on them in their own way."""
         return self.dataset == "digits"
 
     @property
@@ -150,9 +150,9 @@ def dataset_defaults(dataset: str, *, small: int | None = None) -> DatasetDefaul
 
     Args:
       dataset: the argument of a recipe, a key of jaxcls.data.DATASETS.
-      small: for recipes of small images: reduces photographs to so many pixels a side and
-        treats them like CIFAR-10's images, which some keep in a folder. None takes them as
-        photographs.
+      small: for recipes of small images: reduces photographs to this many pixels a side and
+        treats them like CIFAR-10's images, which some people keep in a folder. None takes
+        them as photographs.
 
     Raises:
       UserError: for an unknown name.

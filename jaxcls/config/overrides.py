@@ -63,8 +63,8 @@ def override(config: Any, path: str, text: str) -> None:
 def apply_overrides(config: Any, overrides: Sequence[tuple[str, str]]) -> None:
     """Sets options of a config, [(path, value as typed)], in place.
 
-    All kinds are chosen first, so that the options of a kind may stand before its choice. What
-    a kind needs and is not given becomes NOT_GIVEN: see check_given().
+    Kinds are chosen first, so that an option of a kind may stand before the choice of the kind.
+    An option that a kind needs and nobody has given is NOT_GIVEN: see check_given().
 
     Raises:
       UserError: if there is no such option, or a text is not of its type.
@@ -106,8 +106,8 @@ def _choose(
 ) -> None:
     """Replaces a part of a config by one of another kind.
 
-    The new part keeps the options that both kinds have and the recipe has set. What it needs
-    besides is NOT_GIVEN.
+    The new part keeps the options that both kinds have and the recipe has set. Whatever else it
+    needs is NOT_GIVEN.
     """
     names = {known.lower(): known for known in kinds}
     if text.lower() not in names:

@@ -1,4 +1,4 @@
-"""Checks a config by itself: types, ranges, and the rules between options."""
+"""Checks a config alone: types, ranges, and the rules between options."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxcls.options import check, nodes
 
 
 def validate(config: Config) -> None:
-    """Checks a config by itself, before data or devices are touched.
+    """Checks a config alone, before data or devices are touched.
 
     Raises:
       UserError: for a value of the wrong type, out of range, or at odds with another.
@@ -100,7 +100,7 @@ def _check_metrics(config: Config) -> None:
 
 
 def _check_placement(config: Config) -> None:
-    """Checks that images which stay on the devices are not to be cropped anew on the host."""
+    """Checks that the host need not crop images again that stay on the devices."""
     if config.data.placement != "device":
         return
     for path, node in nodes(config.data, "data"):

@@ -2,7 +2,7 @@
 
     no gradients where frozen -> clip -> direction, decay and rate, as the optimizer orders them
 
-The rate and the decay are functions of the step, which the train step hands in:
+The rate and the decay are functions of the step, which the train step passes in:
 `chain.update(gradients, state, params, step=good_steps)`. No link counts steps for them, so
 that resumed runs, and bad steps, which change nothing, need no special care.
 

@@ -47,7 +47,7 @@ class ClipNorm(Clip):
 
 @dataclasses.dataclass(kw_only=True)
 class ClipValue(Clip):
-    """Cuts every gradient to -max_value..max_value by itself, which changes their direction
+    """Cuts each number of the gradients to -max_value..max_value, which changes their direction
     (torch.nn.utils.clip_grad_value_).
 
     Attributes:

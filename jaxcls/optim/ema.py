@@ -18,14 +18,14 @@ from jaxcls.options import Count, ShareBelowOne
 
 @dataclasses.dataclass(kw_only=True)
 class EMA:
-    """An exponential moving average of the weights. Evaluation takes it besides the raw weights.
+    """An exponential moving average of the weights. Evaluation runs with it as well.
 
     Give `decay` or `half_life`, and None for the other.
 
     Attributes:
       decay: share of the old average that each update of it keeps, 0..1, below 1; None where
         half_life says it.
-      half_life: training after which the weights of now still make up half of the average,
+      half_life: training after which the present weights still make up half of the average,
         once it is warmed up; None where decay says it.
       every: steps between updates of the average, 1 or more, and at most those of the run.
         `decay` belongs to one update, so that with another `every` the average looks back over

@@ -23,7 +23,7 @@ class Group:
     Attributes:
       pattern: a regular expression, searched in each parameter's path
         ("layer1_0/conv1/kernel"): "^fc/" is the layer fc, "bias$" is every bias.
-      rate: multiplies their learning rate, above 0; Freeze is for those that shall not move.
+      rate: multiplies their learning rate, above 0; use Freeze for those that must not move.
       decay: multiplies their weight decay, 0 or more; 0 leaves them without. What does not
         decay by the optimizer's own rule still does not.
     """

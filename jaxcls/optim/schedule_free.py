@@ -38,7 +38,7 @@ class ScheduleFreeAdamW(Optimizer):
         z <- z - rate * u;   x <- (1 - c) x + c z;   y <- (1 - beta1) z + beta1 x
 
     The parameters of the training state are y; evaluation takes x. c is the step's share of the
-    sum of the squared rates, of which each counts as the largest so far. Batch statistics of x
+    sum of the squared rates, each counted as the largest rate so far. Batch statistics of x
     are not those of y: for a network with batch norm, re-estimate them before relying on x.
 
     Attributes:

@@ -40,7 +40,7 @@ CURVES: dict[str, Curve] = {
     "linear": lambda left: left,
     # (1 + cos(pi (1 - left))) / 2, which would lose the digits of small values.
     "cosine": lambda left: jnp.square(jnp.sin(jnp.pi / 2 * left)),
-    # 1 - sqrt(1 - left), likewise.
+    # 1 - sqrt(1 - left), which would lose them too.
     "one_minus_sqrt": lambda left: left / (1 + jnp.sqrt(1 - left)),
 }
 
@@ -313,11 +313,11 @@ class CosineRestarts(Schedule):
     Cycle k has L = period * multiplier ** k ticks and the peak p = max(decay ** k, end); at
     its tick i the factor is end + (p - end) * (1 + cos(pi i / T)) / 2, where T = L - 1 (end_at
     "last") or L ("after_last": torch's CosineAnnealingWarmRestarts, T_0 = period and T_mult =
-    multiplier). A run that is not a whole number of cycles ends amid its last.
+    multiplier). A run that is not a whole number of cycles ends within its last cycle.
 
     Attributes:
       period: length of the first cycle, counted from the end of the warm-up.
-      multiplier: each cycle is so many times longer than the one before, 1 or more.
+      multiplier: how many times longer each cycle is than the one before, 1 or more.
       decay: each peak is this factor of the one before, 0..1, above 0; 1 keeps the peak.
       end: factor of the peak at the end of each cycle, 0..1.
       end_at: "last" reaches `end` at the last step (or epoch) of each cycle; "after_last"
@@ -440,8 +440,8 @@ class InverseSqrt(Schedule):
     https://arxiv.org/abs/1706.03762).
 
     Attributes:
-      timescale: the factor has fallen to 1 / sqrt(2) after so long, from the end of the
-        warm-up.
+      timescale: the time from the end of the warm-up in which the factor falls to
+        1 / sqrt(2).
     """
 
     timescale: Duration

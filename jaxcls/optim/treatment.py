@@ -64,8 +64,8 @@ class Treatments:
     def frozen_modules(self, frozen: frozenset[str]) -> frozenset[str]:
         """Returns the modules ("layer1_0", "layer1_0/bn1") all of whose parameters are frozen.
 
-        A batch norm among them belongs into eval mode: with statistics of the batch, and running
-        averages that move, its layer would change though its parameters do not.
+        A batch norm among them must run in eval mode. With the statistics of the batch, and
+        running averages that move, its output would change although its parameters do not.
 
         Args:
           frozen: paths of the parameters that are frozen.

@@ -21,12 +21,12 @@ class RunLength:
     Attributes:
       steps_per_epoch: whole batches in one pass over the training set.
       batch_size: images in one step, over all devices and hosts.
-      total_steps: steps of the whole run; None while it is being worked out.
+      total_steps: steps of the whole run; 0 while that number is being worked out.
     """
 
     steps_per_epoch: int
     batch_size: int
-    total_steps: int | None = None
+    total_steps: int = 0
 
 
 class Duration:
@@ -109,7 +109,7 @@ class Duration:
 
     def _unit_in_steps(self, run: RunLength) -> Fraction:
         """Returns the steps in one epoch, one example or one run; 1 for steps."""
-        if self.unit == "run" and run.total_steps is None:
+        if self.unit == "run" and run.total_steps == 0:
             raise UserError(
                 f"the length of the run itself cannot be a fraction of the run ({self}): "
                 "give it in steps, epochs or examples."
@@ -118,7 +118,7 @@ class Duration:
             "steps": 1,
             "epochs": run.steps_per_epoch,
             "examples": Fraction(1, run.batch_size),
-            "run": run.total_steps or 0,
+            "run": run.total_steps,
         }
         return Fraction(units[self.unit])
 

@@ -23,6 +23,7 @@ Value = TypeVar("Value")
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 """Mean and standard deviation of red, green and blue, in 0..1. Nearly all published networks
 normalise photographs by ImageNet's; other photographs are close to them."""
 
@@ -139,9 +140,7 @@ _SMALL = {
     "mnist": DatasetDefaults("mnist", 28, (0.1307,), (0.3081,), mirrors=False),
     "fashion_mnist": DatasetDefaults("fashion_mnist", 28, (0.2860,), (0.3530,)),
     "cifar10": DatasetDefaults("cifar10", 32, *CIFAR10),
-    "cifar100": DatasetDefaults(
-        "cifar100", 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    ),
+    "cifar100": DatasetDefaults("cifar100", 32, *CIFAR100),
 }
 
 

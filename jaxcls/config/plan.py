@@ -32,7 +32,6 @@ class Plan:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        assert self.run.total_steps is not None
         return self.run.total_steps
 
     @property

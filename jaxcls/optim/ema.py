@@ -56,7 +56,7 @@ class EMA:
         Raises:
           UserError: if the half-life comes to less than a step, or `every` to more than the run.
         """
-        if run.total_steps is not None and self.every > run.total_steps:
+        if 0 < run.total_steps < self.every:
             raise UserError(
                 f"EMA.every is {self.every} steps in a run of {run.total_steps}: the average "
                 "would be the initial weights until the end. Make it shorter, or set ema to "

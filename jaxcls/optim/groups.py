@@ -131,7 +131,6 @@ def _thaw(freeze: Freeze, run: RunLength) -> float:
     """Returns the first step that moves what was frozen; infinity if there is none."""
     if freeze.until is None:
         return math.inf
-    assert run.total_steps is not None
     step = freeze.until.to_steps(run)
     if not 0 < step < run.total_steps:
         in_steps = "" if freeze.until.unit == "steps" else f", or {step} steps,"

@@ -132,7 +132,6 @@ class Schedule(abc.ABC):
           UserError: if the warm-up leaves no step after the peak, or other durations do not
             fit into the run.
         """
-        assert run.total_steps is not None
         steps_per_tick = self.steps_per_tick(run)
         total = -(-run.total_steps // steps_per_tick)
         warmup = self.ticks("warmup", self.warmup, run)

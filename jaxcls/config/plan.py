@@ -94,10 +94,11 @@ def plan(config: Config, num_train: int) -> Plan:
             schedule.factor(run)  # raises where the warm-up does not fit
     if config.ema is not None:
         config.ema.share(run)  # raises where the run has no update of the average
-    every = [
-        getattr(config, part).every.one_step_or_more(f"{part}.every", run)
-        for part in ("evaluation", "checkpoint", "log")
-    ]
-    stop = config.stop_early
-    patience = stop and stop.patience.one_step_or_more("stop_early.patience", run)
-    return Plan(run, *every, min(config.steps_per_call, total, *every), patience)
+    evaluate = config.evaluation.every.one_step_or_more("evaluation.every", run)
+    save = config.checkpoint.every.one_step_or_more("checkpoint.every", run)
+    log = config.log.every.one_step_or_more("log.every", run)
+    patience = None
+    if (stop := config.stop_early) is not None:
+        patience = stop.patience.one_step_or_more("stop_early.patience", run)
+    steps_per_call = min(config.steps_per_call, total, evaluate, save, log)
+    return Plan(run, evaluate, save, log, steps_per_call, patience)

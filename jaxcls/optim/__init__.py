@@ -11,7 +11,6 @@ from jaxcls.optim.schedule_free import ScheduleFreeAdamW
 from jaxcls.optim.schedules import (
     Constant,
     CosineRestarts,
-    Descent,
     Exponential,
     InverseSqrt,
     Linear,

@@ -127,13 +127,9 @@ def flops(batch: int = 256, side: int = 32) -> None:
     every = list(augment.RandAugment().operations(side, side).values())
     # The dearest two, so that their number alone differs.
     dearest = sorted(every, key=lambda operation: -_flops(operation, images))[:2]
+    per_image = augment.one_operation_per_image
     two, all_of_them = (
-        _flops(
-            lambda rng, x, chosen=chosen: augment.one_operation_per_image(
-                rng, x, chosen
-            ),
-            images,
-        )
+        _flops(lambda rng, x, chosen=chosen: per_image(rng, x, chosen), images)
         for chosen in (dearest, every)
     )
     print(

@@ -118,7 +118,7 @@ def load_trained(
 
 
 def check_exists(config: Config, workdir: Path, *, begins: bool) -> None:
-    """Checks what can be known of the weights that a config names without reading them.
+    """Checks the weights that a config names, without reading them.
 
     Args:
       config: of the run.

@@ -55,7 +55,7 @@ class SoftmaxCrossEntropy(_SingleLabel):
     def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         if self.logit_adjustment:
             log_priors = np.log(np.array(self.class_priors, np.float64))
-            logits += np.float32(self.logit_adjustment * log_priors)
+            logits = logits + np.float32(self.logit_adjustment * log_priors)
         smoothed = _smoothed(targets, self.label_smoothing)
         if self.class_weights is not None:
             smoothed *= jnp.array(self.class_weights)

@@ -383,6 +383,15 @@ def test_distillation_keeps_its_gradients_at_high_temperatures() -> None:
 # Options and labels
 
 
+def test_a_loss_does_not_change_the_logits_it_is_given() -> None:
+    logits, targets = soft_batch()
+    logits = np.array(logits)
+    before = logits.copy()
+    priors = (1, 2, 3, 4, 5, 6)
+    SoftmaxCrossEntropy(logit_adjustment=1.0, class_priors=priors)(logits, targets)
+    np.testing.assert_array_equal(logits, before)
+
+
 @pytest.mark.parametrize("loss", [Focal(), BinaryCrossEntropy(), SoftmaxCrossEntropy()])
 def test_numbers_must_be_one_for_each_class(loss: SoftmaxCrossEntropy) -> None:
     loss.check_classes(7)

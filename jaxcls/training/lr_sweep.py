@@ -141,7 +141,7 @@ def _opened(config: Config, num_steps: int, low: float, high: float) -> Run:
         checkpoint=dataclasses.replace(config.checkpoint, best="eval/top1"),
     )
     run = open_run(swept, Path())
-    length = dataclasses.replace(run.plan.run, total_steps=None)
+    length = dataclasses.replace(run.plan.run, total_steps=0)
     length = dataclasses.replace(length, total_steps=config.duration.to_steps(length))
 
     def thawing(freeze: Freeze) -> Freeze:

@@ -325,7 +325,7 @@ def trained_alike(
         path = path_of(keys)
         treatment = treatments.by_path[path]
         by, multiplier = optimizer.trains(path, leaf.shape)
-        if treatment.thaws_at is None:  # its rate and decay say nothing
+        if math.isinf(treatment.thaws_at):  # its rate and decay say nothing
             order = (math.inf, 0.0, 0.0, "-")
         else:
             rate = treatment.rate * multiplier

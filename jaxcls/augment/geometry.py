@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import itertools
 from typing import Annotated, ClassVar, Literal
 
 import jax
@@ -9,16 +10,16 @@ import jax.numpy as jnp
 from annotated_types import Interval
 
 from jaxcls.augment.kernels.images import per_image, sometimes, symmetric, take, uniform
-from jaxcls.augment.kernels.pillow_warp import FillMode, rotate, warp
+from jaxcls.augment.kernels.pillow_warp import FillMode, fill_outside, rotate, warp
 from jaxcls.augment.kernels.resample import Interpolation, resample, resized_shape
 from jaxcls.augment.pipeline import (
     LARGEST_SIDE,
+    BatchFunction,
     ImageTransform,
     Maps,
     RandomGreyLevelTransform,
     RunPosition,
     Side,
-    Transform,
     Warp,
     WholeGreyLevel,
     product,
@@ -130,26 +131,23 @@ class RandomCrop(RandomGreyLevelTransform):
                 f"image of {height}x{width} has: use a padding below {min(height, width)}."
             )
         shift = jax.random.randint(rng, (batch, 2), -self.padding, self.padding + 1)
-        rows, row_inside = self._source(shift[:, 0], height)
-        columns, column_inside = self._source(shift[:, 1], width)
+        row = shift[:, :1] + jnp.arange(height)
+        column = shift[:, 1:] + jnp.arange(width)
+        sources = self._source(row, height), self._source(column, width)
         pick = jax.vmap(
             lambda image, row, column: take(take(image, row), (slice(None), column))
         )
-        cropped = pick(images, rows, columns)
-        if self.mode == "constant":
-            inside = row_inside[:, :, None] & column_inside[:, None, :]
-            cropped = jnp.where(inside[..., None], cropped, self.fill)
-        return cropped
+        cropped = pick(images, *sources)
+        if self.mode != "constant":
+            return cropped
+        return fill_outside(cropped, column[:, None], row[:, :, None], self.fill)
 
-    def _source(self, shift: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        """Returns for each pixel along one side where it comes from, int32 [batch, size] in
-        0..size-1, and whether that lies inside the image, bool [batch, size]."""
-        place = shift[:, None] + jnp.arange(size)
-        inside = (place >= 0) & (place < size)
+    def _source(self, place: jax.Array, size: int) -> jax.Array:
+        """Returns which pixel of `size` along one side is seen at a place, in or outside."""
         if self.mode == "reflect":
             last = size - 1
-            return last - jnp.abs(last - jnp.abs(place)), inside
-        return jnp.clip(place, 0, size - 1), inside
+            return last - jnp.abs(last - jnp.abs(place))
+        return jnp.clip(place, 0, size - 1)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -206,23 +204,19 @@ class AlternatingFlip(ImageTransform):
     random: ClassVar[bool] = True
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        return _FlipInEpoch(epoch=jnp.int32(0)).change(rng, images)
+        return _flipped_in_epoch(images, jnp.int32(0))
 
-    def at(self, position: RunPosition) -> Transform:
-        return _FlipInEpoch(epoch=position.epoch)
+    def at(self, position: RunPosition) -> BatchFunction:
+        return lambda _, images, targets: (
+            _flipped_in_epoch(images, position.epoch),
+            targets,
+        )
 
 
-@dataclasses.dataclass(kw_only=True)
-class _FlipInEpoch(ImageTransform):
-    """AlternatingFlip in one epoch."""
-
-    random: ClassVar[bool] = True
-
-    epoch: jax.Array
-
-    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        flip = (coin(images) + self.epoch) % 2 == 1
-        return jnp.where(per_image(flip), images[:, :, ::-1], images)
+def _flipped_in_epoch(images: jax.Array, epoch: jax.Array) -> jax.Array:
+    """Does AlternatingFlip's change in one epoch, int32 scalar."""
+    flip = (coin(images) + epoch) % 2 == 1
+    return jnp.where(per_image(flip), images[:, :, ::-1], images)
 
 
 def coin(images: jax.Array) -> jax.Array:
@@ -381,11 +375,10 @@ def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
     # [[a, b, 0], [d, e, 0], [g, h, 1]] takes (u, v, 1) to a corner.
     a, b, d, e = x1 * (1 + g), x3 * (1 + h), y1 * (1 + g), y3 * (1 + h)
     scale_x, scale_y = max(width - 1, 1), max(height - 1, 1)
-    zero = jnp.zeros_like(a)
     inverse = _matrices(
         [
-            [scale_x * e, -scale_x * b, zero],
-            [-scale_y * d, scale_y * a, zero],
+            [scale_x * e, -scale_x * b, 0.0],
+            [-scale_y * d, scale_y * a, 0.0],
             [d * h - e * g, b * g - a * h, a * e - b * d],
         ]
     )
@@ -440,8 +433,7 @@ class RandomZoom(_Reframe):
         wide = high
         if self.width_factor is not None:
             wide = 1 + uniform(width_key, batch, self.width_factor)
-        zero = jnp.zeros_like(high)
-        return _about_middle(wide, zero, zero, high, height, width)
+        return _about_middle(wide, 0.0, 0.0, high, height, width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -473,28 +465,27 @@ def _cos_sin(degrees: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _matrices(rows: list[list[jax.Array]]) -> jax.Array:
-    """Returns [batch, 3, 3] of entries that are [batch] each."""
-    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+def _matrices(rows: list[list[jax.Array | float]]) -> Maps:
+    """Returns [batch, 3, 3] of entries that are [batch] each, or one number for all."""
+    entries = jnp.broadcast_arrays(*itertools.chain(*rows))
+    return jnp.stack(entries, -1).reshape(-1, 3, 3)
 
 
 def _about_middle(
-    a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array, height: int, width: int
-) -> jax.Array:
-    """Returns the maps [batch, 3, 3] with the linear part [[a, b], [c, d]], each [batch], that
+    a: jax.Array,
+    b: jax.Array | float,
+    c: jax.Array | float,
+    d: jax.Array,
+    height: int,
+    width: int,
+) -> Maps:
+    """Returns the maps with the linear part [[a, b], [c, d]], each [batch] or a number, that
     leave the middle of the image where it is."""
     x, y = width / 2, height / 2
-    zero, one = jnp.zeros_like(a), jnp.ones_like(a)
-    return _matrices(
-        [
-            [a, b, x - a * x - b * y],
-            [c, d, y - c * x - d * y],
-            [zero, zero, one],
-        ]
-    )
+    move_x, move_y = x - a * x - b * y, y - c * x - d * y
+    return _matrices([[a, b, move_x], [c, d, move_y], [0.0, 0.0, 1.0]])
 
 
-def _moves(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the maps [batch, 3, 3] that add x and y, each [batch]."""
-    zero, one = jnp.zeros_like(x), jnp.ones_like(x)
-    return _matrices([[one, zero, x], [zero, one, y], [zero, zero, one]])
+def _moves(x: jax.Array, y: jax.Array) -> Maps:
+    """Returns the maps that add x and y, each [batch]."""
+    return _matrices([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])

@@ -10,7 +10,7 @@ values 0..255, so that every transform can mean what it means on uint8.
 import abc
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -30,6 +30,9 @@ WholeGreyLevel = Annotated[float, Interval(ge=0, le=255), MultipleOf(1)]
 
 Batch = tuple[jax.Array, jax.Array]
 """Images, float32 [batch, height, width, channels], and targets, float32 [batch, classes]."""
+
+BatchFunction = Callable[[jax.Array, jax.Array, jax.Array], Batch]
+"""(random key, images, targets) -> images and targets: a transform at one moment of a run."""
 
 Maps = jax.Array
 """float32 [batch, 3, 3], projective: takes the pixel (x, y, 1) of a result, in pixels from the
@@ -88,8 +91,8 @@ class Transform(abc.ABC):
           images float32 [batch, new height, new width, channels], and targets.
         """
 
-    def at(self, position: RunPosition) -> "Transform":
-        """Returns what this transform is at a position in the run: itself, unless it changes."""
+    def at(self, position: RunPosition) -> BatchFunction:
+        """Returns what this transform does at a position in the run: itself, unless it changes."""
         return self
 
 
@@ -156,10 +159,16 @@ def product(first: Maps, second: Maps) -> Maps:
     return jnp.matmul(first, second, precision="highest")
 
 
-def merged(transforms: Sequence[Transform]) -> list[Transform]:
+def merged(transforms: Sequence[BatchFunction]) -> list[BatchFunction]:
     """Returns the transforms with neighbouring warps that resample alike made one."""
-    found: list[Transform] = []
-    for sampling, alike in itertools.groupby(transforms, _sampling):
+
+    def sampling_of(transform: BatchFunction) -> tuple[Interpolation, float] | None:
+        if not isinstance(transform, Warp):
+            return None
+        return transform.interpolation, transform.fill
+
+    found: list[BatchFunction] = []
+    for sampling, alike in itertools.groupby(transforms, sampling_of):
         parts: tuple[Any, ...] = tuple(alike)
         if sampling is None or len(parts) == 1:
             found.extend(parts)
@@ -167,13 +176,6 @@ def merged(transforms: Sequence[Transform]) -> list[Transform]:
             interpolation, fill = sampling
             found.append(_Merged(interpolation=interpolation, fill=fill, parts=parts))
     return found
-
-
-def _sampling(transform: Transform) -> tuple[Interpolation, float] | None:
-    """Returns how a warp resamples; None for a transform that is no warp."""
-    if not isinstance(transform, Warp):
-        return None
-    return transform.interpolation, transform.fill
 
 
 def apply(
@@ -204,8 +206,7 @@ def apply(
     images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
     now = [t if position is None else t.at(position) for t in transforms]
     for index, transform in enumerate(merged(now)):
-        key = jax.random.fold_in(rng, index)
-        images, targets = transform(key, images, targets)
+        images, targets = transform(jax.random.fold_in(rng, index), images, targets)
     return images, targets
 
 

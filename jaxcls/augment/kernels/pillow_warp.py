@@ -80,7 +80,7 @@ def warp(
     row = jnp.where(fixed, rows, _whole(down))
     at = [_index(column, width, fill_mode)], [_index(row, height, fill_mode)]
     copied = _pick_pixels(images, *at)[0][0]
-    return _fill_outside(copied, column, row, fill, fill_mode)
+    return fill_outside(copied, column, row, fill, fill_mode)
 
 
 def rotate(
@@ -120,7 +120,7 @@ def rotate(
         column, row = columns.at(x, y), rows.at(x, y)
         copy = by_platform(copy_rotated, tpu=rotation.rotate)
         copied = copy(images, degrees, columns, rows)
-        return _fill_outside(copied, column, row, fill, "constant")
+        return fill_outside(copied, column, row, fill, "constant")
 
     c = (cos / _COARSE + cos_rest)[:, None, None]
     s = (sin / _COARSE + sin_rest)[:, None, None]
@@ -272,7 +272,7 @@ def copy_rotated(
     return pick_pixels(images, [columns], [rows])[0][0]
 
 
-def _fill_outside(
+def fill_outside(
     levels: jax.Array, x: jax.Array, y: jax.Array, fill: float, mode: FillMode
 ) -> jax.Array:
     """Returns the levels with `fill` where (x, y), [batch, height, width], is outside of the
@@ -303,7 +303,7 @@ def _interpolate(
     dx, dy = (x - left)[..., None], (y - above)[..., None]
     lines = [kernel(pixels, dx) for pixels in _pick_pixels(images, columns, rows)]
     levels = _levels(kernel(lines, dy))
-    return _fill_outside(levels, across, down, fill, mode)
+    return fill_outside(levels, across, down, fill, mode)
 
 
 def pick_pixels(
@@ -363,10 +363,8 @@ def _levels(values: jax.Array) -> jax.Array:
 def _filled(images: jax.Array, shift: jax.Array, fill: float) -> jax.Array:
     """Returns the images with `fill` where pixel x + shift of a row, int32 [batch, height],
     is not in the image."""
-    width = images.shape[2]
-    source = shift[:, :, None] + jnp.arange(width)
-    inside = (source >= 0) & (source < width)
-    return jnp.where(inside[..., None], images, fill)
+    column = shift[:, :, None] + jnp.arange(images.shape[2])
+    return fill_outside(images, column, jnp.zeros_like(column), fill, "constant")
 
 
 def shift_rows(images: jax.Array, shift: jax.Array) -> jax.Array:

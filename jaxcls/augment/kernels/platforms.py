@@ -12,10 +12,7 @@ LEVELS = jnp.uint8
 
 
 def by_platform(
-    default: Callable[..., Any],
-    *,
-    cpu: Callable[..., Any] | None = None,
-    tpu: Callable[..., Any] | None = None,
+    default: Callable[..., Any], **special: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Returns a function that uses the formulation of the platform that it is compiled for.
 
@@ -23,16 +20,9 @@ def by_platform(
 
     Args:
       default: the formulation for all other platforms; takes arrays and returns arrays.
-      cpu: the formulation for CPUs; None takes the default.
-      tpu: the formulation for TPUs; None takes the default.
+      **special: the formulations for some platforms, by JAX's names: cpu=..., tpu=...
     """
-    special = {"cpu": cpu, "tpu": tpu}
-    chosen = {platform: way for platform, way in special.items() if way is not None}
-
-    def compute(*arguments: Any) -> Any:
-        return jax.lax.platform_dependent(*arguments, default=default, **chosen)
-
-    return compute
+    return functools.partial(jax.lax.platform_dependent, default=default, **special)
 
 
 def repeated(

@@ -164,8 +164,6 @@ class _RandomFlip(ImageTransform):
     p: Share = 0.5
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        if self.p == 0:
-            return images
         return sometimes(rng, self.p, jnp.flip(images, self.axis), images)
 
 
@@ -262,7 +260,7 @@ class RandomRotation(Warp):
 
     def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         cos, sin = _cos_sin(uniform(rng, batch, self.degrees))
-        return _about_middle(cos, -sin, sin, cos, height, width)
+        return _about_middle([[cos, -sin], [sin, cos]], height, width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -299,10 +297,9 @@ class RandomAffine(Warp):
         cos, sin = _cos_sin(angle)
         a, c = cos + sin * tan_y, sin - cos * tan_y
         b, d = -a * tan_x - sin, -c * tan_x + cos
-        linear = _about_middle(
-            d / scale, -b / scale, -c / scale, a / scale, height, width
-        )
-        return product(linear, _moves(-move_x, -move_y))
+        linear: _Rows = [[d / scale, -b / scale], [-c / scale, a / scale]]
+        turned = _about_middle(linear, height, width)
+        return product(turned, _moves(-move_x, -move_y))
 
     def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
         if not isinstance(self.shear, tuple):
@@ -433,7 +430,7 @@ class RandomZoom(_Reframe):
         wide = high
         if self.width_factor is not None:
             wide = 1 + uniform(width_key, batch, self.width_factor)
-        return _about_middle(wide, 0.0, 0.0, high, height, width)
+        return _about_middle([[wide, 0.0], [0.0, high]], height, width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -465,22 +462,20 @@ def _cos_sin(degrees: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _matrices(rows: list[list[jax.Array | float]]) -> Maps:
-    """Returns [batch, 3, 3] of entries that are [batch] each, or one number for all."""
+_Rows = list[list[jax.Array | float]]
+"""Of matrices, one for each image; each entry [batch], or one number for all."""
+
+
+def _matrices(rows: _Rows) -> Maps:
+    """Returns the matrices as [batch, 3, 3]."""
     entries = jnp.broadcast_arrays(*itertools.chain(*rows))
     return jnp.stack(entries, -1).reshape(-1, 3, 3)
 
 
-def _about_middle(
-    a: jax.Array,
-    b: jax.Array | float,
-    c: jax.Array | float,
-    d: jax.Array,
-    height: int,
-    width: int,
-) -> Maps:
-    """Returns the maps with the linear part [[a, b], [c, d]], each [batch] or a number, that
-    leave the middle of the image where it is."""
+def _about_middle(linear: _Rows, height: int, width: int) -> Maps:
+    """Returns the maps with a linear part of two rows and columns that leave the middle of the
+    image where it is."""
+    (a, b), (c, d) = linear
     x, y = width / 2, height / 2
     move_x, move_y = x - a * x - b * y, y - c * x - d * y
     return _matrices([[a, b, move_x], [c, d, move_y], [0.0, 0.0, 1.0]])

@@ -11,7 +11,7 @@ matter whether the images are normalised before or after.
 
 import abc
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,7 @@ Sides = Annotated[tuple[Share, Share], Ascending()]
 """Smallest and largest side of a box, as fractions of the image's."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kept:
+class _Kept(NamedTuple):
     """How much of itself each image keeps.
 
     Attributes:
@@ -45,13 +44,6 @@ class _Kept:
     def blended(cls, weight: jax.Array) -> "_Kept":
         """Returns what MixUp keeps: of every pixel its weight, float32 [...]."""
         return cls(weight[..., None, None, None], weight)
-
-    @classmethod
-    def around(cls, boxes: Boxes, height: int, width: int) -> "_Kept":
-        """Returns what CutMix keeps: everything but the boxes, which lie inside the image."""
-        outside = ~boxes.mask(height, width)
-        pasted = boxes.height * boxes.width / (height * width)
-        return cls(outside.astype(jnp.float32), 1 - pasted)
 
     def where(self, chosen: jax.Array, other: "_Kept") -> "_Kept":
         """Returns this one where bool [...] is true, else the other."""
@@ -100,7 +92,10 @@ class _Mixing(Transform):
             everything = _Kept.blended(jnp.ones(drawn))
             kept = kept.where(jax.random.bernoulli(p_rng, self.p, drawn), everything)
         if self.mode == "pair":
-            kept = _mirrored(kept, rows)
+            # The last rows of a group get what was drawn for the first, in reverse order.
+            last = [drawn[:, : rows // 2][:, ::-1] for drawn in kept]
+            both = zip(kept, last, strict=True)
+            kept = _Kept(*(jnp.concatenate(drawn, axis=1) for drawn in both))
         # From 1 to rows - 1, so that no image meets itself.
         shift = jax.random.randint(shift_rng, (), 1, rows)
 
@@ -113,15 +108,6 @@ class _Mixing(Transform):
             return jnp.where(share == 1, own, blended).reshape(values.shape)
 
         return mixed(images, kept.pixels), mixed(targets, kept.label[..., None])
-
-
-def _mirrored(kept: _Kept, rows: int) -> _Kept:
-    """Gives the last rows of a group what was drawn for the first, in reverse order."""
-
-    def both(drawn: jax.Array) -> jax.Array:
-        return jnp.concatenate([drawn, drawn[:, : rows // 2][:, ::-1]], axis=1)
-
-    return _Kept(both(kept.pixels), both(kept.label))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -166,7 +152,9 @@ class CutMix(_Mixing):
             boxes = _boxes_of_area(rng, self.alpha, shape, height, width)
         else:
             boxes = _boxes_of_sides(rng, self.minmax, shape, height, width)
-        return _Kept.around(boxes, height, width)
+        outside = ~boxes.mask(height, width)
+        pasted = boxes.height * boxes.width / (height * width)
+        return _Kept(outside.astype(jnp.float32), 1 - pasted)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -194,9 +182,8 @@ class MixUpOrCutMix(_Mixing):
         cutmix = CutMix(alpha=self.cutmix_alpha, minmax=self.cutmix_minmax)
         pasted = cutmix._kept(cutmix_rng, shape, height, width)
         blended = MixUp(alpha=self.mixup_alpha)._kept(mixup_rng, shape, height, width)
-        switched = jax.random.bernoulli(
-            switch_rng, jnp.float32(self.switch_prob), shape
-        )
+        share = jnp.float32(self.switch_prob)
+        switched = jax.random.bernoulli(switch_rng, share, shape)
         return pasted.where(switched, blended)
 
 
@@ -238,11 +225,7 @@ def _boxes_of_area(
 
 
 def _boxes_of_sides(
-    rng: jax.Array,
-    minmax: Sides,
-    shape: Shape,
-    height: int,
-    width: int,
+    rng: jax.Array, minmax: Sides, shape: Shape, height: int, width: int
 ) -> Boxes:
     """Draws boxes whose sides are minmax of the image's, anywhere inside of it."""
 

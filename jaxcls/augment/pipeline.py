@@ -32,7 +32,7 @@ Batch = tuple[jax.Array, jax.Array]
 """Images, float32 [batch, height, width, channels], and targets, float32 [batch, classes]."""
 
 BatchFunction = Callable[[jax.Array, jax.Array, jax.Array], Batch]
-"""(random key, images, targets) -> images and targets: a transform at one moment of a run."""
+"""(random key, images, targets) -> images and targets: what a transform does at a position."""
 
 Maps = jax.Array
 """float32 [batch, 3, 3], projective: takes the pixel (x, y, 1) of a result, in pixels from the

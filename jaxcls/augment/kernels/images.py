@@ -51,11 +51,11 @@ def sometimes(
 
     Args:
       rng: a random key.
-      p: 0..1; at 1 nothing is drawn.
+      p: 0..1; at 0 and at 1 nothing is drawn, and no more computed than is needed.
       changed: [batch, height, width, channels].
       images: of the same shape.
     """
-    if p == 1:
-        return changed
+    if p in (0, 1):
+        return changed if p else images
     drawn = jax.random.bernoulli(rng, jnp.float32(p), (len(images),))
     return jnp.where(per_image(drawn), changed, images)

@@ -316,9 +316,7 @@ def _convolve(images: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     return total
 
 
-def _hue_saturation_value(
-    images: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _hue_saturation_value(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns Pillow's mode HSV of three-channel images: each [batch, height, width]."""
     red, green, blue = (images[..., channel] for channel in range(3))
     value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -347,9 +345,7 @@ def _red_green_blue(
     A channel takes away from the value what its colour is away from the hue: nothing within a
     sixth of a turn, all the saturation from two sixths on, in 255ths.
     """
-    angle, saturation, value = (
-        plane[..., None] for plane in (angle, saturation, value)
-    )
+    angle, saturation, value = (p[..., None] for p in (angle, saturation, value))
     place = 6 * angle - jnp.array([0.0, 510.0, 1020.0])
     place = jnp.where(place < 0, place + 1530, place)
     distance = jnp.clip(jnp.minimum(place - 255, 1275 - place), 0, 255)

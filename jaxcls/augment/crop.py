@@ -59,23 +59,21 @@ class RandomResizedCrop(RandomGreyLevelTransform):
         area = height * width * share
         low, high = (math.log(bound) for bound in self.ratio)
         aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
-        tried_w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
-        tried_h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
-        fits = (0 < tried_w) & (tried_w <= width) & (0 < tried_h) & (tried_h <= height)
+        # Heights and widths, [2, batch, tries].
+        tried = jnp.sqrt(jnp.stack([area / aspect, area * aspect]))
+        tried = jnp.round(tried).astype(jnp.int32)
+        sides = jnp.array([[height], [width]])
+        fits = ((0 < tried) & (tried <= sides[..., None])).all(0)
         first = fits & (jnp.cumsum(fits, 1) == 1)
-        box_h = (tried_h * first).sum(1)
-        box_w = (tried_w * first).sum(1)
 
         none = ~fits.any(1)
-        fallback_h, fallback_w = _middle_box(height, width, self.ratio)
-        box_h = jnp.where(none, fallback_h, box_h)
-        box_w = jnp.where(none, fallback_w, box_w)
-        spare_h, spare_w = height - box_h, width - box_w
-        top = jax.random.randint(top_key, (batch,), 0, spare_h + 1)
-        left = jax.random.randint(left_key, (batch,), 0, spare_w + 1)
-        top = jnp.where(none, spare_h // 2, top)
-        left = jnp.where(none, spare_w // 2, left)
-        return Boxes(top, left, box_h, box_w)
+        fallback = jnp.array(_middle_box(height, width, self.ratio))
+        box = jnp.where(none, fallback[:, None], (tried * first).sum(2))
+        spare = sides - box
+        top = jax.random.randint(top_key, (batch,), 0, spare[0] + 1)
+        left = jax.random.randint(left_key, (batch,), 0, spare[1] + 1)
+        place = jnp.where(none, spare // 2, jnp.stack([top, left]))
+        return Boxes(*place, *box)
 
     def resized(self, images: jax.Array, boxes: Boxes) -> jax.Array:
         """Cuts a box out of each image and resizes it to a square, as Pillow's crop and resize.

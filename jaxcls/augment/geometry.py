@@ -138,9 +138,8 @@ class RandomCrop(RandomGreyLevelTransform):
             lambda image, row, column: take(take(image, row), (slice(None), column))
         )
         cropped = pick(images, *sources)
-        if self.mode != "constant":
-            return cropped
-        return fill_outside(cropped, column[:, None], row[:, :, None], self.fill)
+        at = column[:, None], row[:, :, None]
+        return fill_outside(cropped, *at, self.fill, self.mode)
 
     def _source(self, place: jax.Array, size: int) -> jax.Array:
         """Returns which pixel of `size` along one side is seen at a place, in or outside."""
@@ -205,8 +204,9 @@ class AlternatingFlip(ImageTransform):
         return _flipped_in_epoch(images, jnp.int32(0))
 
     def at(self, position: RunPosition) -> BatchFunction:
+        epoch = position.step // position.steps_per_epoch
         return lambda _, images, targets: (
-            _flipped_in_epoch(images, position.epoch),
+            _flipped_in_epoch(images, epoch),
             targets,
         )
 
@@ -229,9 +229,8 @@ def coin(images: jax.Array) -> jax.Array:
     values = jax.lax.bitcast_convert_type(images, jnp.uint32)
     place = jax.lax.broadcasted_iota(jnp.uint32, (1, values[0].size), 1)
     # A sum modulo 2^32 is the same in every order, hence on every device.
-    total = _scramble(values.reshape(len(values), -1) + _scramble(place)).sum(
-        1, dtype=jnp.uint32
-    )
+    scrambled = _scramble(values.reshape(len(values), -1) + _scramble(place))
+    total = scrambled.sum(1, dtype=jnp.uint32)
     return (_scramble(total) >> 31).astype(jnp.int32)
 
 

@@ -81,21 +81,21 @@ class _Mixing(Transform):
             # No number of devices divides an odd batch well: it is likely to lie on one.
             rows = batch
         groups = batch // rows
-        drawn = {
+        shape = {
             "batch": (1, 1),
             "pair": (groups, (rows + 1) // 2),
             "image": (groups, rows),
         }[self.mode]
         kept_rng, p_rng, shift_rng = jax.random.split(rng, 3)
-        kept = self._kept(kept_rng, drawn, height, width)
+        kept = self._kept(kept_rng, shape, height, width)
         if self.p != 1:
-            everything = _Kept.blended(jnp.ones(drawn))
-            kept = kept.where(jax.random.bernoulli(p_rng, self.p, drawn), everything)
+            everything = _Kept.blended(jnp.ones(shape))
+            kept = kept.where(jax.random.bernoulli(p_rng, self.p, shape), everything)
         if self.mode == "pair":
             # The last rows of a group get what was drawn for the first, in reverse order.
-            last = [drawn[:, : rows // 2][:, ::-1] for drawn in kept]
+            last = [part[:, : rows // 2][:, ::-1] for part in kept]
             both = zip(kept, last, strict=True)
-            kept = _Kept(*(jnp.concatenate(drawn, axis=1) for drawn in both))
+            kept = _Kept(*(jnp.concatenate(parts, axis=1) for parts in both))
         # From 1 to rows - 1, so that no image meets itself.
         shift = jax.random.randint(shift_rng, (), 1, rows)
 

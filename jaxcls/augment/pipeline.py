@@ -9,6 +9,7 @@ values 0..255, so that every transform can mean what it means on uint8.
 
 import abc
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
@@ -52,11 +53,6 @@ class RunPosition:
     step: jax.Array
     steps_per_epoch: int
     total_steps: int
-
-    @property
-    def epoch(self) -> jax.Array:
-        """Epochs completed, int32 scalar."""
-        return self.step // self.steps_per_epoch
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -139,19 +135,16 @@ class Warp(RandomGreyLevelTransform):
         return warp(images, maps, self.interpolation, self.fill)
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Merged(Warp):
-    """Warps one after the other, as one."""
-
-    parts: tuple[Warp, ...]
-
-    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
-        total = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
-        for index, part in enumerate(self.parts):
-            key = jax.random.fold_in(rng, index)
-            # A pixel of the last result goes to its place in the result before, and so on.
-            total = product(total, part.matrices(key, batch, height, width))
-        return total
+def _warp_once(
+    warps: Sequence[Warp], rng: jax.Array, images: jax.Array, targets: jax.Array
+) -> Batch:
+    """Applies warps that resample alike, one after the other, as one."""
+    maps = jnp.broadcast_to(jnp.eye(3), (len(images), 3, 3))
+    for index, one in enumerate(warps):
+        key = jax.random.fold_in(rng, index)
+        # A pixel of the last result goes to its place in the result before, and so on.
+        maps = product(maps, one.matrices(key, *images.shape[:3]))
+    return warp(images, maps, warps[0].interpolation, warps[0].fill), targets
 
 
 def product(first: Maps, second: Maps) -> Maps:
@@ -169,12 +162,9 @@ def merged(transforms: Sequence[BatchFunction]) -> list[BatchFunction]:
 
     found: list[BatchFunction] = []
     for sampling, alike in itertools.groupby(transforms, sampling_of):
-        parts: tuple[Any, ...] = tuple(alike)
-        if sampling is None or len(parts) == 1:
-            found.extend(parts)
-        else:
-            interpolation, fill = sampling
-            found.append(_Merged(interpolation=interpolation, fill=fill, parts=parts))
+        parts: list[Any] = list(alike)
+        warps = sampling is not None and len(parts) > 1
+        found += [functools.partial(_warp_once, parts)] if warps else parts
     return found
 
 

@@ -104,15 +104,14 @@ class _Policy(RandomGreyLevelTransform):
     def operate(
         self, name: str, key: jax.Array, images: jax.Array, magnitude: jax.Array
     ) -> jax.Array:
-        """Applies an operation with a magnitude, and a sign if it has one, for each image."""
+        """Applies an operation with a magnitude, one or for each image, and random signs."""
+        magnitude = jnp.broadcast_to(magnitude, len(images))
         if name in self.signed():
             signs = jax.random.rademacher(key, magnitude.shape, magnitude.dtype)
             magnitude = magnitude * signs
         return OPERATIONS[name](images, magnitude, self.interpolation, self.fill)
 
-    def operations_of_any_bin(
-        self, space: Space, bins: int, last: int
-    ) -> list[Operation]:
+    def random_operations(self, space: Space, bins: int, last: int) -> list[Operation]:
         """Returns the operations of a space, each with magnitudes that are drawn.
 
         Args:
@@ -172,7 +171,7 @@ class RandAugment(_Policy):
         space = functools.partial(rand_augment_space, height, width)
 
         def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
-            level = jnp.full(len(images), self.magnitude / (self.bins - 1))
+            level = jnp.asarray(self.magnitude / (self.bins - 1), jnp.float32)
             return self.operate(name, key, images, space(level)[name])
 
         return {name: functools.partial(operate, name) for name in _names(space)}
@@ -198,9 +197,8 @@ class TrivialAugmentWide(_Policy):
     bins: _Bins = 31
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        operations = self.operations_of_any_bin(
-            trivial_augment_space, self.bins, self.bins - 1
-        )
+        space, bins = trivial_augment_space, self.bins
+        operations = self.random_operations(space, bins, bins - 1)
         return one_operation_per_image(rng, images, operations)
 
 
@@ -398,13 +396,7 @@ class AutoAugment(_Policy):
         space = rand_augment_space(height, width, levels)
         space["Invert"] = jnp.zeros_like(levels)
         magnitudes = jnp.stack([space[name] for name in names])
-
-        def operate(
-            name: str, key: jax.Array, images: jax.Array, magnitude: jax.Array
-        ) -> jax.Array:
-            return self.operate(name, key, images, jnp.full(len(images), magnitude))
-
-        operations = [functools.partial(operate, name) for name in names]
+        operations = [functools.partial(self.operate, name) for name in names]
 
         def apply_pair(key: jax.Array, images: jax.Array) -> jax.Array:
             pair = jax.random.randint(key, (), 0, len(table))
@@ -462,7 +454,7 @@ class AugMix(_Policy):
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, _ = images.shape
         space = functools.partial(augmix_space, height, width)
-        operations = self.operations_of_any_bin(space, self.severity, 9)
+        operations = self.random_operations(space, self.severity, 9)
         shortest, longest = (1, 3) if self.depth == -1 else (self.depth, self.depth)
         shares, how_much, lengths, chains = jax.random.split(rng, 4)
         alphas = jnp.full(self.width, self.alpha)

@@ -58,8 +58,8 @@ def warp(
       float32 of the same shape, whole values 0..255.
     """
     _, height, width, _ = images.shape
-    x = jnp.arange(width) + 0.5
-    y = (jnp.arange(height) + 0.5)[:, None]
+    column, row = jnp.arange(width), jnp.arange(height)[:, None]
+    x, y = column + 0.5, row + 0.5
     m = maps[:, :, :, None, None]  # each [batch, 1, 1], beside [height, width]
     depth = m[:, 2, 0] * x + m[:, 2, 1] * y + m[:, 2, 2]
     across = (m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) / depth
@@ -71,9 +71,9 @@ def warp(
     # Where fixed point would overflow, Pillow takes floats too.
     fixed = affine & (jnp.abs(across) < ONE / 4) & (jnp.abs(down) < ONE / 4)
     columns, rows = (
-        Places(
-            _round(a * ONE), _round(b * ONE), _round((c + 0.5 * a + 0.5 * b) * ONE)
-        ).at(jnp.arange(width), jnp.arange(height)[:, None])
+        Places(*(_round(v * ONE) for v in (a, b, c + 0.5 * a + 0.5 * b))).at(
+            column, row
+        )
         for a, b, c in (maps[:, 0].T, maps[:, 1].T)
     )
     column = jnp.where(fixed, columns, _whole(across))
@@ -120,7 +120,7 @@ def rotate(
         column, row = columns.at(x, y), rows.at(x, y)
         copy = by_platform(copy_rotated, tpu=rotation.rotate)
         copied = copy(images, degrees, columns, rows)
-        return fill_outside(copied, column, row, fill, "constant")
+        return fill_outside(copied, column, row, fill)
 
     c = (cos / _COARSE + cos_rest)[:, None, None]
     s = (sin / _COARSE + sin_rest)[:, None, None]
@@ -203,9 +203,8 @@ def translate_y(
 ) -> jax.Array:
     """Moves each image down by whole pixels: translate_x with the axes exchanged, RandAugment's
     TranslateY."""
-    return translate_x(images.swapaxes(1, 2), pixels, interpolation, fill).swapaxes(
-        1, 2
-    )
+    moved = translate_x(images.swapaxes(1, 2), pixels, interpolation, fill)
+    return moved.swapaxes(1, 2)
 
 
 _Split = tuple[jax.Array, jax.Array]
@@ -273,10 +272,10 @@ def copy_rotated(
 
 
 def fill_outside(
-    levels: jax.Array, x: jax.Array, y: jax.Array, fill: float, mode: FillMode
+    levels: jax.Array, x: jax.Array, y: jax.Array, fill: float, mode: str = "constant"
 ) -> jax.Array:
-    """Returns the levels with `fill` where (x, y), [batch, height, width], is outside of the
-    image, in mode "constant"."""
+    """Returns the levels with `fill` where (x, y), [batch, height, width] or broadcast to it, is
+    outside of the image. In modes other than "constant" the levels stay."""
     if mode != "constant":
         return levels
     _, height, width, _ = levels.shape
@@ -364,7 +363,7 @@ def _filled(images: jax.Array, shift: jax.Array, fill: float) -> jax.Array:
     """Returns the images with `fill` where pixel x + shift of a row, int32 [batch, height],
     is not in the image."""
     column = shift[:, :, None] + jnp.arange(images.shape[2])
-    return fill_outside(images, column, jnp.zeros_like(column), fill, "constant")
+    return fill_outside(images, column, jnp.zeros_like(column), fill)
 
 
 def shift_rows(images: jax.Array, shift: jax.Array) -> jax.Array:

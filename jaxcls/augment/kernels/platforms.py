@@ -44,11 +44,9 @@ def repeated(
       tpu_dtype: the dtype between two steps on TPUs.
     """
 
-    def loop(images: jax.Array, dtype: Any) -> jax.Array:
+    def loop(dtype: Any, images: jax.Array) -> jax.Array:
         levels = jax.lax.fori_loop(0, count, step, images.astype(dtype))
         return levels.astype(images.dtype)
 
-    return by_platform(
-        functools.partial(loop, dtype=LEVELS),
-        tpu=functools.partial(loop, dtype=tpu_dtype),
-    )(images)
+    on_tpus = functools.partial(loop, tpu_dtype)
+    return by_platform(functools.partial(loop, LEVELS), tpu=on_tpus)(images)

@@ -69,8 +69,7 @@ class RandomErasing(ImageTransform):
             noise = jax.random.normal(fill_rng, images.shape)
             return jnp.where(erased.any(1), noise, images)
         if self.fill == "color":
-            shape = (batch, self.count[1], 1, 1, channels)
-            colors = jax.random.normal(fill_rng, shape)
+            colors = jax.random.normal(fill_rng, (batch, self.count[1], 1, 1, channels))
             # Where boxes overlap, the later one lies on top.
             for box in range(self.count[1]):
                 images = jnp.where(erased[:, box], colors[:, box], images)
@@ -133,7 +132,8 @@ class Cutout(ImageTransform):
         batch, height, width, _ = images.shape
         chosen, row, column = jax.random.uniform(rng, (3, batch))
         side = self.size * (chosen < self.p)
-        row, column = below(height, row), below(width, column)
         half = self.size // 2
-        erased = Boxes(row - half, column - half, side, side).mask(height, width)
-        return jnp.where(erased, 0.0, images)
+        boxes = Boxes(
+            below(height, row) - half, below(width, column) - half, side, side
+        )
+        return jnp.where(boxes.mask(height, width), 0.0, images)

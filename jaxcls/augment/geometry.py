@@ -133,11 +133,10 @@ class RandomCrop(RandomGreyLevelTransform):
         shift = jax.random.randint(rng, (batch, 2), -self.padding, self.padding + 1)
         row = shift[:, :1] + jnp.arange(height)
         column = shift[:, 1:] + jnp.arange(width)
-        sources = self._source(row, height), self._source(column, width)
         pick = jax.vmap(
             lambda image, row, column: take(take(image, row), (slice(None), column))
         )
-        cropped = pick(images, *sources)
+        cropped = pick(images, self._source(row, height), self._source(column, width))
         at = column[:, None], row[:, :, None]
         return fill_outside(cropped, *at, self.fill, self.mode)
 
@@ -205,10 +204,7 @@ class AlternatingFlip(ImageTransform):
 
     def at(self, position: RunPosition) -> BatchFunction:
         epoch = position.step // position.steps_per_epoch
-        return lambda _, images, targets: (
-            _flipped_in_epoch(images, epoch),
-            targets,
-        )
+        return lambda _, images, targets: (_flipped_in_epoch(images, epoch), targets)
 
 
 def _flipped_in_epoch(images: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -300,12 +296,9 @@ class RandomAffine(Warp):
         turned = _about_middle(linear, height, width)
         return product(turned, _moves(-move_x, -move_y))
 
-    def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        if not isinstance(self.shear, tuple):
-            return symmetric(self.shear or 0.0), (0.0, 0.0)
-        if len(self.shear) == 2:
-            return self.shear, (0.0, 0.0)
-        return self.shear[:2], self.shear[2:]
+    def _shears(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        angles = symmetric(self.shear or 0.0)
+        return angles[:2], angles[2:] or (0.0, 0.0)
 
     def validate(self) -> None:
         if any(low > high for low, high in self._shears()):

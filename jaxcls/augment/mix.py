@@ -81,11 +81,8 @@ class _Mixing(Transform):
             # No number of devices divides an odd batch well: it is likely to lie on one.
             rows = batch
         groups = batch // rows
-        shape = {
-            "batch": (1, 1),
-            "pair": (groups, (rows + 1) // 2),
-            "image": (groups, rows),
-        }[self.mode]
+        draws = dict(batch=(1, 1), pair=(groups, (rows + 1) // 2), image=(groups, rows))
+        shape = draws[self.mode]
         kept_rng, p_rng, shift_rng = jax.random.split(rng, 3)
         kept = self._kept(kept_rng, shape, height, width)
         if self.p != 1:
@@ -148,13 +145,36 @@ class CutMix(_Mixing):
     minmax: Sides | None = None
 
     def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
-        if self.minmax is None:
-            boxes = _boxes_of_area(rng, self.alpha, shape, height, width)
-        else:
-            boxes = _boxes_of_sides(rng, self.minmax, shape, height, width)
+        draw = self._by_area if self.minmax is None else self._by_sides
+        boxes = draw(rng, shape, height, width)
         outside = ~boxes.mask(height, width)
         pasted = boxes.height * boxes.width / (height * width)
         return _Kept(outside.astype(jnp.float32), 1 - pasted)
+
+    def _by_area(self, rng: jax.Array, shape: Shape, height: int, width: int) -> Boxes:
+        """Draws boxes of 1 - weight of the area, clipped to the image."""
+        weight_rng, middle_rng = jax.random.split(rng)
+        side = jnp.sqrt(1 - symmetric_beta(weight_rng, self.alpha, shape))
+        box_height = jnp.floor(height * side).astype(jnp.int32)
+        box_width = jnp.floor(width * side).astype(jnp.int32)
+        row, column = jax.random.uniform(middle_rng, (2, *shape))
+        top = below(height, row) - box_height // 2
+        left = below(width, column) - box_width // 2
+        return Boxes(top, left, box_height, box_width).clipped(height, width)
+
+    def _by_sides(self, rng: jax.Array, shape: Shape, height: int, width: int) -> Boxes:
+        """Draws boxes with sides in `minmax`, anywhere inside of the image."""
+
+        def side(length: int, share: jax.Array) -> jax.Array:
+            assert self.minmax is not None
+            low, high = (int(length * fraction) for fraction in self.minmax)
+            return low + below(high - low + 1, share)
+
+        box_height, box_width, row, column = jax.random.uniform(rng, (4, *shape))
+        box_height, box_width = side(height, box_height), side(width, box_width)
+        top = below(height - box_height + 1, row)
+        left = below(width - box_width + 1, column)
+        return Boxes(top, left, box_height, box_width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -208,33 +228,3 @@ def symmetric_beta(rng: jax.Array, alpha: float, shape: Shape) -> jax.Array:
     # t^2 / (2 alpha) is far / near, where near may be 0.
     far = (1 - near) * cosine**2
     return 0.5 + 0.5 * jnp.sign(cosine) * jnp.sqrt(far / (near + far))
-
-
-def _boxes_of_area(
-    rng: jax.Array, alpha: float, shape: Shape, height: int, width: int
-) -> Boxes:
-    """Draws CutMix's boxes: 1 - weight of the area, clipped to the image."""
-    weight_rng, middle_rng = jax.random.split(rng)
-    side = jnp.sqrt(1 - symmetric_beta(weight_rng, alpha, shape))
-    box_height = jnp.floor(height * side).astype(jnp.int32)
-    box_width = jnp.floor(width * side).astype(jnp.int32)
-    row, column = jax.random.uniform(middle_rng, (2, *shape))
-    top = below(height, row) - box_height // 2
-    left = below(width, column) - box_width // 2
-    return Boxes(top, left, box_height, box_width).clipped(height, width)
-
-
-def _boxes_of_sides(
-    rng: jax.Array, minmax: Sides, shape: Shape, height: int, width: int
-) -> Boxes:
-    """Draws boxes whose sides are minmax of the image's, anywhere inside of it."""
-
-    def side(length: int, share: jax.Array) -> jax.Array:
-        low, high = (int(length * fraction) for fraction in minmax)
-        return low + below(high - low + 1, share)
-
-    box_height, box_width, row, column = jax.random.uniform(rng, (4, *shape))
-    box_height, box_width = side(height, box_height), side(width, box_width)
-    top = below(height - box_height + 1, row)
-    left = below(width - box_width + 1, column)
-    return Boxes(top, left, box_height, box_width)

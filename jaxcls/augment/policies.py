@@ -36,8 +36,11 @@ TRANSLATIONS = ("TranslateX", "TranslateY")
 SIGNED = {*SHEARS, *TRANSLATIONS, "Rotate", *ENHANCEMENTS}
 """Operations whose magnitude goes either way, each with probability 1/2."""
 
-Space = Callable[[jax.Array], dict[str, jax.Array]]
-"""(level in 0..1) -> the magnitude of each operation at that level, by name."""
+Magnitudes = dict[str, jax.Array]
+"""Name of each operation -> its magnitude at one level of strength."""
+
+Space = Callable[[jax.Array], Magnitudes]
+"""(level in 0..1) -> the magnitudes at that level."""
 
 _Count = Annotated[int, Interval(ge=0, le=100)]
 _CountFromOne = Annotated[int, Interval(ge=1, le=100)]
@@ -46,9 +49,7 @@ _TenthsOfStrength = Annotated[float, Interval(ge=0, le=10)]
 _BlurWidth = Annotated[float, Interval(gt=0, le=100)]
 
 
-def rand_augment_space(
-    height: int, width: int, level: jax.Array
-) -> dict[str, jax.Array]:
+def rand_augment_space(height: int, width: int, level: jax.Array) -> Magnitudes:
     """Returns the 14 operations of RandAugment with their magnitudes, as torchvision's.
 
     Args:
@@ -70,7 +71,7 @@ def rand_augment_space(
     }
 
 
-def trivial_augment_space(level: jax.Array) -> dict[str, jax.Array]:
+def trivial_augment_space(level: jax.Array) -> Magnitudes:
     """Returns the 14 operations of TrivialAugment's wide space with their magnitudes.
 
     Args:
@@ -104,7 +105,7 @@ class _Policy(RandomGreyLevelTransform):
     def operate(
         self, name: str, key: jax.Array, images: jax.Array, magnitude: jax.Array
     ) -> jax.Array:
-        """Applies an operation with a magnitude, one or for each image, and random signs."""
+        """Applies an operation to images, with a magnitude for all or each, and random signs."""
         magnitude = jnp.broadcast_to(magnitude, len(images))
         if name in self.signed():
             signs = jax.random.rademacher(key, magnitude.shape, magnitude.dtype)
@@ -204,7 +205,7 @@ class TrivialAugmentWide(_Policy):
 
 def timm_space(
     height: int, width: int, level: jax.Array, *, increasing: bool
-) -> dict[str, jax.Array]:
+) -> Magnitudes:
     """Returns timm's 15 operations with their magnitudes, signs still to be given.
 
     Args:
@@ -415,7 +416,7 @@ class AutoAugment(_Policy):
         return drawn_by_rows(rng, images, [apply_pair])
 
 
-def augmix_space(height: int, width: int, level: jax.Array) -> dict[str, jax.Array]:
+def augmix_space(height: int, width: int, level: jax.Array) -> Magnitudes:
     """Returns AugMix's 13 operations with their magnitudes, as torchvision's.
 
     Args:

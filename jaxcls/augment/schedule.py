@@ -63,10 +63,8 @@ class Scheduled(_OverRun):
         if self.start == 0 and self.stop == 1:
             return transform
         # Whole steps: a quotient of floats may round to either side of the boundary.
-        first, end = (
-            round(fraction * position.total_steps)
-            for fraction in (self.start, self.stop)
-        )
+        first = round(self.start * position.total_steps)
+        end = round(self.stop * position.total_steps)
         active = (position.step >= first) & (position.step < end)
 
         def if_active(rng: jax.Array, *given: jax.Array) -> Batch:
@@ -259,10 +257,6 @@ def stages_of_run(
         begun = sum(first <= step for first in first_steps(transform))
         return transform.replaced(transform.values[begun - 1])
 
-    all_first = {0}.union(
-        *(first_steps(t) for t in transforms if isinstance(t, Staged))
-    )
-    return [
-        (first, tuple(during(transform, first) for transform in transforms))
-        for first in sorted(all_first)
-    ]
+    staged = [transform for transform in transforms if isinstance(transform, Staged)]
+    firsts = sorted({0}.union(*map(first_steps, staged)))
+    return [(first, tuple(during(t, first) for t in transforms)) for first in firsts]

@@ -139,9 +139,7 @@ class AirbenchViews(Views):
         up_left = padded[:, :height, :width]
         down_right = padded[:, 2 * shift :, 2 * shift :]
         windows = images, up_left, down_right
-        return tuple(
-            view for window in windows for view in (window, window[:, :, ::-1])
-        )
+        return tuple(view for window in windows for view in FlipViews()(window))
 
 
 def averaged_logits(

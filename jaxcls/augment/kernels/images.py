@@ -32,15 +32,15 @@ def take(values: jax.Array, index: Any) -> jax.Array:
 
 
 def uniform(
-    rng: jax.Array, batch: int, interval: float | tuple[float, float]
+    rng: jax.Array, batch: int, interval: float | tuple[float, ...]
 ) -> jax.Array:
     """Returns float32 [batch], each drawn from the interval, or from -d..d for a number d."""
     low, high = symmetric(interval)
     return jax.random.uniform(rng, (batch,), minval=low, maxval=high)
 
 
-def symmetric(interval: float | tuple[float, float]) -> tuple[float, float]:
-    """Returns the interval itself, or -d to d for a number d."""
+def symmetric(interval: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Returns the interval itself (or several of them), or -d to d for a number d."""
     return interval if isinstance(interval, tuple) else (-interval, interval)
 
 

@@ -46,8 +46,7 @@ def group_rows(batch: int) -> int:
       more, leaves at least 8 groups. 1 for odd batches.
     """
     most = batch if batch < 64 else batch // FEWEST_GROUPS
-    sizes = [rows for rows in GROUP_SIZES if rows <= most and batch % rows == 0]
-    return max(sizes)
+    return max(rows for rows in GROUP_SIZES if rows <= most and batch % rows == 0)
 
 
 def one_operation_per_image(
@@ -87,9 +86,8 @@ def drawn_by_rows(
     rows = _as_rows(images)
     count = rows.shape[1]
     # Drawn at once: in the loop they would take longer than a cheap operation.
-    chosen = jax.random.randint(
-        jax.random.fold_in(rng, count), (count,), 0, len(operations)
-    )
+    choice = jax.random.fold_in(rng, count)
+    chosen = jax.random.randint(choice, (count,), 0, len(operations))
     keys = jax.random.split(rng, count)
 
     def update(row: jax.Array, rows: jax.Array) -> jax.Array:
@@ -119,8 +117,7 @@ def assigned_to_rows(
         operation = functools.partial(lax.switch, chosen, operations)
         return keep_layout(_update(rows, (index + shift) % count, operation, key))
 
-    rows = lax.fori_loop(len(operations), count, update, rows)
-    return rows.reshape(images.shape)
+    return lax.fori_loop(len(operations), count, update, rows).reshape(images.shape)
 
 
 def _planar(rows: jax.Array) -> jax.Array:

@@ -251,11 +251,10 @@ def _luma(images: jax.Array) -> jax.Array:
 
 
 def _check_colours(images: jax.Array) -> None:
-    channels = images.shape[-1]
-    if channels != 3:
+    if images.shape[-1] != 3:
         raise UserError(
-            f"a change of colours takes images of 1 or 3 channels, not {channels}: arrays are "
-            "[batch, height, width, channels]."
+            f"a change of colours takes images of 1 or 3 channels, not {images.shape[-1]}: "
+            "arrays are [batch, height, width, channels]."
         )
 
 

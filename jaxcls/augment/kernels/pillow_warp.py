@@ -58,8 +58,8 @@ def warp(
       float32 of the same shape, whole values 0..255.
     """
     _, height, width, _ = images.shape
-    column, row = jnp.arange(width), jnp.arange(height)[:, None]
-    x, y = column + 0.5, row + 0.5
+    pixels = jnp.arange(width), jnp.arange(height)[:, None]
+    x, y = (pixel + 0.5 for pixel in pixels)
     m = maps[:, :, :, None, None]  # each [batch, 1, 1], beside [height, width]
     depth = m[:, 2, 0] * x + m[:, 2, 1] * y + m[:, 2, 2]
     across = (m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) / depth
@@ -71,9 +71,7 @@ def warp(
     # Where fixed point would overflow, Pillow takes floats too.
     fixed = affine & (jnp.abs(across) < ONE / 4) & (jnp.abs(down) < ONE / 4)
     columns, rows = (
-        Places(*(_round(v * ONE) for v in (a, b, c + 0.5 * a + 0.5 * b))).at(
-            column, row
-        )
+        Places(*(_round(v * ONE) for v in (a, b, c + 0.5 * a + 0.5 * b))).at(*pixels)
         for a, b, c in (maps[:, 0].T, maps[:, 1].T)
     )
     column = jnp.where(fixed, columns, _whole(across))

@@ -7,19 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+Formulation = Callable[..., Any]
+"""Takes arrays and returns arrays."""
+
 LEVELS = jnp.uint8
 """The dtype in which repeated() keeps images between two steps, except on TPUs."""
 
 
-def by_platform(
-    default: Callable[..., Any], **special: Callable[..., Any]
-) -> Callable[..., Any]:
+def by_platform(default: Formulation, **special: Formulation) -> Formulation:
     """Returns a function that uses the formulation of the platform that it is compiled for.
 
     All formulations return the same for the same arguments.
 
     Args:
-      default: the formulation for all other platforms; takes arrays and returns arrays.
+      default: the formulation for all other platforms.
       **special: the formulations for some platforms, by JAX's names: cpu=..., tpu=...
     """
     return functools.partial(jax.lax.platform_dependent, default=default, **special)

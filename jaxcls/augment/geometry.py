@@ -141,7 +141,7 @@ class RandomCrop(RandomGreyLevelTransform):
         return fill_outside(cropped, *at, self.fill, self.mode)
 
     def _source(self, place: jax.Array, size: int) -> jax.Array:
-        """Returns which pixel of `size` along one side is seen at a place, in or outside."""
+        """Returns which of `size` pixels is seen at a place inside or outside of the image."""
         if self.mode == "reflect":
             last = size - 1
             return last - jnp.abs(last - jnp.abs(place))
@@ -208,7 +208,7 @@ class AlternatingFlip(ImageTransform):
 
 
 def _flipped_in_epoch(images: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Does AlternatingFlip's change in one epoch, int32 scalar."""
+    """Returns what AlternatingFlip makes of images in one epoch, int32 scalar."""
     flip = (coin(images) + epoch) % 2 == 1
     return jnp.where(per_image(flip), images[:, :, ::-1], images)
 
@@ -455,7 +455,7 @@ def _cos_sin(degrees: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 _Rows = list[list[jax.Array | float]]
-"""Of matrices, one for each image; each entry [batch], or one number for all."""
+"""The rows of a matrix for each image: an entry is [batch], or one number for all images."""
 
 
 def _matrices(rows: _Rows) -> Maps:
@@ -465,8 +465,8 @@ def _matrices(rows: _Rows) -> Maps:
 
 
 def _about_middle(linear: _Rows, height: int, width: int) -> Maps:
-    """Returns the maps with a linear part of two rows and columns that leave the middle of the
-    image where it is."""
+    """Returns the maps with a linear part, two rows of two, that keep the middle of the image
+    in its place."""
     (a, b), (c, d) = linear
     x, y = width / 2, height / 2
     move_x, move_y = x - a * x - b * y, y - c * x - d * y

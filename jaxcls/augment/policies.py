@@ -105,7 +105,10 @@ class _Policy(RandomGreyLevelTransform):
     def operate(
         self, name: str, key: jax.Array, images: jax.Array, magnitude: jax.Array
     ) -> jax.Array:
-        """Applies an operation to images, with a magnitude for all or each, and random signs."""
+        """Applies an operation, with a random sign for each image if the operation is signed.
+
+        The magnitude is a number for each image, or one for all.
+        """
         magnitude = jnp.broadcast_to(magnitude, len(images))
         if name in self.signed():
             signs = jax.random.rademacher(key, magnitude.shape, magnitude.dtype)

@@ -30,7 +30,7 @@ class Views(abc.ABC):
     they may come before Normalize or behind it."""
 
     weights: ClassVar[tuple[float, ...] | None] = None
-    """Of each view in the average; they sum to 1. None gives all the same."""
+    """The weight of each view in the average; they sum to 1. None weighs all views alike."""
 
     @abc.abstractmethod
     def __call__(self, images: jax.Array) -> Batches:

@@ -1,4 +1,4 @@
-"""What all functions of batches of images share."""
+"""What functions on batches of images share."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def sometimes(
 
     Args:
       rng: a random key.
-      p: 0..1; at 0 and at 1 nothing is drawn, and no more computed than is needed.
+      p: 0..1; 0 and 1 draw nothing.
       changed: [batch, height, width, channels].
       images: of the same shape.
     """

@@ -22,7 +22,7 @@ from jaxcls.augment.kernels.platforms import by_platform
 from jaxcls.errors import UserError
 
 GROUP_SIZES = (1, 2, 4, 8, 16)
-"""Rows of a group: enough partners for an image, few enough to lie on one device."""
+"""How many rows a group may have: enough partners for an image, few enough for one device."""
 
 FEWEST_GROUPS = 8
 """Groups that a batch of 64 or more is split into at least, so that 8 devices share them."""
@@ -55,9 +55,9 @@ def one_operation_per_image(
     """Gives each image one of several operations, all equally likely.
 
     On a CPU each row of a group draws its operation, a real branch. Elsewhere a branch would
-    keep the host waiting, and each operation is assigned to a row. In either case each image
-    gets each operation equally often over time, whatever its row, and two calls with two keys
-    are independent.
+    keep the host waiting, so each operation is assigned to a row. Either way each image gets
+    each operation equally often over time, whatever its row, and calls with different keys are
+    independent.
 
     Args:
       rng: a random key.

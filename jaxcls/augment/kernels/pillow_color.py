@@ -152,8 +152,7 @@ def equalize(images: jax.Array) -> jax.Array:
     step = jnp.where(counts > 0, before, 0).max(-1, keepdims=True) // 255
     table = jax.lax.div(step // 2 + before, jnp.maximum(step, 1))
     table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(_LEVELS))
-    # It rises by itself. But XLA would divide anew for each pixel that it looks up, and does
-    # not if this stands between.
+    # The table rises anyway: this only keeps XLA from dividing anew for each pixel.
     table = jax.lax.cummax(table.astype(images.dtype), axis=2)
     looked_up = by_platform(look_up, tpu=products.look_up)(table, levels)
     return looked_up.reshape(images.shape)

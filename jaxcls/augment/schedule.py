@@ -67,7 +67,8 @@ class Scheduled(_OverRun):
         end = round(self.stop * position.total_steps)
         active = (position.step >= first) & (position.step < end)
 
-        def if_active(rng: jax.Array, *given: jax.Array) -> Batch:
+        def if_active(rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
+            given = images, targets
             changed = jax.eval_shape(transform, rng, *given)
             for before, after in zip(given, changed, strict=True):
                 if before.shape != after.shape:
@@ -78,9 +79,7 @@ class Scheduled(_OverRun):
                         "for one shape. Use it outside of Scheduled."
                     )
             # Not a choice between two results: only the branch that is taken is computed.
-            return jax.lax.cond(
-                active, transform.__call__, lambda rng, *given: given, rng, *given
-            )
+            return jax.lax.cond(active, lambda: transform(rng, *given), lambda: given)
 
         return if_active
 

@@ -138,6 +138,8 @@ class RandomContrast(RandomGreyLevelTransform):
     factor: Share
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        if self.factor == 0:
+            return images
         low, high = 1 - self.factor, 1 + self.factor
         factor = per_image(uniform(rng, len(images), (low, high)))
         mean = images.mean((1, 2), keepdims=True)
@@ -199,6 +201,8 @@ class RandomSolarize(_Recolor):
     threshold: Annotated[float, Interval(ge=0, le=256)] = 128.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        if self.threshold > 255:
+            return images
         return pillow_color.solarize(images, jnp.full(len(images), self.threshold))
 
 
@@ -214,6 +218,8 @@ class RandomPosterize(_Recolor):
     bits: Annotated[int, Interval(ge=1, le=8)]
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        if self.bits == 8:
+            return images
         return pillow_color.posterize(images, jnp.full(len(images), self.bits))
 
 
@@ -267,6 +273,8 @@ class RandomSharpness(_Recolor):
     factor: ZeroOrMore
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        if self.factor == 1:
+            return images
         return pillow_color.sharpness(images, jnp.full(len(images), self.factor))
 
 
@@ -284,6 +292,8 @@ class RandomGamma(_Recolor):
     p: Share = 1.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+        if self.gamma == (1, 1):
+            return images
         exponent = uniform(rng, len(images), self.gamma)
         return pillow_color.gamma(images, exponent)
 

@@ -364,15 +364,13 @@ def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
     # [[a, b, 0], [d, e, 0], [g, h, 1]] takes (u, v, 1) to a corner.
     a, b, d, e = x1 * (1 + g), x3 * (1 + h), y1 * (1 + g), y3 * (1 + h)
     scale_x, scale_y = max(width - 1, 1), max(height - 1, 1)
-    inverse = _matrices(
-        [
-            [scale_x * e, -scale_x * b, 0.0],
-            [-scale_y * d, scale_y * a, 0.0],
-            [d * h - e * g, b * g - a * h, a * e - b * d],
-        ]
-    )
+    inverse: _Rows = [
+        [scale_x * e, -scale_x * b, 0.0],
+        [-scale_y * d, scale_y * a, 0.0],
+        [d * h - e * g, b * g - a * h, a * e - b * d],
+    ]
     x0, y0 = origin[:, 0].T
-    maps = product(inverse, _moves(-x0, -y0))
+    maps = product(_matrices(inverse), _moves(-x0, -y0))
     maps /= maps[:, 2:, 2:]
     # An affine map must be recognised as one, despite rounding.
     affine = (g == 0) & (h == 0)

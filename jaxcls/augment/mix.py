@@ -47,10 +47,9 @@ class _Kept(NamedTuple):
 
     def where(self, chosen: jax.Array, other: "_Kept") -> "_Kept":
         """Returns this one where bool [...] is true, else the other."""
-        return _Kept(
-            jnp.where(chosen[..., None, None, None], self.pixels, other.pixels),
-            jnp.where(chosen, self.label, other.label),
-        )
+        which = chosen[..., None, None, None]
+        pixels = jnp.where(which, self.pixels, other.pixels)
+        return _Kept(pixels, jnp.where(chosen, self.label, other.label))
 
 
 @dataclasses.dataclass(kw_only=True)

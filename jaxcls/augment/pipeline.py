@@ -192,18 +192,6 @@ def apply(
     Raises:
       UserError: for arrays of other shapes or dtypes, or for no sequence of transforms.
     """
-    _check_arguments(transforms, images, targets)
-    images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
-    now = [t if position is None else t.at(position) for t in transforms]
-    for index, transform in enumerate(merged(now)):
-        images, targets = transform(jax.random.fold_in(rng, index), images, targets)
-    return images, targets
-
-
-def _check_arguments(
-    transforms: Sequence[Transform], images: jax.Array, targets: jax.Array
-) -> None:
-    """Raises UserError unless apply() can take these; see there."""
     if not isinstance(transforms, Sequence):
         raise UserError(
             "apply takes a tuple of transforms, even of a single one, not "
@@ -219,3 +207,8 @@ def _check_arguments(
             f"not {targets.dtype} of shape {targets.shape}: make class numbers rows with "
             "jax.nn.one_hot."
         )
+    images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
+    now = [t if position is None else t.at(position) for t in transforms]
+    for index, transform in enumerate(merged(now)):
+        images, targets = transform(jax.random.fold_in(rng, index), images, targets)
+    return images, targets

@@ -2,15 +2,16 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from annotated_types import Interval, MinLen
 
 from jaxcls.augment.kernels import pillow_color
-from jaxcls.augment.kernels.images import sometimes, uniform
+from jaxcls.augment.kernels.images import per_image, sometimes, uniform
 from jaxcls.augment.kernels.platforms import repeated
 from jaxcls.augment.pipeline import ImageTransform, RandomGreyLevelTransform, Transform
 from jaxcls.errors import UserError
@@ -70,8 +71,6 @@ class _Recolor(RandomGreyLevelTransform):
         """Returns all images changed, each by a draw of its own."""
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        if self.p == 0:
-            return images
         choice, change = jax.random.split(rng)
         return sometimes(choice, self.p, self.recolored(change, images), images)
 
@@ -100,38 +99,31 @@ class ColorJitter(_Recolor):
     p: Share = 1.0
 
     def recolored(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        changes: list[Callable[[jax.Array], jax.Array]] = []
+        def changed(change: Any, amounts: jax.Array, levels: jax.Array) -> jax.Array:
+            # Converted within a branch, where that is one loop with the change.
+            return change(levels.astype(images.dtype), amounts).astype(levels.dtype)
 
-        def add(
-            change: Callable[[jax.Array, jax.Array], jax.Array], low: float, high: float
-        ) -> None:
-            if low == high:
-                return
-            key = jax.random.fold_in(rng, len(changes))
-            amounts = uniform(key, len(images), (low, high))
-            changes.append(lambda images: change(images, amounts))
-
-        add(pillow_color.brightness, max(0, 1 - self.brightness), 1 + self.brightness)
-        add(pillow_color.contrast, max(0, 1 - self.contrast), 1 + self.contrast)
-        add(pillow_color.saturation, max(0, 1 - self.saturation), 1 + self.saturation)
-        add(pillow_color.hue, -self.hue, self.hue)
-        if not changes:
+        changes = {
+            pillow_color.brightness: (max(0, 1 - self.brightness), 1 + self.brightness),
+            pillow_color.contrast: (max(0, 1 - self.contrast), 1 + self.contrast),
+            pillow_color.saturation: (max(0, 1 - self.saturation), 1 + self.saturation),
+            pillow_color.hue: (-self.hue, self.hue),
+        }
+        branches: list[Callable[[jax.Array], jax.Array]] = []
+        for change, (low, high) in changes.items():
+            if low < high:
+                key = jax.random.fold_in(rng, len(branches))
+                amounts = uniform(key, len(images), (low, high))
+                branches.append(functools.partial(changed, change, amounts))
+        if not branches:
             return images
-        order = jax.random.permutation(
-            jax.random.fold_in(rng, len(changes)), len(changes)
-        )
+        count = len(branches)
+        order = jax.random.permutation(jax.random.fold_in(rng, count), count)
 
         def change_once(index: jax.Array, levels: jax.Array) -> jax.Array:
-            # Converted within a branch, where that is one loop with the change.
-            branches = [
-                lambda levels, change=change: change(
-                    levels.astype(images.dtype)
-                ).astype(levels.dtype)
-                for change in changes
-            ]
             return jax.lax.switch(order[index], branches, levels)
 
-        return repeated(len(changes), change_once, images, tpu_dtype=images.dtype)
+        return repeated(count, change_once, images, tpu_dtype=images.dtype)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -149,12 +141,9 @@ class RandomContrast(RandomGreyLevelTransform):
         if self.factor == 0:
             return images
         low, high = 1 - self.factor, 1 + self.factor
-        factor = jax.random.uniform(
-            rng, (len(images), 1, 1, 1), minval=low, maxval=high
-        )
+        factor = per_image(uniform(rng, len(images), (low, high)))
         mean = images.mean((1, 2), keepdims=True)
-        changed = jnp.clip(mean + factor * (images - mean), 0, 255)
-        return jnp.round(changed)
+        return jnp.round(jnp.clip(mean + factor * (images - mean), 0, 255))
 
 
 @dataclasses.dataclass(kw_only=True)

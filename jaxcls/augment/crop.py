@@ -1,6 +1,7 @@
 """Boxes of random size, cut out and resized as Pillow does it."""
 
 import dataclasses
+import functools
 import math
 from typing import Annotated
 
@@ -43,10 +44,7 @@ class RandomResizedCrop(RandomGreyLevelTransform):
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, _ = images.shape
-        boxes = self.boxes(rng, batch, height, width)
-        return resize_boxes(
-            images, boxes, self.size, self.interpolation, self.antialiased
-        )
+        return self.resized(images, self.boxes(rng, batch, height, width))
 
     def boxes(self, rng: jax.Array, batch: int, height: int, width: int) -> Boxes:
         """Draws a box in each of `batch` images of height x width.
@@ -57,30 +55,70 @@ class RandomResizedCrop(RandomGreyLevelTransform):
         area_key, ratio_key, top_key, left_key = jax.random.split(rng, 4)
         shape = (batch, _TRIES)
         low, high = self.scale
-        area = (
-            height
-            * width
-            * jax.random.uniform(area_key, shape, minval=low, maxval=high)
-        )
+        share = jax.random.uniform(area_key, shape, minval=low, maxval=high)
+        area = height * width * share
         low, high = (math.log(bound) for bound in self.ratio)
         aspect = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
-        tried_w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
-        tried_h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
-        fits = (0 < tried_w) & (tried_w <= width) & (0 < tried_h) & (tried_h <= height)
+        # Heights and widths, [2, batch, tries].
+        tried = jnp.sqrt(jnp.stack([area / aspect, area * aspect]))
+        tried = jnp.round(tried).astype(jnp.int32)
+        sides = jnp.array([[height], [width]])
+        fits = ((0 < tried) & (tried <= sides[..., None])).all(0)
         first = fits & (jnp.cumsum(fits, 1) == 1)
-        box_h = (tried_h * first).sum(1)
-        box_w = (tried_w * first).sum(1)
 
         none = ~fits.any(1)
-        fallback_h, fallback_w = _middle_box(height, width, self.ratio)
-        box_h = jnp.where(none, fallback_h, box_h)
-        box_w = jnp.where(none, fallback_w, box_w)
-        spare_h, spare_w = height - box_h, width - box_w
-        top = jax.random.randint(top_key, (batch,), 0, spare_h + 1)
-        left = jax.random.randint(left_key, (batch,), 0, spare_w + 1)
-        top = jnp.where(none, spare_h // 2, top)
-        left = jnp.where(none, spare_w // 2, left)
-        return Boxes(top, left, box_h, box_w)
+        fallback = jnp.array(_middle_box(height, width, self.ratio))
+        box = jnp.where(none, fallback[:, None], (tried * first).sum(2))
+        spare = sides - box
+        top = jax.random.randint(top_key, (batch,), 0, spare[0] + 1)
+        left = jax.random.randint(left_key, (batch,), 0, spare[1] + 1)
+        place = jnp.where(none, spare // 2, jnp.stack([top, left]))
+        return Boxes(*place, *box)
+
+    def resized(self, images: jax.Array, boxes: Boxes) -> jax.Array:
+        """Cuts a box out of each image and resizes it to a square, as Pillow's crop and resize.
+
+        Columns first, rounded to grey levels, then rows: Pillow since version 13 has it the
+        other way round in some high boxes, which changes a few pixels by one level. Beyond that,
+        float32 moves a pixel by one level here and there.
+
+        Args:
+          images: float32 [batch, height, width, channels], whole values 0..255.
+          boxes: one for each image, within it.
+
+        Returns:
+          float32 [batch, size, size, channels], whole values 0..255.
+        """
+        _, height, width, _ = images.shape
+        # Grey levels, and weights that are 0 and 1, are exact in the fastest kind of product.
+        precision = "default" if self.interpolation == "nearest" else "highest"
+        einsum = functools.partial(jnp.einsum, precision=precision)
+        across = self._weights(boxes.left, boxes.width, width)
+        down = self._weights(boxes.top, boxes.height, height)
+        levels = _rounded(einsum("bsw,bhwc->bhsc", across, images))
+        return _rounded(einsum("bsh,bhwc->bswc", down, levels))
+
+    def _weights(self, start: jax.Array, length: jax.Array, side: int) -> jax.Array:
+        """Returns how much each of `side` pixels adds to each of `size` that the `length` pixels
+        from `start` on, int32 [batch] both, are resized to.
+
+        Returns:
+          float32 [batch, size, side]; each row sums to 1 within the box, and is 0 outside.
+        """
+        place = jnp.arange(side) - start[:, None, None]
+        if self.interpolation == "nearest":
+            sources = [nearest(1 + pixels, self.size) for pixels in range(side)]
+            source = jnp.asarray(np.stack(sources), jnp.int32)[length - 1]
+            return (place == source[:, :, None]).astype(jnp.float32)
+        length = length[:, None, None]
+        # A new pixel's middle, in units of 1 / (2 size) old pixels, so that it is whole.
+        middle = (2 * jnp.arange(self.size)[:, None] + 1) * length
+        inside = (place >= 0) & (place < length)
+        distance = (2 * place + 1) * self.size - middle
+        stretch = jnp.maximum(length, self.size) if self.antialiased else self.size
+        weights = kernel(distance / (2 * stretch), self.interpolation, jnp)
+        weights = jnp.where(inside, weights, 0)
+        return weights / weights.sum(2, keepdims=True)
 
 
 def _middle_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
@@ -92,77 +130,6 @@ def _middle_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[in
     return height, width
 
 
-def resize_boxes(
-    images: jax.Array,
-    boxes: Boxes,
-    size: int,
-    interpolation: Interpolation,
-    antialiased: bool = True,
-) -> jax.Array:
-    """Cuts a box out of each image and resizes it to a square, as Pillow's crop and resize.
-
-    Columns first, rounded to grey levels, then rows: Pillow since version 13 has it the other
-    way round in some high boxes, which changes a few pixels by one level. Beyond that, float32
-    moves a pixel by one level here and there.
-
-    Args:
-      images: float32 [batch, height, width, channels], whole values 0..255.
-      boxes: one for each image, within it.
-      size: pixels of a side of the square.
-      interpolation: the kernel; "bicubic" is Keys' with a = -0.5.
-      antialiased: whether the kernel is as wide as the new pixels where these are the wider.
-
-    Returns:
-      float32 [batch, size, size, channels], whole values 0..255.
-    """
-    _, height, width, _ = images.shape
-    # Grey levels, and weights that are 0 and 1, are exact in the fastest kind of product.
-    precision = "default" if interpolation == "nearest" else "highest"
-    across = _weights(boxes.left, boxes.width, width, size, interpolation, antialiased)
-    down = _weights(boxes.top, boxes.height, height, size, interpolation, antialiased)
-    columns = jnp.einsum("bsw,bhwc->bhsc", across, images, precision=precision)
-    levels = _rounded(columns)
-    return _rounded(jnp.einsum("bsh,bhwc->bswc", down, levels, precision=precision))
-
-
 def _rounded(values: jax.Array) -> jax.Array:
     """Returns grey levels: whole numbers 0..255, halves rounded up."""
     return jnp.clip(jnp.floor(values + 0.5), 0, 255)
-
-
-def _weights(
-    start: jax.Array,
-    length: jax.Array,
-    side: int,
-    size: int,
-    interpolation: Interpolation,
-    antialiased: bool,
-) -> jax.Array:
-    """Returns how much each of `side` pixels adds to each of `size` that the `length` pixels
-    from `start` on are resized to.
-
-    Args:
-      start: int32 [batch].
-      length: int32 [batch].
-      side: pixels of the image.
-      size: pixels of the result.
-      interpolation: the kernel.
-      antialiased: see resize_boxes.
-
-    Returns:
-      float32 [batch, size, side]; each row sums to 1 within the box, and is 0 outside.
-    """
-    place = jnp.arange(side) - start[:, None, None]
-    if interpolation == "nearest":
-        sources = np.stack([nearest(1 + pixels, size) for pixels in range(side)])
-        source = jnp.asarray(sources, jnp.int32)[length - 1]
-        return (place == source[:, :, None]).astype(jnp.float32)
-    length = length[:, None, None]
-    # A new pixel's middle, in units of 1 / (2 size) old pixels, so that it is whole.
-    middle = (2 * jnp.arange(size)[:, None] + 1) * length
-    inside = (place >= 0) & (place < length)
-    distance = (2 * place + 1) * size - middle
-    stretch = jnp.maximum(length, size) if antialiased else size
-    weights = kernel(distance / (2 * stretch), interpolation, jnp)
-    weights = jnp.where(inside, weights, 0)
-    return weights / weights.sum(2, keepdims=True)

@@ -65,26 +65,21 @@ class RandomErasing(ImageTransform):
         batch, height, width, channels = images.shape
         box_rng, fill_rng = jax.random.split(rng)
         erased = self._boxes(box_rng, batch, height, width).mask(height, width)
-        if self.fill != "color":
-            fill = self._fill(fill_rng, (batch, height, width, channels))
-            return jnp.where(erased.any(1), fill, images)
-        colors = jax.random.normal(fill_rng, (batch, self.count[1], 1, 1, channels))
-        # Where boxes overlap, the later one lies on top.
-        for box in range(self.count[1]):
-            images = jnp.where(erased[:, box], colors[:, box], images)
-        return images
-
-    def _fill(self, rng: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-        """Returns what shows where a pixel is erased, broadcasts to the shape of the images."""
         if self.fill == "pixel":
-            return jax.random.normal(rng, shape)
-        channels = shape[-1]
+            noise = jax.random.normal(fill_rng, images.shape)
+            return jnp.where(erased.any(1), noise, images)
+        if self.fill == "color":
+            colors = jax.random.normal(fill_rng, (batch, self.count[1], 1, 1, channels))
+            # Where boxes overlap, the later one lies on top.
+            for box in range(self.count[1]):
+                images = jnp.where(erased[:, box], colors[:, box], images)
+            return images
         if len(self.value) not in (1, channels):
             raise UserError(
                 f"RandomErasing.value has {len(self.value)} values but the images have "
                 f"{channels} channels: give {channels}, or one for all."
             )
-        return jnp.array(self.value, jnp.float32)
+        return jnp.where(erased.any(1), jnp.array(self.value, jnp.float32), images)
 
     def _boxes(self, rng: jax.Array, batch: int, height: int, width: int) -> Boxes:
         """Draws boxes [batch, most boxes]; those that an image does not have are empty."""
@@ -137,7 +132,8 @@ class Cutout(ImageTransform):
         batch, height, width, _ = images.shape
         chosen, row, column = jax.random.uniform(rng, (3, batch))
         side = self.size * (chosen < self.p)
-        row, column = below(height, row), below(width, column)
         half = self.size // 2
-        erased = Boxes(row - half, column - half, side, side).mask(height, width)
-        return jnp.where(erased, 0.0, images)
+        boxes = Boxes(
+            below(height, row) - half, below(width, column) - half, side, side
+        )
+        return jnp.where(boxes.mask(height, width), 0.0, images)

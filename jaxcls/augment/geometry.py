@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import itertools
 from typing import Annotated, ClassVar, Literal
 
 import jax
@@ -9,16 +10,16 @@ import jax.numpy as jnp
 from annotated_types import Interval
 
 from jaxcls.augment.kernels.images import per_image, sometimes, symmetric, take, uniform
-from jaxcls.augment.kernels.pillow_warp import FillMode, rotate, warp
+from jaxcls.augment.kernels.pillow_warp import FillMode, fill_outside, rotate, warp
 from jaxcls.augment.kernels.resample import Interpolation, resample, resized_shape
 from jaxcls.augment.pipeline import (
     LARGEST_SIDE,
+    BatchFunction,
     ImageTransform,
     Maps,
     RandomGreyLevelTransform,
     RunPosition,
     Side,
-    Transform,
     Warp,
     WholeGreyLevel,
     product,
@@ -130,26 +131,21 @@ class RandomCrop(RandomGreyLevelTransform):
                 f"image of {height}x{width} has: use a padding below {min(height, width)}."
             )
         shift = jax.random.randint(rng, (batch, 2), -self.padding, self.padding + 1)
-        rows, row_inside = self._source(shift[:, 0], height)
-        columns, column_inside = self._source(shift[:, 1], width)
+        row = shift[:, :1] + jnp.arange(height)
+        column = shift[:, 1:] + jnp.arange(width)
         pick = jax.vmap(
             lambda image, row, column: take(take(image, row), (slice(None), column))
         )
-        cropped = pick(images, rows, columns)
-        if self.mode == "constant":
-            inside = row_inside[:, :, None] & column_inside[:, None, :]
-            cropped = jnp.where(inside[..., None], cropped, self.fill)
-        return cropped
+        cropped = pick(images, self._source(row, height), self._source(column, width))
+        at = column[:, None], row[:, :, None]
+        return fill_outside(cropped, *at, self.fill, self.mode)
 
-    def _source(self, shift: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        """Returns for each pixel along one side where it comes from, int32 [batch, size] in
-        0..size-1, and whether that lies inside the image, bool [batch, size]."""
-        place = shift[:, None] + jnp.arange(size)
-        inside = (place >= 0) & (place < size)
+    def _source(self, place: jax.Array, size: int) -> jax.Array:
+        """Returns which of `size` pixels is seen at a place inside or outside of the image."""
         if self.mode == "reflect":
             last = size - 1
-            return last - jnp.abs(last - jnp.abs(place)), inside
-        return jnp.clip(place, 0, size - 1), inside
+            return last - jnp.abs(last - jnp.abs(place))
+        return jnp.clip(place, 0, size - 1)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -166,8 +162,6 @@ class _RandomFlip(ImageTransform):
     p: Share = 0.5
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        if self.p == 0:
-            return images
         return sometimes(rng, self.p, jnp.flip(images, self.axis), images)
 
 
@@ -206,23 +200,17 @@ class AlternatingFlip(ImageTransform):
     random: ClassVar[bool] = True
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        return _FlipInEpoch(epoch=jnp.int32(0)).change(rng, images)
+        return _flipped_in_epoch(images, jnp.int32(0))
 
-    def at(self, position: RunPosition) -> Transform:
-        return _FlipInEpoch(epoch=position.epoch)
+    def at(self, position: RunPosition) -> BatchFunction:
+        epoch = position.step // position.steps_per_epoch
+        return lambda _, images, targets: (_flipped_in_epoch(images, epoch), targets)
 
 
-@dataclasses.dataclass(kw_only=True)
-class _FlipInEpoch(ImageTransform):
-    """AlternatingFlip in one epoch."""
-
-    random: ClassVar[bool] = True
-
-    epoch: jax.Array
-
-    def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        flip = (coin(images) + self.epoch) % 2 == 1
-        return jnp.where(per_image(flip), images[:, :, ::-1], images)
+def _flipped_in_epoch(images: jax.Array, epoch: jax.Array) -> jax.Array:
+    """Returns what AlternatingFlip makes of images in one epoch, int32 scalar."""
+    flip = (coin(images) + epoch) % 2 == 1
+    return jnp.where(per_image(flip), images[:, :, ::-1], images)
 
 
 def coin(images: jax.Array) -> jax.Array:
@@ -237,9 +225,8 @@ def coin(images: jax.Array) -> jax.Array:
     values = jax.lax.bitcast_convert_type(images, jnp.uint32)
     place = jax.lax.broadcasted_iota(jnp.uint32, (1, values[0].size), 1)
     # A sum modulo 2^32 is the same in every order, hence on every device.
-    total = _scramble(values.reshape(len(values), -1) + _scramble(place)).sum(
-        1, dtype=jnp.uint32
-    )
+    scrambled = _scramble(values.reshape(len(values), -1) + _scramble(place))
+    total = scrambled.sum(1, dtype=jnp.uint32)
     return (_scramble(total) >> 31).astype(jnp.int32)
 
 
@@ -268,7 +255,7 @@ class RandomRotation(Warp):
 
     def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
         cos, sin = _cos_sin(uniform(rng, batch, self.degrees))
-        return _about_middle(cos, -sin, sin, cos, height, width)
+        return _about_middle([[cos, -sin], [sin, cos]], height, width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -305,17 +292,13 @@ class RandomAffine(Warp):
         cos, sin = _cos_sin(angle)
         a, c = cos + sin * tan_y, sin - cos * tan_y
         b, d = -a * tan_x - sin, -c * tan_x + cos
-        linear = _about_middle(
-            d / scale, -b / scale, -c / scale, a / scale, height, width
-        )
-        return product(linear, _moves(-move_x, -move_y))
+        linear: _Rows = [[d / scale, -b / scale], [-c / scale, a / scale]]
+        turned = _about_middle(linear, height, width)
+        return product(turned, _moves(-move_x, -move_y))
 
-    def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        if not isinstance(self.shear, tuple):
-            return symmetric(self.shear or 0.0), (0.0, 0.0)
-        if len(self.shear) == 2:
-            return self.shear, (0.0, 0.0)
-        return self.shear[:2], self.shear[2:]
+    def _shears(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        angles = symmetric(self.shear or 0.0)
+        return angles[:2], angles[2:] or (0.0, 0.0)
 
     def validate(self) -> None:
         if any(low > high for low, high in self._shears()):
@@ -381,16 +364,13 @@ def rectangle_from(corners: jax.Array, height: int, width: int) -> jax.Array:
     # [[a, b, 0], [d, e, 0], [g, h, 1]] takes (u, v, 1) to a corner.
     a, b, d, e = x1 * (1 + g), x3 * (1 + h), y1 * (1 + g), y3 * (1 + h)
     scale_x, scale_y = max(width - 1, 1), max(height - 1, 1)
-    zero = jnp.zeros_like(a)
-    inverse = _matrices(
-        [
-            [scale_x * e, -scale_x * b, zero],
-            [-scale_y * d, scale_y * a, zero],
-            [d * h - e * g, b * g - a * h, a * e - b * d],
-        ]
-    )
+    inverse: _Rows = [
+        [scale_x * e, -scale_x * b, 0.0],
+        [-scale_y * d, scale_y * a, 0.0],
+        [d * h - e * g, b * g - a * h, a * e - b * d],
+    ]
     x0, y0 = origin[:, 0].T
-    maps = product(inverse, _moves(-x0, -y0))
+    maps = product(_matrices(inverse), _moves(-x0, -y0))
     maps /= maps[:, 2:, 2:]
     # An affine map must be recognised as one, despite rounding.
     affine = (g == 0) & (h == 0)
@@ -440,8 +420,7 @@ class RandomZoom(_Reframe):
         wide = high
         if self.width_factor is not None:
             wide = 1 + uniform(width_key, batch, self.width_factor)
-        zero = jnp.zeros_like(high)
-        return _about_middle(wide, zero, zero, high, height, width)
+        return _about_middle([[wide, 0.0], [0.0, high]], height, width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -473,28 +452,25 @@ def _cos_sin(degrees: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _matrices(rows: list[list[jax.Array]]) -> jax.Array:
-    """Returns [batch, 3, 3] of entries that are [batch] each."""
-    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+_Rows = list[list[jax.Array | float]]
+"""The rows of a matrix for each image: an entry is [batch], or one number for all images."""
 
 
-def _about_middle(
-    a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array, height: int, width: int
-) -> jax.Array:
-    """Returns the maps [batch, 3, 3] with the linear part [[a, b], [c, d]], each [batch], that
-    leave the middle of the image where it is."""
+def _matrices(rows: _Rows) -> Maps:
+    """Returns the matrices as [batch, 3, 3]."""
+    entries = jnp.broadcast_arrays(*itertools.chain(*rows))
+    return jnp.stack(entries, -1).reshape(-1, 3, 3)
+
+
+def _about_middle(linear: _Rows, height: int, width: int) -> Maps:
+    """Returns the maps with a linear part, two rows of two, that keep the middle of the image
+    in its place."""
+    (a, b), (c, d) = linear
     x, y = width / 2, height / 2
-    zero, one = jnp.zeros_like(a), jnp.ones_like(a)
-    return _matrices(
-        [
-            [a, b, x - a * x - b * y],
-            [c, d, y - c * x - d * y],
-            [zero, zero, one],
-        ]
-    )
+    move_x, move_y = x - a * x - b * y, y - c * x - d * y
+    return _matrices([[a, b, move_x], [c, d, move_y], [0.0, 0.0, 1.0]])
 
 
-def _moves(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the maps [batch, 3, 3] that add x and y, each [batch]."""
-    zero, one = jnp.zeros_like(x), jnp.ones_like(x)
-    return _matrices([[one, zero, x], [zero, one, y], [zero, zero, one]])
+def _moves(x: jax.Array, y: jax.Array) -> Maps:
+    """Returns the maps that add x and y, each [batch]."""
+    return _matrices([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])

@@ -11,7 +11,7 @@ matter whether the images are normalised before or after.
 
 import abc
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,7 @@ Sides = Annotated[tuple[Share, Share], Ascending()]
 """Smallest and largest side of a box, as fractions of the image's."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kept:
+class _Kept(NamedTuple):
     """How much of itself each image keeps.
 
     Attributes:
@@ -46,19 +45,11 @@ class _Kept:
         """Returns what MixUp keeps: of every pixel its weight, float32 [...]."""
         return cls(weight[..., None, None, None], weight)
 
-    @classmethod
-    def around(cls, boxes: Boxes, height: int, width: int) -> "_Kept":
-        """Returns what CutMix keeps: everything but the boxes, which lie inside the image."""
-        outside = ~boxes.mask(height, width)
-        pasted = boxes.height * boxes.width / (height * width)
-        return cls(outside.astype(jnp.float32), 1 - pasted)
-
     def where(self, chosen: jax.Array, other: "_Kept") -> "_Kept":
         """Returns this one where bool [...] is true, else the other."""
-        return _Kept(
-            jnp.where(chosen[..., None, None, None], self.pixels, other.pixels),
-            jnp.where(chosen, self.label, other.label),
-        )
+        which = chosen[..., None, None, None]
+        pixels = jnp.where(which, self.pixels, other.pixels)
+        return _Kept(pixels, jnp.where(chosen, self.label, other.label))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -89,18 +80,18 @@ class _Mixing(Transform):
             # No number of devices divides an odd batch well: it is likely to lie on one.
             rows = batch
         groups = batch // rows
-        drawn = {
-            "batch": (1, 1),
-            "pair": (groups, (rows + 1) // 2),
-            "image": (groups, rows),
-        }[self.mode]
+        draws = dict(batch=(1, 1), pair=(groups, (rows + 1) // 2), image=(groups, rows))
+        shape = draws[self.mode]
         kept_rng, p_rng, shift_rng = jax.random.split(rng, 3)
-        kept = self._kept(kept_rng, drawn, height, width)
+        kept = self._kept(kept_rng, shape, height, width)
         if self.p != 1:
-            everything = _Kept.blended(jnp.ones(drawn))
-            kept = kept.where(jax.random.bernoulli(p_rng, self.p, drawn), everything)
+            everything = _Kept.blended(jnp.ones(shape))
+            kept = kept.where(jax.random.bernoulli(p_rng, self.p, shape), everything)
         if self.mode == "pair":
-            kept = _mirrored(kept, rows)
+            # The last rows of a group get what was drawn for the first, in reverse order.
+            last = [part[:, : rows // 2][:, ::-1] for part in kept]
+            both = zip(kept, last, strict=True)
+            kept = _Kept(*(jnp.concatenate(parts, axis=1) for parts in both))
         # From 1 to rows - 1, so that no image meets itself.
         shift = jax.random.randint(shift_rng, (), 1, rows)
 
@@ -113,15 +104,6 @@ class _Mixing(Transform):
             return jnp.where(share == 1, own, blended).reshape(values.shape)
 
         return mixed(images, kept.pixels), mixed(targets, kept.label[..., None])
-
-
-def _mirrored(kept: _Kept, rows: int) -> _Kept:
-    """Gives the last rows of a group what was drawn for the first, in reverse order."""
-
-    def both(drawn: jax.Array) -> jax.Array:
-        return jnp.concatenate([drawn, drawn[:, : rows // 2][:, ::-1]], axis=1)
-
-    return _Kept(both(kept.pixels), both(kept.label))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -162,11 +144,36 @@ class CutMix(_Mixing):
     minmax: Sides | None = None
 
     def _kept(self, rng: jax.Array, shape: Shape, height: int, width: int) -> _Kept:
-        if self.minmax is None:
-            boxes = _boxes_of_area(rng, self.alpha, shape, height, width)
-        else:
-            boxes = _boxes_of_sides(rng, self.minmax, shape, height, width)
-        return _Kept.around(boxes, height, width)
+        draw = self._by_area if self.minmax is None else self._by_sides
+        boxes = draw(rng, shape, height, width)
+        outside = ~boxes.mask(height, width)
+        pasted = boxes.height * boxes.width / (height * width)
+        return _Kept(outside.astype(jnp.float32), 1 - pasted)
+
+    def _by_area(self, rng: jax.Array, shape: Shape, height: int, width: int) -> Boxes:
+        """Draws boxes of 1 - weight of the area, clipped to the image."""
+        weight_rng, middle_rng = jax.random.split(rng)
+        side = jnp.sqrt(1 - symmetric_beta(weight_rng, self.alpha, shape))
+        box_height = jnp.floor(height * side).astype(jnp.int32)
+        box_width = jnp.floor(width * side).astype(jnp.int32)
+        row, column = jax.random.uniform(middle_rng, (2, *shape))
+        top = below(height, row) - box_height // 2
+        left = below(width, column) - box_width // 2
+        return Boxes(top, left, box_height, box_width).clipped(height, width)
+
+    def _by_sides(self, rng: jax.Array, shape: Shape, height: int, width: int) -> Boxes:
+        """Draws boxes with sides in `minmax`, anywhere inside of the image."""
+
+        def side(length: int, share: jax.Array) -> jax.Array:
+            assert self.minmax is not None
+            low, high = (int(length * fraction) for fraction in self.minmax)
+            return low + below(high - low + 1, share)
+
+        box_height, box_width, row, column = jax.random.uniform(rng, (4, *shape))
+        box_height, box_width = side(height, box_height), side(width, box_width)
+        top = below(height - box_height + 1, row)
+        left = below(width - box_width + 1, column)
+        return Boxes(top, left, box_height, box_width)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -194,9 +201,8 @@ class MixUpOrCutMix(_Mixing):
         cutmix = CutMix(alpha=self.cutmix_alpha, minmax=self.cutmix_minmax)
         pasted = cutmix._kept(cutmix_rng, shape, height, width)
         blended = MixUp(alpha=self.mixup_alpha)._kept(mixup_rng, shape, height, width)
-        switched = jax.random.bernoulli(
-            switch_rng, jnp.float32(self.switch_prob), shape
-        )
+        share = jnp.float32(self.switch_prob)
+        switched = jax.random.bernoulli(switch_rng, share, shape)
         return pasted.where(switched, blended)
 
 
@@ -221,37 +227,3 @@ def symmetric_beta(rng: jax.Array, alpha: float, shape: Shape) -> jax.Array:
     # t^2 / (2 alpha) is far / near, where near may be 0.
     far = (1 - near) * cosine**2
     return 0.5 + 0.5 * jnp.sign(cosine) * jnp.sqrt(far / (near + far))
-
-
-def _boxes_of_area(
-    rng: jax.Array, alpha: float, shape: Shape, height: int, width: int
-) -> Boxes:
-    """Draws CutMix's boxes: 1 - weight of the area, clipped to the image."""
-    weight_rng, middle_rng = jax.random.split(rng)
-    side = jnp.sqrt(1 - symmetric_beta(weight_rng, alpha, shape))
-    box_height = jnp.floor(height * side).astype(jnp.int32)
-    box_width = jnp.floor(width * side).astype(jnp.int32)
-    row, column = jax.random.uniform(middle_rng, (2, *shape))
-    top = below(height, row) - box_height // 2
-    left = below(width, column) - box_width // 2
-    return Boxes(top, left, box_height, box_width).clipped(height, width)
-
-
-def _boxes_of_sides(
-    rng: jax.Array,
-    minmax: Sides,
-    shape: Shape,
-    height: int,
-    width: int,
-) -> Boxes:
-    """Draws boxes whose sides are minmax of the image's, anywhere inside of it."""
-
-    def side(length: int, share: jax.Array) -> jax.Array:
-        low, high = (int(length * fraction) for fraction in minmax)
-        return low + below(high - low + 1, share)
-
-    box_height, box_width, row, column = jax.random.uniform(rng, (4, *shape))
-    box_height, box_width = side(height, box_height), side(width, box_width)
-    top = below(height - box_height + 1, row)
-    left = below(width - box_width + 1, column)
-    return Boxes(top, left, box_height, box_width)

@@ -9,8 +9,9 @@ values 0..255, so that every transform can mean what it means on uint8.
 
 import abc
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -31,6 +32,9 @@ WholeGreyLevel = Annotated[float, Interval(ge=0, le=255), MultipleOf(1)]
 Batch = tuple[jax.Array, jax.Array]
 """Images, float32 [batch, height, width, channels], and targets, float32 [batch, classes]."""
 
+BatchFunction = Callable[[jax.Array, jax.Array, jax.Array], Batch]
+"""(random key, images, targets) -> images and targets: what a transform does at a position."""
+
 Maps = jax.Array
 """float32 [batch, 3, 3], projective: takes the pixel (x, y, 1) of a result, in pixels from the
 upper left corner of the image, to its place in the original."""
@@ -49,11 +53,6 @@ class RunPosition:
     step: jax.Array
     steps_per_epoch: int
     total_steps: int
-
-    @property
-    def epoch(self) -> jax.Array:
-        """Epochs completed, int32 scalar."""
-        return self.step // self.steps_per_epoch
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,8 +87,8 @@ class Transform(abc.ABC):
           images float32 [batch, new height, new width, channels], and targets.
         """
 
-    def at(self, position: RunPosition) -> "Transform":
-        """Returns what this transform is at a position in the run: itself, unless it changes."""
+    def at(self, position: RunPosition) -> BatchFunction:
+        """Returns what this transform does at a position in the run: itself, unless it changes."""
         return self
 
 
@@ -136,19 +135,16 @@ class Warp(RandomGreyLevelTransform):
         return warp(images, maps, self.interpolation, self.fill)
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Merged(Warp):
-    """Warps one after the other, as one."""
-
-    parts: tuple[Warp, ...]
-
-    def matrices(self, rng: jax.Array, batch: int, height: int, width: int) -> Maps:
-        total = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
-        for index, part in enumerate(self.parts):
-            key = jax.random.fold_in(rng, index)
-            # A pixel of the last result goes to its place in the result before, and so on.
-            total = product(total, part.matrices(key, batch, height, width))
-        return total
+def _warp_once(
+    warps: Sequence[Warp], rng: jax.Array, images: jax.Array, targets: jax.Array
+) -> Batch:
+    """Applies warps that resample alike, one after the other, as one."""
+    maps = jnp.broadcast_to(jnp.eye(3), (len(images), 3, 3))
+    for index, one in enumerate(warps):
+        key = jax.random.fold_in(rng, index)
+        # A pixel of the last result goes to its place in the result before, and so on.
+        maps = product(maps, one.matrices(key, *images.shape[:3]))
+    return warp(images, maps, warps[0].interpolation, warps[0].fill), targets
 
 
 def product(first: Maps, second: Maps) -> Maps:
@@ -156,24 +152,20 @@ def product(first: Maps, second: Maps) -> Maps:
     return jnp.matmul(first, second, precision="highest")
 
 
-def merged(transforms: Sequence[Transform]) -> list[Transform]:
+def merged(transforms: Sequence[BatchFunction]) -> list[BatchFunction]:
     """Returns the transforms with neighbouring warps that resample alike made one."""
-    found: list[Transform] = []
-    for sampling, alike in itertools.groupby(transforms, _sampling):
-        parts: tuple[Any, ...] = tuple(alike)
-        if sampling is None or len(parts) == 1:
-            found.extend(parts)
-        else:
-            interpolation, fill = sampling
-            found.append(_Merged(interpolation=interpolation, fill=fill, parts=parts))
+
+    def sampling_of(transform: BatchFunction) -> tuple[Interpolation, float] | None:
+        if not isinstance(transform, Warp):
+            return None
+        return transform.interpolation, transform.fill
+
+    found: list[BatchFunction] = []
+    for sampling, alike in itertools.groupby(transforms, sampling_of):
+        parts: list[Any] = list(alike)
+        warps = sampling is not None and len(parts) > 1
+        found += [functools.partial(_warp_once, parts)] if warps else parts
     return found
-
-
-def _sampling(transform: Transform) -> tuple[Interpolation, float] | None:
-    """Returns how a warp resamples; None for a transform that is no warp."""
-    if not isinstance(transform, Warp):
-        return None
-    return transform.interpolation, transform.fill
 
 
 def apply(
@@ -200,19 +192,6 @@ def apply(
     Raises:
       UserError: for arrays of other shapes or dtypes, or for no sequence of transforms.
     """
-    _check_arguments(transforms, images, targets)
-    images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
-    now = [t if position is None else t.at(position) for t in transforms]
-    for index, transform in enumerate(merged(now)):
-        key = jax.random.fold_in(rng, index)
-        images, targets = transform(key, images, targets)
-    return images, targets
-
-
-def _check_arguments(
-    transforms: Sequence[Transform], images: jax.Array, targets: jax.Array
-) -> None:
-    """Raises UserError unless apply() can take these; see there."""
     if not isinstance(transforms, Sequence):
         raise UserError(
             "apply takes a tuple of transforms, even of a single one, not "
@@ -228,3 +207,8 @@ def _check_arguments(
             f"not {targets.dtype} of shape {targets.shape}: make class numbers rows with "
             "jax.nn.one_hot."
         )
+    images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
+    now = [t if position is None else t.at(position) for t in transforms]
+    for index, transform in enumerate(merged(now)):
+        images, targets = transform(jax.random.fold_in(rng, index), images, targets)
+    return images, targets

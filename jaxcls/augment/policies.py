@@ -20,7 +20,7 @@ from jaxcls.augment.kernels import pillow_color
 from jaxcls.augment.kernels.images import per_image, sometimes, uniform
 from jaxcls.augment.kernels.one_operation import (
     Operation,
-    for_rows,
+    drawn_by_rows,
     one_operation_per_image,
 )
 from jaxcls.augment.kernels.operations import OPERATIONS
@@ -36,8 +36,11 @@ TRANSLATIONS = ("TranslateX", "TranslateY")
 SIGNED = {*SHEARS, *TRANSLATIONS, "Rotate", *ENHANCEMENTS}
 """Operations whose magnitude goes either way, each with probability 1/2."""
 
-Space = Callable[[jax.Array], dict[str, jax.Array]]
-"""(level in 0..1) -> the magnitude of each operation at that level, by name."""
+Magnitudes = dict[str, jax.Array]
+"""Name of each operation -> its magnitude at one level of strength."""
+
+Space = Callable[[jax.Array], Magnitudes]
+"""(level in 0..1) -> the magnitudes at that level."""
 
 _Count = Annotated[int, Interval(ge=0, le=100)]
 _CountFromOne = Annotated[int, Interval(ge=1, le=100)]
@@ -46,9 +49,7 @@ _TenthsOfStrength = Annotated[float, Interval(ge=0, le=10)]
 _BlurWidth = Annotated[float, Interval(gt=0, le=100)]
 
 
-def rand_augment_space(
-    height: int, width: int, level: jax.Array
-) -> dict[str, jax.Array]:
+def rand_augment_space(height: int, width: int, level: jax.Array) -> Magnitudes:
     """Returns the 14 operations of RandAugment with their magnitudes, as torchvision's.
 
     Args:
@@ -66,12 +67,11 @@ def rand_augment_space(
         **dict.fromkeys(ENHANCEMENTS, 0.9 * level),
         "Posterize": 8 - jnp.round(4 * level),
         "Solarize": 255 * (1 - level),
-        "AutoContrast": jnp.zeros_like(level),
-        "Equalize": jnp.zeros_like(level),
+        **dict.fromkeys(("AutoContrast", "Equalize"), jnp.zeros_like(level)),
     }
 
 
-def trivial_augment_space(level: jax.Array) -> dict[str, jax.Array]:
+def trivial_augment_space(level: jax.Array) -> Magnitudes:
     """Returns the 14 operations of TrivialAugment's wide space with their magnitudes.
 
     Args:
@@ -86,13 +86,6 @@ def trivial_augment_space(level: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def _signed(rng: jax.Array, name: str, magnitude: jax.Array) -> jax.Array:
-    """Gives each magnitude of an operation that goes either way a random sign."""
-    if name not in SIGNED:
-        return magnitude
-    return magnitude * jax.random.rademacher(rng, magnitude.shape, magnitude.dtype)
-
-
 @dataclasses.dataclass(kw_only=True)
 class _Policy(RandomGreyLevelTransform):
     """What all policies share.
@@ -105,13 +98,24 @@ class _Policy(RandomGreyLevelTransform):
     interpolation: Interpolation = "nearest"
     fill: Annotated[float, Interval(ge=0, le=255)] = 0.0
 
-    def operate(self, name: str, images: jax.Array, magnitude: jax.Array) -> jax.Array:
-        """Applies an operation with a magnitude for each image, as this policy resamples."""
+    def signed(self) -> set[str]:
+        """Returns the operations whose magnitude goes either way."""
+        return SIGNED
+
+    def operate(
+        self, name: str, key: jax.Array, images: jax.Array, magnitude: jax.Array
+    ) -> jax.Array:
+        """Applies an operation, with a random sign for each image if the operation is signed.
+
+        The magnitude is a number for each image, or one for all.
+        """
+        magnitude = jnp.broadcast_to(magnitude, len(images))
+        if name in self.signed():
+            signs = jax.random.rademacher(key, magnitude.shape, magnitude.dtype)
+            magnitude = magnitude * signs
         return OPERATIONS[name](images, magnitude, self.interpolation, self.fill)
 
-    def operations_of_any_bin(
-        self, space: Space, bins: int, last: int
-    ) -> list[Operation]:
+    def random_operations(self, space: Space, bins: int, last: int) -> list[Operation]:
         """Returns the operations of a space, each with magnitudes that are drawn.
 
         Args:
@@ -123,8 +127,7 @@ class _Policy(RandomGreyLevelTransform):
         def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
             sign, strength = jax.random.split(key)
             drawn = jax.random.randint(strength, (len(images),), 0, bins)
-            magnitude = space(drawn / last)[name]
-            return self.operate(name, images, _signed(sign, name, magnitude))
+            return self.operate(name, sign, images, space(drawn / last)[name])
 
         return [functools.partial(operate, name) for name in _names(space)]
 
@@ -140,9 +143,8 @@ def _in_rounds(
     """Applies one of the operations to each image, a number of times."""
 
     def one_round(index: jax.Array, levels: jax.Array) -> jax.Array:
-        return one_operation_per_image(
-            jax.random.fold_in(rng, index), levels, operations
-        )
+        key = jax.random.fold_in(rng, index)
+        return one_operation_per_image(key, levels, operations)
 
     return repeated(count, one_round, images, tpu_dtype=jnp.bfloat16)
 
@@ -173,17 +175,15 @@ class RandAugment(_Policy):
         space = functools.partial(rand_augment_space, height, width)
 
         def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
-            level = jnp.full(len(images), self.magnitude / (self.bins - 1))
-            magnitude = _signed(key, name, space(level)[name])
-            return self.operate(name, images, magnitude)
+            level = jnp.asarray(self.magnitude / (self.bins - 1), jnp.float32)
+            return self.operate(name, key, images, space(level)[name])
 
         return {name: functools.partial(operate, name) for name in _names(space)}
 
     def validate(self) -> None:
         if self.magnitude > self.bins - 1:
-            last = self.bins - 1
             raise UserError(
-                f"RandAugment.magnitude must lie in 0..{last}, not {self.magnitude}."
+                f"RandAugment.magnitude must lie in 0..{self.bins - 1}, not {self.magnitude}."
             )
 
 
@@ -201,15 +201,14 @@ class TrivialAugmentWide(_Policy):
     bins: _Bins = 31
 
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-        operations = self.operations_of_any_bin(
-            trivial_augment_space, self.bins, self.bins - 1
-        )
+        space, bins = trivial_augment_space, self.bins
+        operations = self.random_operations(space, bins, bins - 1)
         return one_operation_per_image(rng, images, operations)
 
 
 def timm_space(
     height: int, width: int, level: jax.Array, *, increasing: bool
-) -> dict[str, jax.Array]:
+) -> Magnitudes:
     """Returns timm's 15 operations with their magnitudes, signs still to be given.
 
     Args:
@@ -224,19 +223,13 @@ def timm_space(
     threshold = jnp.minimum(jnp.floor(256 * level), 256)
     enhancement = 0.9 * level if increasing else 1.8 * level - 0.9
     return {
-        "AutoContrast": none,
-        "Equalize": none,
-        "Invert": none,
+        **dict.fromkeys(("AutoContrast", "Equalize", "Invert"), none),
         "Rotate": 30 * level,
         "Posterize": 4 - bits if increasing else bits,
         "Solarize": 256 - threshold if increasing else threshold,
         "SolarizeAdd": jnp.minimum(jnp.floor(110 * level), 128),
-        "Color": enhancement,
-        "Contrast": enhancement,
-        "Brightness": enhancement,
-        "Sharpness": enhancement,
-        "ShearX": 0.3 * level,
-        "ShearY": 0.3 * level,
+        **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), enhancement),
+        **dict.fromkeys(SHEARS, 0.3 * level),
         "TranslateX": 0.45 * width * level,
         "TranslateY": 0.45 * height * level,
     }
@@ -266,20 +259,20 @@ class TimmRandAugment(_Policy):
     increasing: bool = True
     p: Share = 0.5
 
+    def signed(self) -> set[str]:
+        # Without "increasing", enhancements go from 0.1 to 1.9 and have no sign.
+        return SIGNED if self.increasing else SIGNED.difference(ENHANCEMENTS)
+
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         _, height, width, _ = images.shape
         space = functools.partial(timm_space, height, width, increasing=self.increasing)
-        # Without "increasing", enhancements go from 0.1 to 1.9 and have no sign.
-        signed = SIGNED if self.increasing else SIGNED.difference(ENHANCEMENTS)
 
         def operate(name: str, key: jax.Array, images: jax.Array) -> jax.Array:
             strength, sign, whether = jax.random.split(key, 3)
             noise = jax.random.normal(strength, (len(images),))
             level = (self.magnitude + self.magnitude_std * noise) / 10
             magnitude = space(jnp.clip(level, 0, 1))[name]
-            if name in signed:
-                magnitude = _signed(sign, name, magnitude)
-            changed = self.operate(name, images, magnitude)
+            changed = self.operate(name, sign, images, magnitude)
             return sometimes(whether, self.p, changed, images)
 
         operations = [functools.partial(operate, name) for name in _names(space)]
@@ -403,18 +396,11 @@ class AutoAugment(_Policy):
         # [sub-policy, first or second].
         which = np.array([[names.index(n) for n, _, _ in pair] for pair in table])
         probability = np.array([[p for _, p, _ in pair] for pair in table], np.float32)
-        levels = np.array([[b / 9 for _, _, b in pair] for pair in table], np.float32)
-        space = rand_augment_space(height, width, jnp.asarray(levels))
+        levels = jnp.array([[b / 9 for _, _, b in pair] for pair in table], jnp.float32)
+        space = rand_augment_space(height, width, levels)
         space["Invert"] = jnp.zeros_like(levels)
         magnitudes = jnp.stack([space[name] for name in names])
-
-        def operate(
-            name: str, key: jax.Array, images: jax.Array, magnitude: jax.Array
-        ) -> jax.Array:
-            each = jnp.full(len(images), magnitude)
-            return self.operate(name, images, _signed(key, name, each))
-
-        operations = [functools.partial(operate, name) for name in names]
+        operations = [functools.partial(self.operate, name) for name in names]
 
         def apply_pair(key: jax.Array, images: jax.Array) -> jax.Array:
             pair = jax.random.randint(key, (), 0, len(table))
@@ -422,20 +408,18 @@ class AutoAugment(_Policy):
             def apply_one(i: jax.Array, images: jax.Array) -> jax.Array:
                 sign, whether = jax.random.split(jax.random.fold_in(key, i))
                 index = jnp.asarray(which)[pair, i]
-                changed = lax.switch(
-                    index, operations, sign, images, magnitudes[index, pair, i]
-                )
-                drawn = jax.random.uniform(whether, (len(images), 1, 1, 1))
-                return jnp.where(
-                    drawn < jnp.asarray(probability)[pair, i], changed, images
-                )
+                magnitude = magnitudes[index, pair, i]
+                changed = lax.switch(index, operations, sign, images, magnitude)
+                p = jnp.asarray(probability)[pair, i]
+                drawn = jax.random.bernoulli(whether, p, (len(images),))
+                return jnp.where(per_image(drawn), changed, images)
 
             return lax.fori_loop(0, 2, apply_one, images)
 
-        return for_rows(rng, images, apply_pair)
+        return drawn_by_rows(rng, images, [apply_pair])
 
 
-def augmix_space(height: int, width: int, level: jax.Array) -> dict[str, jax.Array]:
+def augmix_space(height: int, width: int, level: jax.Array) -> Magnitudes:
     """Returns AugMix's 13 operations with their magnitudes, as torchvision's.
 
     Args:
@@ -474,16 +458,14 @@ class AugMix(_Policy):
     def change(self, rng: jax.Array, images: jax.Array) -> jax.Array:
         batch, height, width, _ = images.shape
         space = functools.partial(augmix_space, height, width)
-        operations = self.operations_of_any_bin(space, self.severity, 9)
-        longest = 3 if self.depth == -1 else self.depth
+        operations = self.random_operations(space, self.severity, 9)
+        shortest, longest = (1, 3) if self.depth == -1 else (self.depth, self.depth)
         shares, how_much, lengths, chains = jax.random.split(rng, 4)
-        weights = jax.random.dirichlet(
-            shares, jnp.full(self.width, self.alpha), (batch,)
-        )
+        alphas = jnp.full(self.width, self.alpha)
+        weights = jax.random.dirichlet(shares, alphas, (batch,))
         mixed = jax.random.beta(how_much, self.alpha, self.alpha, (batch, 1, 1, 1))
-        depth = jnp.full((self.width, batch), longest)
-        if self.depth == -1:
-            depth = jax.random.randint(lengths, depth.shape, 1, longest + 1)
+        shape = self.width, batch
+        depth = jax.random.randint(lengths, shape, shortest, longest + 1)
 
         def chain(index: jax.Array, total: jax.Array) -> jax.Array:
             key = jax.random.fold_in(chains, index)

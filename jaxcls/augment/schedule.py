@@ -1,6 +1,5 @@
 """Transforms that change over a run."""
 
-import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -11,13 +10,13 @@ from annotated_types import MinLen
 
 from jaxcls import options
 from jaxcls.augment.color import Normalize
-from jaxcls.augment.pipeline import Batch, RunPosition, Transform
+from jaxcls.augment.pipeline import Batch, BatchFunction, RunPosition, Transform
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.options import Share
 
 
 @dataclasses.dataclass(kw_only=True)
-class _OverRun(Transform, abc.ABC):
+class _OverRun(Transform):
     """What transforms that change over a run have in common: the transform that they apply."""
 
     random: ClassVar[bool] = True
@@ -59,17 +58,30 @@ class Scheduled(_OverRun):
     start: Share = 0.0
     stop: Share = 1.0
 
-    def at(self, position: RunPosition) -> Transform:
+    def at(self, position: RunPosition) -> BatchFunction:
         transform = self.transform.at(position)
         if self.start == 0 and self.stop == 1:
             return transform
         # Whole steps: a quotient of floats may round to either side of the boundary.
-        first, end = (
-            round(fraction * position.total_steps)
-            for fraction in (self.start, self.stop)
-        )
+        first = round(self.start * position.total_steps)
+        end = round(self.stop * position.total_steps)
         active = (position.step >= first) & (position.step < end)
-        return _If(condition=active, transform=transform)
+
+        def if_active(rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
+            given = images, targets
+            changed = jax.eval_shape(transform, rng, *given)
+            for before, after in zip(given, changed, strict=True):
+                if before.shape != after.shape:
+                    kind = type(self.transform).__name__
+                    raise UserError(
+                        f"Scheduled cannot switch {kind} on and off: it turns images or targets "
+                        f"of shape {before.shape} into {after.shape}, and a network is compiled "
+                        "for one shape. Use it outside of Scheduled."
+                    )
+            # Not a choice between two results: only the branch that is taken is computed.
+            return jax.lax.cond(active, lambda: transform(rng, *given), lambda: given)
+
+        return if_active
 
     def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
         return self.transform(rng, images, targets)
@@ -81,40 +93,6 @@ class Scheduled(_OverRun):
                 f"stop, not {self.start} and {self.stop}."
             )
         self.check_inner()
-
-
-@dataclasses.dataclass(kw_only=True)
-class _If(Transform):
-    """Applies a transform if a condition holds that only the devices know.
-
-    Attributes:
-      condition: bool scalar, traced.
-      transform: keeps the shapes of images and targets.
-    """
-
-    condition: jax.Array
-    transform: Transform
-
-    def __call__(self, rng: jax.Array, images: jax.Array, targets: jax.Array) -> Batch:
-        given = jax.eval_shape(lambda: (images, targets))
-        changed = jax.eval_shape(self.transform, rng, images, targets)
-        for before, after in zip(given, changed, strict=True):
-            if before.shape != after.shape:
-                kind = type(self.transform).__name__
-                raise UserError(
-                    f"Scheduled cannot switch {kind} on and off: it turns images or targets "
-                    f"of shape {before.shape} into {after.shape}, and a network is compiled "
-                    "for one shape. Use it outside of Scheduled."
-                )
-        # Not a choice between two results: only the branch that is taken is computed.
-        return jax.lax.cond(
-            self.condition,
-            self.transform.__call__,
-            lambda rng, images, targets: (images, targets),
-            rng,
-            images,
-            targets,
-        )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -165,7 +143,7 @@ class Growing(_OverRunByField):
     first: float = 5.0
     last: float = 15.0
 
-    def at(self, position: RunPosition) -> Transform:
+    def at(self, position: RunPosition) -> BatchFunction:
         last_step = position.total_steps - 1
         done = position.step / last_step if last_step else jnp.ones(())
         value = self.first + (self.last - self.first) * done
@@ -278,10 +256,6 @@ def stages_of_run(
         begun = sum(first <= step for first in first_steps(transform))
         return transform.replaced(transform.values[begun - 1])
 
-    all_first = {0}.union(
-        *(first_steps(t) for t in transforms if isinstance(t, Staged))
-    )
-    return [
-        (first, tuple(during(transform, first) for transform in transforms))
-        for first in sorted(all_first)
-    ]
+    staged = [transform for transform in transforms if isinstance(transform, Staged)]
+    firsts = sorted({0}.union(*map(first_steps, staged)))
+    return [(first, tuple(during(t, first) for t in transforms)) for first in firsts]

@@ -30,7 +30,7 @@ class Views(abc.ABC):
     they may come before Normalize or behind it."""
 
     weights: ClassVar[tuple[float, ...] | None] = None
-    """Of each view in the average; they sum to 1. None gives all the same."""
+    """The weight of each view in the average; they sum to 1. None weighs all views alike."""
 
     @abc.abstractmethod
     def __call__(self, images: jax.Array) -> Batches:
@@ -139,9 +139,7 @@ class AirbenchViews(Views):
         up_left = padded[:, :height, :width]
         down_right = padded[:, 2 * shift :, 2 * shift :]
         windows = images, up_left, down_right
-        return tuple(
-            view for window in windows for view in (window, window[:, :, ::-1])
-        )
+        return tuple(view for window in windows for view in FlipViews()(window))
 
 
 def averaged_logits(

@@ -51,9 +51,10 @@ def resized(
 ) -> np.ndarray:
     @jax.jit
     def run(images: jax.Array, boxes: dict[str, jax.Array]) -> jax.Array:
-        return crop.resize_boxes(
-            images, crop.Boxes(**boxes), size, interpolation, antialiased
+        transform = RandomResizedCrop(
+            size=size, interpolation=interpolation, antialiased=antialiased
         )
+        return transform.resized(images, crop.Boxes(**boxes))
 
     return np.asarray(run(jnp.asarray(images, jnp.float32), boxes))
 

@@ -1,4 +1,4 @@
-"""What all functions of batches of images share."""
+"""What functions on batches of images share."""
 
 from typing import Any
 
@@ -32,15 +32,15 @@ def take(values: jax.Array, index: Any) -> jax.Array:
 
 
 def uniform(
-    rng: jax.Array, batch: int, interval: float | tuple[float, float]
+    rng: jax.Array, batch: int, interval: float | tuple[float, ...]
 ) -> jax.Array:
     """Returns float32 [batch], each drawn from the interval, or from -d..d for a number d."""
     low, high = symmetric(interval)
     return jax.random.uniform(rng, (batch,), minval=low, maxval=high)
 
 
-def symmetric(interval: float | tuple[float, float]) -> tuple[float, float]:
-    """Returns the interval itself, or -d to d for a number d."""
+def symmetric(interval: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Returns the interval itself (or several of them), or -d to d for a number d."""
     return interval if isinstance(interval, tuple) else (-interval, interval)
 
 
@@ -51,11 +51,11 @@ def sometimes(
 
     Args:
       rng: a random key.
-      p: 0..1; at 1 nothing is drawn.
+      p: 0..1; 0 and 1 draw nothing.
       changed: [batch, height, width, channels].
       images: of the same shape.
     """
-    if p == 1:
-        return changed
+    if p in (0, 1):
+        return changed if p else images
     drawn = jax.random.bernoulli(rng, jnp.float32(p), (len(images),))
     return jnp.where(per_image(drawn), changed, images)

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxcls.augment.kernels.platforms import by_platform
-from jaxcls.augment.kernels.tpu.layout import planar
 from jaxcls.errors import UserError
 
-LARGEST_GROUP = 16
-"""Rows of a group at most: enough partners for an image, few enough to lie on one device."""
+GROUP_SIZES = (1, 2, 4, 8, 16)
+"""How many rows a group may have: enough partners for an image, few enough for one device."""
 
 FEWEST_GROUPS = 8
 """Groups that a batch of 64 or more is split into at least, so that 8 devices share them."""
@@ -45,33 +45,8 @@ def group_rows(batch: int) -> int:
       The largest power of two up to 16 that divides the batch and, if the batch is 64 or
       more, leaves at least 8 groups. 1 for odd batches.
     """
-    rows = 1
-    while (
-        2 * rows <= LARGEST_GROUP
-        and batch % (2 * rows) == 0
-        and (batch < 64 or batch >= FEWEST_GROUPS * 2 * rows)
-    ):
-        rows *= 2
-    return rows
-
-
-def for_rows(rng: jax.Array, images: jax.Array, operation: Operation) -> jax.Array:
-    """Applies an operation to row after row, in a loop that is compiled once.
-
-    Args:
-      rng: a random key; each row gets its own from it.
-      images: [batch, height, width, channels], of any dtype.
-      operation: applied to the images of one row of all groups, as float32.
-    """
-    rows = _as_rows(images)
-    keys = jax.random.split(rng, rows.shape[1])
-    rows = lax.fori_loop(
-        0,
-        rows.shape[1],
-        lambda row, rows: _update(rows, row, operation, keys[row]),
-        rows,
-    )
-    return rows.reshape(images.shape)
+    most = batch if batch < 64 else batch // FEWEST_GROUPS
+    return max(rows for rows in GROUP_SIZES if rows <= most and batch % rows == 0)
 
 
 def one_operation_per_image(
@@ -80,9 +55,9 @@ def one_operation_per_image(
     """Gives each image one of several operations, all equally likely.
 
     On a CPU each row of a group draws its operation, a real branch. Elsewhere a branch would
-    keep the host waiting, and each operation is assigned to a row. In either case each image
-    gets each operation equally often over time, whatever its row, and two calls with two keys
-    are independent.
+    keep the host waiting, so each operation is assigned to a row. Either way each image gets
+    each operation equally often over time, whatever its row, and calls with different keys are
+    independent.
 
     Args:
       rng: a random key.
@@ -106,17 +81,18 @@ def one_operation_per_image(
 def drawn_by_rows(
     rng: jax.Array, images: jax.Array, operations: Sequence[Operation]
 ) -> jax.Array:
-    """Lets each row of a group draw its operation. Takes the arguments of one_operation_per_image."""
+    """Lets each row of a group draw its operation, in a loop over rows that is compiled once. Takes
+    the arguments of one_operation_per_image."""
     rows = _as_rows(images)
     count = rows.shape[1]
     # Drawn at once: in the loop they would take longer than a cheap operation.
-    chosen = jax.random.randint(
-        jax.random.fold_in(rng, count), (count,), 0, len(operations)
-    )
+    choice = jax.random.fold_in(rng, count)
+    chosen = jax.random.randint(choice, (count,), 0, len(operations))
     keys = jax.random.split(rng, count)
 
     def update(row: jax.Array, rows: jax.Array) -> jax.Array:
-        return _update(rows, row, _switch(chosen[row], operations), keys[row])
+        operation = functools.partial(lax.switch, chosen[row], operations)
+        return _update(rows, row, operation, keys[row])
 
     return lax.fori_loop(0, count, update, rows).reshape(images.shape)
 
@@ -127,7 +103,7 @@ def assigned_to_rows(
     """Gives operation k to row k + shift, for a shift drawn anew each time. The rows that are
     left over draw theirs. Takes the arguments of one_operation_per_image, and no more
     operations than rows."""
-    keep_layout = by_platform(lambda rows: rows, tpu=planar)
+    keep_layout = by_platform(lambda rows: rows, tpu=_planar)
     rows = _as_rows(images)
     count = rows.shape[1]
     shift = jax.random.randint(jax.random.fold_in(rng, count), (), 0, count)
@@ -138,16 +114,17 @@ def assigned_to_rows(
     def update(index: jax.Array, rows: jax.Array) -> jax.Array:
         which, key = jax.random.split(jax.random.fold_in(rng, index))
         chosen = jax.random.randint(which, (), 0, len(operations))
-        operation = _switch(chosen, operations)
+        operation = functools.partial(lax.switch, chosen, operations)
         return keep_layout(_update(rows, (index + shift) % count, operation, key))
 
-    rows = lax.fori_loop(len(operations), count, update, rows)
-    return rows.reshape(images.shape)
+    return lax.fori_loop(len(operations), count, update, rows).reshape(images.shape)
 
 
-def _switch(chosen: jax.Array, operations: Sequence[Operation]) -> Operation:
-    """Returns the operation of a number that only the device knows."""
-    return lambda key, images: lax.switch(chosen, operations, key, images)
+def _planar(rows: jax.Array) -> jax.Array:
+    """Keeps [group, row, height, width, channel] in one layout, each channel of an image by
+    itself. Otherwise a TPU would turn the whole batch, for each operation, into the layout that
+    suits it best, which takes longer than the operation."""
+    return with_layout_constraint(rows, Layout(major_to_minor=(0, 1, 4, 2, 3)))
 
 
 def _as_rows(images: jax.Array) -> jax.Array:

@@ -152,8 +152,7 @@ def equalize(images: jax.Array) -> jax.Array:
     step = jnp.where(counts > 0, before, 0).max(-1, keepdims=True) // 255
     table = jax.lax.div(step // 2 + before, jnp.maximum(step, 1))
     table = jnp.where(step > 0, jnp.minimum(table, 255), jnp.arange(_LEVELS))
-    # It rises by itself. But XLA would divide anew for each pixel that it looks up, and does
-    # not if this stands between.
+    # The table rises anyway: this only keeps XLA from dividing anew for each pixel.
     table = jax.lax.cummax(table.astype(images.dtype), axis=2)
     looked_up = by_platform(look_up, tpu=products.look_up)(table, levels)
     return looked_up.reshape(images.shape)
@@ -251,11 +250,10 @@ def _luma(images: jax.Array) -> jax.Array:
 
 
 def _check_colours(images: jax.Array) -> None:
-    channels = images.shape[-1]
-    if channels != 3:
+    if images.shape[-1] != 3:
         raise UserError(
-            f"a change of colours takes images of 1 or 3 channels, not {channels}: arrays are "
-            "[batch, height, width, channels]."
+            f"a change of colours takes images of 1 or 3 channels, not {images.shape[-1]}: "
+            "arrays are [batch, height, width, channels]."
         )
 
 
@@ -316,9 +314,7 @@ def _convolve(images: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     return total
 
 
-def _hue_saturation_value(
-    images: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _hue_saturation_value(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns Pillow's mode HSV of three-channel images: each [batch, height, width]."""
     red, green, blue = (images[..., channel] for channel in range(3))
     value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -347,9 +343,7 @@ def _red_green_blue(
     A channel takes away from the value what its colour is away from the hue: nothing within a
     sixth of a turn, all the saturation from two sixths on, in 255ths.
     """
-    angle, saturation, value = (
-        plane[..., None] for plane in (angle, saturation, value)
-    )
+    angle, saturation, value = (p[..., None] for p in (angle, saturation, value))
     place = 6 * angle - jnp.array([0.0, 510.0, 1020.0])
     place = jnp.where(place < 0, place + 1530, place)
     distance = jnp.clip(jnp.minimum(place - 255, 1275 - place), 0, 255)

@@ -58,8 +58,8 @@ def warp(
       float32 of the same shape, whole values 0..255.
     """
     _, height, width, _ = images.shape
-    x = jnp.arange(width) + 0.5
-    y = (jnp.arange(height) + 0.5)[:, None]
+    pixels = jnp.arange(width), jnp.arange(height)[:, None]
+    x, y = (pixel + 0.5 for pixel in pixels)
     m = maps[:, :, :, None, None]  # each [batch, 1, 1], beside [height, width]
     depth = m[:, 2, 0] * x + m[:, 2, 1] * y + m[:, 2, 2]
     across = (m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) / depth
@@ -71,16 +71,14 @@ def warp(
     # Where fixed point would overflow, Pillow takes floats too.
     fixed = affine & (jnp.abs(across) < ONE / 4) & (jnp.abs(down) < ONE / 4)
     columns, rows = (
-        Places(
-            _round(a * ONE), _round(b * ONE), _round((c + 0.5 * a + 0.5 * b) * ONE)
-        ).at(jnp.arange(width), jnp.arange(height)[:, None])
+        Places(*(_round(v * ONE) for v in (a, b, c + 0.5 * a + 0.5 * b))).at(*pixels)
         for a, b, c in (maps[:, 0].T, maps[:, 1].T)
     )
     column = jnp.where(fixed, columns, _whole(across))
     row = jnp.where(fixed, rows, _whole(down))
     at = [_index(column, width, fill_mode)], [_index(row, height, fill_mode)]
     copied = _pick_pixels(images, *at)[0][0]
-    return _fill_outside(copied, column, row, fill, fill_mode)
+    return fill_outside(copied, column, row, fill, fill_mode)
 
 
 def rotate(
@@ -120,7 +118,7 @@ def rotate(
         column, row = columns.at(x, y), rows.at(x, y)
         copy = by_platform(copy_rotated, tpu=rotation.rotate)
         copied = copy(images, degrees, columns, rows)
-        return _fill_outside(copied, column, row, fill, "constant")
+        return fill_outside(copied, column, row, fill)
 
     c = (cos / _COARSE + cos_rest)[:, None, None]
     s = (sin / _COARSE + sin_rest)[:, None, None]
@@ -203,9 +201,8 @@ def translate_y(
 ) -> jax.Array:
     """Moves each image down by whole pixels: translate_x with the axes exchanged, RandAugment's
     TranslateY."""
-    return translate_x(images.swapaxes(1, 2), pixels, interpolation, fill).swapaxes(
-        1, 2
-    )
+    moved = translate_x(images.swapaxes(1, 2), pixels, interpolation, fill)
+    return moved.swapaxes(1, 2)
 
 
 _Split = tuple[jax.Array, jax.Array]
@@ -272,11 +269,11 @@ def copy_rotated(
     return pick_pixels(images, [columns], [rows])[0][0]
 
 
-def _fill_outside(
-    levels: jax.Array, x: jax.Array, y: jax.Array, fill: float, mode: FillMode
+def fill_outside(
+    levels: jax.Array, x: jax.Array, y: jax.Array, fill: float, mode: str = "constant"
 ) -> jax.Array:
-    """Returns the levels with `fill` where (x, y), [batch, height, width], is outside of the
-    image, in mode "constant"."""
+    """Returns the levels with `fill` where (x, y), [batch, height, width] or broadcast to it, is
+    outside of the image. In modes other than "constant" the levels stay."""
     if mode != "constant":
         return levels
     _, height, width, _ = levels.shape
@@ -303,7 +300,7 @@ def _interpolate(
     dx, dy = (x - left)[..., None], (y - above)[..., None]
     lines = [kernel(pixels, dx) for pixels in _pick_pixels(images, columns, rows)]
     levels = _levels(kernel(lines, dy))
-    return _fill_outside(levels, across, down, fill, mode)
+    return fill_outside(levels, across, down, fill, mode)
 
 
 def pick_pixels(
@@ -363,10 +360,8 @@ def _levels(values: jax.Array) -> jax.Array:
 def _filled(images: jax.Array, shift: jax.Array, fill: float) -> jax.Array:
     """Returns the images with `fill` where pixel x + shift of a row, int32 [batch, height],
     is not in the image."""
-    width = images.shape[2]
-    source = shift[:, :, None] + jnp.arange(width)
-    inside = (source >= 0) & (source < width)
-    return jnp.where(inside[..., None], images, fill)
+    column = shift[:, :, None] + jnp.arange(images.shape[2])
+    return fill_outside(images, column, jnp.zeros_like(column), fill)
 
 
 def shift_rows(images: jax.Array, shift: jax.Array) -> jax.Array:

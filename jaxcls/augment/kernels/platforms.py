@@ -7,32 +7,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+Formulation = Callable[..., Any]
+"""Takes arrays and returns arrays."""
+
 LEVELS = jnp.uint8
 """The dtype in which repeated() keeps images between two steps, except on TPUs."""
 
 
-def by_platform(
-    default: Callable[..., Any],
-    *,
-    cpu: Callable[..., Any] | None = None,
-    tpu: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
+def by_platform(default: Formulation, **special: Formulation) -> Formulation:
     """Returns a function that uses the formulation of the platform that it is compiled for.
 
     All formulations return the same for the same arguments.
 
     Args:
-      default: the formulation for all other platforms; takes arrays and returns arrays.
-      cpu: the formulation for CPUs; None takes the default.
-      tpu: the formulation for TPUs; None takes the default.
+      default: the formulation for all other platforms.
+      **special: the formulations for some platforms, by JAX's names: cpu=..., tpu=...
     """
-    special = {"cpu": cpu, "tpu": tpu}
-    chosen = {platform: way for platform, way in special.items() if way is not None}
-
-    def compute(*arguments: Any) -> Any:
-        return jax.lax.platform_dependent(*arguments, default=default, **chosen)
-
-    return compute
+    return functools.partial(jax.lax.platform_dependent, default=default, **special)
 
 
 def repeated(
@@ -54,11 +45,9 @@ def repeated(
       tpu_dtype: the dtype between two steps on TPUs.
     """
 
-    def loop(images: jax.Array, dtype: Any) -> jax.Array:
+    def loop(dtype: Any, images: jax.Array) -> jax.Array:
         levels = jax.lax.fori_loop(0, count, step, images.astype(dtype))
         return levels.astype(images.dtype)
 
-    return by_platform(
-        functools.partial(loop, dtype=LEVELS),
-        tpu=functools.partial(loop, dtype=tpu_dtype),
-    )(images)
+    on_tpus = functools.partial(loop, tpu_dtype)
+    return by_platform(functools.partial(loop, LEVELS), tpu=on_tpus)(images)

@@ -55,19 +55,14 @@ def resample(
             source = nearest(images.shape[axis], size)
             images = jnp.take(images, source, axis, mode="clip")
         return images
-    for axis in _order(images.shape[1:3], (height, width)):
+    # The order matters, because the first pass is rounded too. Pillow since version 13 begins
+    # with the vertical one where that leaves much less for the second. With a kept aspect ratio:
+    # images made smaller that are more than twice as high as wide.
+    shrink = {axis: images.shape[axis] - size for axis, size in sizes.items()}
+    vertical_first = shrink[1] > 0 and shrink[1] > 2 * shrink[2]
+    for axis in (1, 2) if vertical_first else (2, 1):
         images = _resample_axis(images, axis, sizes[axis], interpolation)
     return images
-
-
-def _order(old: tuple[int, ...], new: tuple[int, int]) -> tuple[int, int]:
-    """Returns the axes in the order in which Pillow resizes them: it matters, because the
-    first pass is rounded too."""
-    shrink = old[0] - new[0], old[1] - new[1]
-    # Since Pillow 13, where the first pass then leaves much less for the second. With a kept
-    # aspect ratio: images made smaller that are more than twice as high as wide.
-    vertical_first = shrink[0] > 0 and shrink[0] > 2 * shrink[1]
-    return (1, 2) if vertical_first else (2, 1)
 
 
 def _resample_axis(
@@ -75,7 +70,10 @@ def _resample_axis(
 ) -> jax.Array:
     """Resizes one axis by one matrix product; rounds to whole grey levels 0..255."""
     weights = _weights(images.shape[axis], size, interpolation)
-    halves = np.concatenate(_split(weights)).astype(np.float32)
+    # weights = coarse * 2^11 + fine, with |fine| of 2^10 at most.
+    coarse = (weights + (1 << _FINE_BITS - 1)) >> _FINE_BITS
+    fine = weights - (coarse << _FINE_BITS)
+    halves = np.concatenate([coarse, fine]).astype(np.float32)
     # Whole numbers in float32, because hardware multiplies matrices of floats fastest.
     sums = jnp.tensordot(halves, images, (1, axis), precision=jax.lax.Precision.HIGHEST)
     sums = sums.astype(jnp.int32)
@@ -98,12 +96,6 @@ def _weights(side: int, size: int, interpolation: Interpolation) -> np.ndarray:
     weights = kernel((place - middle + 0.5) * (1 / stretch), interpolation)
     weights = weights / weights.sum(1, keepdims=True) * 2**_BITS
     return np.trunc(weights + np.copysign(0.5, weights)).astype(np.int64)
-
-
-def _split(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the parts of weights = coarse * 2^11 + fine, with |fine| of 2^10 at most."""
-    coarse = (weights + (1 << _FINE_BITS - 1)) >> _FINE_BITS
-    return coarse, weights - (coarse << _FINE_BITS)
 
 
 def kernel(x: Any, interpolation: Interpolation, numpy: ModuleType = np) -> Any:

@@ -11,7 +11,6 @@ import pytest
 from jaxcls.augment.kernels.one_operation import (
     assigned_to_rows,
     drawn_by_rows,
-    for_rows,
     one_operation_per_image,
 )
 from jaxcls.errors import UserError
@@ -105,7 +104,7 @@ def test_each_row_has_a_key_of_its_own() -> None:
 
     images = jnp.zeros((32, 4, 4, 1))
     for function in (
-        lambda rng, images: for_rows(rng, images, noise),
+        lambda rng, images: drawn_by_rows(rng, images, [noise]),
         lambda rng, images: assigned_to_rows(rng, images, [noise] * 16),
         lambda rng, images: assigned_to_rows(rng, images, [noise] * 14),
     ):

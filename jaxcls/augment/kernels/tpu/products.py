@@ -21,14 +21,10 @@ def pick_pixels(
     def line(places: tuple[list[jax.Array], list[jax.Array]]) -> list[list[jax.Array]]:
         """Picks one row of the result: all rows of the intermediate array would be too large."""
         columns, rows = places
-        in_columns = [
-            jnp.einsum(
-                "bxw,bhwc->bxhc",
-                jax.nn.one_hot(column, width, dtype=levels.dtype),
-                levels,
-            )
-            for column in columns
+        picked = [
+            jax.nn.one_hot(column, width, dtype=levels.dtype) for column in columns
         ]
+        in_columns = [jnp.einsum("bxw,bhwc->bxhc", pick, levels) for pick in picked]
         places_in_rows = jnp.arange(height)[:, None]
         return [
             [

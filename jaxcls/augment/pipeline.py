@@ -209,6 +209,6 @@ def apply(
         )
     images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
     now = [t if position is None else t.at(position) for t in transforms]
-    for index, transform in enumerate(merged(now)):
-        images, targets = transform(jax.random.fold_in(rng, index), images, targets)
+    for index, change in enumerate(merged(now)):
+        images, targets = change(jax.random.fold_in(rng, index), images, targets)
     return images, targets

@@ -14,11 +14,7 @@ from jaxcls.inference.forward import input_shape
 from jaxcls.inference.saved_run import SavedRun, Trained
 from jaxcls.models import Model
 from jaxcls.models.weights import pretrained
-from jaxcls.models.weights.catalogue import (
-    check_path,
-    find_weights,
-    is_weight_set,
-)
+from jaxcls.models.weights.catalogue import check_path, find_weights, is_weight_set
 
 
 def load_teacher(

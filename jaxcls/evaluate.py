@@ -21,12 +21,8 @@ def main(argv: Sequence[str]) -> None:
         description="Evaluates a checkpoint on its test split, raw and averaged weights.",
     )
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="a run's folder, or one step's",
-    )
+    checkpoint = "a run's folder, or one step's"
+    add("--checkpoint", required=True, metavar="DIR", help=checkpoint)
     for name, what in (
         ("batch_size", "images in a step"),
         ("devices", "accelerators"),

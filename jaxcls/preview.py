@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxcls.commands import exit_code
 from jaxcls.config.command_line import parse_with_recipe, recipe_parser
+from jaxcls.data.notes import explaining
 from jaxcls.errors import UserError
 from jaxcls.report.contact_sheet import can_be_written
 from jaxcls.training.preview import preview
@@ -33,11 +34,9 @@ def main(argv: Sequence[str]) -> None:
             f"--out {out} must end as pictures do: .png, .jpg or .webp, for example."
         )
     picture = preview(config, count=given.count, seed=given.seed)
-    try:
+    with explaining(f"cannot write {out}", (OSError,)):
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error}).") from error
     print(f"{out}: {picture.width} x {picture.height} pixels")
 
 

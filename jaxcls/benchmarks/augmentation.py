@@ -121,30 +121,6 @@ def rand_augment(batch: int, side: int) -> None:
     )
 
 
-def flops(batch: int = 256, side: int = 32) -> None:
-    """Prints the arithmetic with 14 operations and with 2."""
-    images = jnp.zeros((batch, side, side, 3))
-    every = list(augment.RandAugment().operations(side, side).values())
-    # The dearest two, so that their number alone differs.
-    dearest = sorted(every, key=lambda operation: -_flops(operation, images))[:2]
-    per_image = augment.one_operation_per_image
-    two, all_of_them = (
-        _flops(lambda rng, x, chosen=chosen: per_image(rng, x, chosen), images)
-        for chosen in (dearest, every)
-    )
-    print(
-        f"\nFLOPs of one round by cost_analysis, {batch} x {side} x {side}: "
-        f"{two / 1e6:.1f} M with 2 operations, {all_of_them / 1e6:.1f} M with "
-        f"{len(every)}: {all_of_them / two:.2f} times"
-    )
-
-
-def _flops(function: Callable[..., Any], images: jax.Array) -> float:
-    compiled = jax.jit(function).lower(jax.random.key(0), images).compile()
-    analysis: Any = compiled.cost_analysis()
-    return float(analysis.get("flops", 0))
-
-
 def lesson(side: int) -> tuple[augment.Transform, ...]:
     """Returns the CIFAR pipeline of the lesson that this project implements."""
     return (
@@ -241,7 +217,6 @@ def measure() -> None:
     )
     rand_augment(256, 32)
     rand_augment(32, 224)
-    flops()
     pipeline(256, 32)
     pipeline(32, 224)
     memory()

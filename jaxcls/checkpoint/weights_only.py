@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxcls.checkpoint.checkpoints import Checkpoints
 from jaxcls.config import Config
+from jaxcls.data.notes import explaining
 from jaxcls.errors import UserError
 from jaxcls.optim import SGD
 
@@ -58,7 +59,8 @@ def write(out: Path, variables: dict[str, Any], info: dict[str, Any]) -> Path:
     assert MADE_BY in info, "what is not marked could be taken for a run to continue"
     check_free(out)
     state: Any = {name: variables[name] for name in ("params", "batch_stats")}
-    try:
+    advice = ": make room, or name another folder"
+    with explaining(f"cannot write {out}", (OSError,), advice):
         out.parent.mkdir(parents=True, exist_ok=True)
         hidden = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
         with hidden as folder:
@@ -68,10 +70,6 @@ def write(out: Path, variables: dict[str, Any], info: dict[str, Any]) -> Path:
                 checkpoints.save(info["step"], state, info)
                 checkpoints.wait()
             made.rename(out)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out} ({error.strerror or error}): make room, or name another folder."
-        ) from error
     return out.absolute() / "checkpoints" / str(info["step"])
 
 

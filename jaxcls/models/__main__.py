@@ -11,6 +11,7 @@ from jaxcls.errors import UserError, did_you_mean
 from jaxcls.models import MODELS
 from jaxcls.models.facts import FACTS
 from jaxcls.models.weights.catalogue import WEIGHTS, WeightSet
+from jaxcls.report.tables import aligned
 
 
 def network_table(names: Sequence[str]) -> str:
@@ -22,7 +23,7 @@ def network_table(names: Sequence[str]) -> str:
         cost = (f"{facts.parameters:,}", f"{facts.gmacs:.{digits}f}", str(facts.size))
         published = (str(len(sets)), percent(sets[0].top1)) if sets else ("-", "-")
         rows.append((name, *cost, *published))
-    return align(rows)
+    return aligned(rows, left=0)
 
 
 def weights_table(names: Sequence[str]) -> str:
@@ -31,7 +32,7 @@ def weights_table(names: Sequence[str]) -> str:
     for one in itertools.chain.from_iterable(map(weight_sets, names)):
         sizes = (str(one.size), str(one.resize), one.interpolation)
         rows.append((one.name, percent(one.top1), *sizes, f"{one.num_classes:,}"))
-    return align(rows) if len(rows) > 1 else ""
+    return aligned(rows, left=0) if len(rows) > 1 else ""
 
 
 def weight_sets(name: str) -> list[WeightSet]:
@@ -43,13 +44,6 @@ def weight_sets(name: str) -> list[WeightSet]:
 def percent(top1: float | None) -> str:
     """Returns an accuracy as a cell."""
     return "-" if top1 is None else f"{top1:.2f} %"
-
-
-def align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns rows of cells as lines: the first column to the left, the others to the right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    line = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
-    return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
 def matching(pattern: str) -> list[str]:

@@ -27,13 +27,11 @@ class Facts:
     channels: int
     num_classes: int
 
-    @classmethod
-    def of(cls, row: dict[str, str]) -> "Facts":
-        """Returns the facts in a row of facts.csv."""
-        names = ("size", "channels", "num_classes")
-        sizes = [int(row[name]) for name in names]
-        return cls(int(row["parameters"]), float(row["gmacs"]), *sizes)
-
 
 _TEXT = (importlib.resources.files(__package__) / "facts.csv").read_text()
-FACTS = {row["name"]: Facts.of(row) for row in csv.DictReader(_TEXT.splitlines())}
+FACTS = {
+    row.pop("name"): Facts(
+        gmacs=float(row.pop("gmacs")), **{name: int(row[name]) for name in row}
+    )
+    for row in csv.DictReader(_TEXT.splitlines())
+}

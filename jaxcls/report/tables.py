@@ -54,18 +54,17 @@ def treatments(sets: Sequence[Treated]) -> str:
         lines.append([one.by, *treatment, *counts, _summary(names)])
     if len({one.by for one in sets} - {"-"}) < 2:  # it goes without saying
         lines = [line[1:] for line in lines]
-    return _aligned(lines)
+    return aligned(lines, left=-1)
 
 
-def _aligned(lines: list[list[str]]) -> str:
-    """Returns the lines of a table, each column but the last aligned on the right."""
-    *columns, last = (list(column) for column in zip(*lines, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    padded = [
-        [cell.rjust(width) for cell in column]
-        for column, width in zip(columns, widths, strict=True)
-    ]
-    return "\n".join(map("  ".join, zip(*padded, last, strict=True)))
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """Returns rows of cells as lines. The column `left` is aligned on the left, the others on
+    the right."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    for index, column in enumerate(columns):
+        align = str.ljust if index == left % len(columns) else str.rjust
+        columns[index] = [align(cell, max(map(len, column))) for cell in column]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def _summary(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxcls import config as config_lib
 from jaxcls.checkpoint import checkpoints
+from jaxcls.data.notes import explaining
 from jaxcls.errors import UserError
 from jaxcls.report.progress import say
 
@@ -25,17 +26,13 @@ def locked(workdir: Path, fresh: bool) -> Iterator[None]:
     Raises:
       UserError: if it cannot be written to or another process trains in it.
     """
-    try:
+    cannot = f"cannot write to the workdir {workdir}"
+    with explaining(cannot, (OSError,), ": choose another with --workdir"):
         if fresh and workdir.exists():
             _move_aside(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the workdir {workdir} ({error.strerror}): choose another "
-            "with --workdir."
-        ) from None
     for name, is_kind in (
         (checkpoints.FOLDER, Path.is_dir),
         ("tensorboard", Path.is_dir),

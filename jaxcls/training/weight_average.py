@@ -18,6 +18,7 @@ from jaxcls import config as config_lib
 from jaxcls import parallel
 from jaxcls.checkpoint import checkpoints, weights_only
 from jaxcls.config import Config
+from jaxcls.data.notes import enumerated
 from jaxcls.errors import UserError
 from jaxcls.inference.saved_run import SavedRun
 from jaxcls.training.program import Program
@@ -142,11 +143,14 @@ def _check_alike(members: Sequence[SavedRun], weights: Kind) -> None:
         for name, value in _comparable(member).items():
             if value == wanted[name]:
                 continue
-            both = f": {_short(wanted[name])} and {_short(value)}"
+            both = (
+                enumerated(list(map(str, one))) if isinstance(one, list) else str(one)
+                for one in (wanted[name], value)
+            )
+            kinds = "" if "array" in name else f": {' and '.join(both)}"
             raise UserError(
                 f"{first.folder} and {member.folder} cannot be averaged, because they differ "
-                f"in {name}{'' if 'array' in name else both}. Take runs of one network on "
-                "the same classes."
+                f"in {name}{kinds}. Take runs of one network on the same classes."
             )
         if weights == "ema" and not member.config.has_average:
             raise UserError(
@@ -170,13 +174,6 @@ def _comparable(member: SavedRun) -> dict[str, Any]:
         "eval_transform": member.config.eval_transform,
         "the arrays of the network": (structure, [leaf.shape for leaf in leaves]),
     }
-
-
-def _short(value: Any) -> str:
-    """Returns a value as text: of a long list the first elements, and how many there are."""
-    if isinstance(value, list) and len(value) > 5:
-        return f"{', '.join(map(str, value[:5]))}, ... ({len(value)} in all)"
-    return str(value)
 
 
 def _estimated(

@@ -6,6 +6,7 @@ duration=epochs(20)            # in a recipe
 
 import dataclasses
 import re
+from fractions import Fraction
 
 from jaxcls.errors import UserError, did_you_mean
 
@@ -20,12 +21,12 @@ class RunLength:
     Attributes:
       steps_per_epoch: whole batches in one pass over the training set.
       batch_size: images in one step, over all devices and hosts.
-      total_steps: steps of the whole run; None while it is being worked out.
+      total_steps: steps of the whole run; 0 while that number is being worked out.
     """
 
     steps_per_epoch: int
     batch_size: int
-    total_steps: int | None = None
+    total_steps: int = 0
 
 
 class Duration:
@@ -84,18 +85,42 @@ class Duration:
         Raises:
           UserError: for a fraction of a run whose own length is not known yet.
         """
-        if self.unit == "steps":
-            return round(self.value)
-        if self.unit == "epochs":
-            return round(self.value * run.steps_per_epoch)
-        if self.unit == "examples":
-            return round(self.value / run.batch_size)
-        if run.total_steps is None:
+        unit = self._unit_in_steps(run)
+        return round(self.value * unit.numerator / unit.denominator)
+
+    def one_step_or_more(self, option: str, run: RunLength) -> int:
+        """Returns the nearest whole number of steps.
+
+        Raises:
+          UserError: naming the option, if it is less than one.
+        """
+        steps = self.to_steps(run)
+        if steps < 1:
+            raise UserError(
+                f"{option} of {self} is less than one step ({run.steps_per_epoch} steps are "
+                "an epoch)."
+            )
+        return steps
+
+    def exact_steps(self, run: RunLength) -> Fraction:
+        """Returns the steps, not rounded, of the value as it is written: 2.4 is twelve fifths,
+        which its float is not. Raises what to_steps() raises."""
+        return Fraction(str(self.value)) * self._unit_in_steps(run)
+
+    def _unit_in_steps(self, run: RunLength) -> Fraction:
+        """Returns the steps in one epoch, one example or one run; 1 for steps."""
+        if self.unit == "run" and run.total_steps == 0:
             raise UserError(
                 f"the length of the run itself cannot be a fraction of the run ({self}): "
                 "give it in steps, epochs or examples."
             )
-        return round(self.value * run.total_steps)
+        units: dict[str, Fraction | int] = {
+            "steps": 1,
+            "epochs": run.steps_per_epoch,
+            "examples": Fraction(1, run.batch_size),
+            "run": run.total_steps,
+        }
+        return Fraction(units[self.unit])
 
     def __str__(self) -> str:
         whole = self.value.is_integer()

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcls.commands import exit_code, parse_with_recipe, recipe_parser
+from jaxcls.commands import exit_code
+from jaxcls.config.command_line import parse_with_recipe, recipe_parser
 from jaxcls.report.rate_picture import check_picture, draw
 from jaxcls.training.lr_sweep import advice, suggestion, sweep
 

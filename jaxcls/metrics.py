@@ -15,9 +15,9 @@ from jaxcls.losses import MultiLabelBinaryCrossEntropy, SoftmaxCrossEntropy, as_
 
 
 def metric_names(multi_label: bool) -> list[str]:
-    """Returns the names under which an evaluation logs what it measures of the raw weights; of
-    the averaged weights each ends in "_ema". All lie in 0..1 and are better the higher they
-    are, but for the loss. `multi_label`: whether an image may have any number of labels."""
+    """Returns the names of the metrics that an evaluation of the raw weights logs. Those of the
+    averaged weights end in "_ema". All lie in 0..1, and higher is better, except for the loss.
+    `multi_label`: whether an image may have any number of labels."""
     if multi_label:
         return ["eval/top1", "eval/mAP", "eval/loss"]
     return ["eval/top1", "eval/top5", "eval/balanced_top1", "eval/loss"]
@@ -42,8 +42,8 @@ class Mean:
 
 @flax.struct.dataclass
 class MeanRecall:
-    """The share of a class's images that are right, averaged over the classes that occur: the
-    number of its images that are right, and of all its images, int32 [classes] both."""
+    """The share of each class's images that are right, averaged over the classes that occur.
+    Holds the number of right images and of all images of each class, both int32 [classes]."""
 
     right: jax.Array
     images: jax.Array
@@ -121,10 +121,8 @@ def train_metrics(
       multi_label: whether an image may have any number of labels.
     """
     strongest = logits.argmax(-1)
-    if multi_label:
-        top1 = _at(targets, strongest) > 0
-    else:
-        top1 = strongest == targets.argmax(-1)
+    is_among = _at(targets, strongest) > 0
+    top1 = is_among if multi_label else strongest == targets.argmax(-1)
     return TrainMetrics(Mean.of(losses, mask), Mean.of(top1, mask))
 
 

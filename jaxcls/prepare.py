@@ -5,7 +5,7 @@
     python -m jaxcls.prepare verify --path pets-256
 
 `--source NAME` is a dataset as a recipe names it after the colon, and `--source.OPTION=VALUE`
-sets an option of it; `--source NAME --help` lists them. From Python: `write_records(dataset,
+sets one of its options; `--source NAME --help` lists them. From Python: `write_records(dataset,
 "pets-256")` of jaxcls.data.preparation.writer.
 
 records resizes the images of both splits and writes them into ArrayRecord files of about
@@ -15,7 +15,7 @@ that is small enough already is kept byte for byte, any other image becomes a JP
 --format raw stores the pixels of the square in the middle, exactly --size wide (a smaller
 photograph is enlarged to that). Datasets that are arrays, as CIFAR, are never enlarged.
 
-Each file is written under a temporary name and renamed when it is complete, index.json comes
+Each file is written under a temporary name and renamed when it is complete. index.json comes
 last. After a kill the same command keeps the complete files, reads them through, and writes the
 others. What each file holds depends on the data's order and the options alone, so that the
 bytes are the same for any number of workers and kills. Images that cannot be read stop it, or
@@ -33,8 +33,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxcls.data.dataset import Dataset
-from jaxcls.data.file_lists import counted
 from jaxcls.data.formats.records import INDEX
+from jaxcls.data.notes import counted
 from jaxcls.data.preparation.checker import check, verify
 from jaxcls.data.preparation.writer import write_records
 from jaxcls.errors import UserError
@@ -78,17 +78,16 @@ REQUIRED = ("source", "out", "path")
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code: 0; 2 for a mistake, or for images that cannot
     be read; 75 if it was stopped by Ctrl-C and the same command goes on."""
-    parser, commands = _parsers()
-    known, others = parser.parse_known_args(argv)
+    known, others = _parser().parse_known_args(argv)
     given = vars(known)
-    command = given.pop("command")
+    command, parser = given.pop("command"), given.pop("parser")
     try:
         # Not at the top: the processes that work on images import this file, and need no JAX.
         from jaxcls.config import source_options
         from jaxcls.data.loader import available_cores
 
         if given.pop("help", False):
-            print(commands[command].format_help())
+            print(parser.format_help())
             if "source" in given:
                 print(source_options.describe(given["source"]))
             return 0
@@ -108,8 +107,8 @@ def main(argv: Sequence[str]) -> int:
         return 75
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Returns the parser of the whole command line, and that of each command."""
+def _parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line. What it gives has the parser of the command too."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxcls.prepare",
         description=__doc__,
@@ -117,9 +116,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands = {}
     for name, (about, usage, flags) in COMMANDS.items():
-        commands[name] = subparsers.add_parser(
+        command = subparsers.add_parser(
             name,
             help=about,
             description=about,
@@ -128,12 +126,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             argument_default=argparse.SUPPRESS,
             add_help=False,  # with --source there is more to print
         )
-        commands[name].add_argument(
-            "--help", "-h", action="store_true", help="this text"
-        )
+        command.add_argument("--help", "-h", action="store_true", help="this text")
         for flag in (*flags, "workers"):
-            commands[name].add_argument(f"--{flag}", **FLAGS[flag])
-    return parser, commands
+            command.add_argument(f"--{flag}", **FLAGS[flag])
+        command.set_defaults(parser=command)
+    return parser
 
 
 def _records(dataset: Dataset, **flags: Any) -> int:
@@ -164,9 +161,8 @@ def _check(dataset: Dataset, report: str = "check.jsonl", **flags: Any) -> int:
 def _verify(others: Sequence[str], path: str, **flags: Any) -> int:
     if others:
         raise UserError(f"unknown argument '{others[0]}'. See --help.")
-    print(
-        f"{path}: {counted(verify(path, **flags), 'record')}, all as its {INDEX} says"
-    )
+    records = counted(verify(path, **flags), "record")
+    print(f"{path}: {records}, all as its {INDEX} says")
     return 0
 
 

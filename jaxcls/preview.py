@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcls.commands import exit_code, parse_with_recipe, recipe_parser
+from jaxcls.commands import exit_code
+from jaxcls.config.command_line import parse_with_recipe, recipe_parser
 from jaxcls.errors import UserError
 from jaxcls.report.contact_sheet import can_be_written
 from jaxcls.training.preview import preview

@@ -7,7 +7,8 @@ From Python: `probe(config, "runs/probe")`.
 import sys
 from collections.abc import Sequence
 
-from jaxcls.commands import exit_code, parse_with_recipe, recipe_parser
+from jaxcls.commands import exit_code
+from jaxcls.config.command_line import parse_with_recipe, recipe_parser
 from jaxcls.errors import UserError
 from jaxcls.report.progress import eval_line
 from jaxcls.training.linear_probe import probe

@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "jaxcls"
 
 LAYERS = (
-    ("errors",),
+    ("errors", "files"),
     ("duration", "options", "parallel", "download", "imagenet_classes"),
     ("augment", "data", "losses", "models", "optim", "report"),
     ("metrics",),

@@ -104,9 +104,9 @@ def test_what_thaws_after_the_sweep_stays_frozen() -> None:
     program = _opened(config, 20, 1e-4, 1.0).program
     found = {name: one.thaws_at for name, one in program.treatments.by_path.items()}
     assert found == {
-        "Conv_0/kernel": None,
+        "Conv_0/kernel": math.inf,
         "BatchNorm_0/bias": 10,
-        "BatchNorm_0/scale": None,
+        "BatchNorm_0/scale": math.inf,
         "Dense_0/bias": 10,
         "Dense_0/kernel": 0,
     }

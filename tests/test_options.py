@@ -21,6 +21,7 @@ from jaxcls.options import (
     ShareBelowOne,
     ZeroOrMore,
 )
+from jaxcls.options.ranges import range_name
 
 
 def node(hint: Any, value: Any) -> Any:
@@ -367,4 +368,4 @@ def test_a_subclass_is_of_its_class_and_has_its_own_options() -> None:
 
 
 def test_range_name_of_a_regex_needs_no_type() -> None:
-    assert options.range_name(Pattern) == options.type_name(Pattern)
+    assert range_name(Pattern) == options.type_name(Pattern)

@@ -133,7 +133,7 @@ def test_the_bytes_do_not_depend_on_the_workers(
         made.append(content(out))
     assert made[0] == made[1]
     assert len(made[0]) > 4 and "plan.json" not in made[0]
-    assert not any(".tmp" in name for name in made[0])
+    assert not any(".part" in name for name in made[0])
 
 
 def test_after_kills_the_bytes_are_the_same(photos: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_killed_worker_ends_it_with_a_sentence(photos: Path, tmp_path: Path) -
     assert process.returncode == 2
     assert "was killed, perhaps for want of memory" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    assert not list(out.glob("*.tmp-*")) and not (out / "index.json").exists()
+    assert not list(out.glob("*.part")) and not (out / "index.json").exists()
 
 
 def test_ctrl_c_says_that_it_goes_on(photos: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_ctrl_c_says_that_it_goes_on(photos: Path, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "stopped; the same command goes on" in errors and "Traceback" not in errors
-    assert not list(out.glob("*.tmp-*"))
+    assert not list(out.glob("*.part"))
 
 
 def test_finished_files_are_kept_and_damaged_ones_made_again(
@@ -223,7 +223,7 @@ def test_finished_files_are_kept_and_damaged_ones_made_again(
     damaged[len(damaged) // 2] ^= 4
     two.write_bytes(damaged)
     three.write_bytes(three.read_bytes()[:-1])
-    (out / "train-00000-of-00009.array_record.tmp-1-abc").write_bytes(b"half")
+    (out / "train-00000-of-00009.array_record.1-abc.part").write_bytes(b"half")
     written = []
     write = shards.write
 
@@ -250,7 +250,7 @@ def test_a_folder_with_something_else_is_not_touched(few: Path, tmp_path: Path) 
         write_records(dataset, out, size=32, quality=80)
     assert content(out) == before
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "plan.json.tmp-7-abc").write_text("{")  # killed very early
+    (tmp_path / "begun" / "plan.json.7-abc.part").write_text("{")  # killed very early
     write_records(dataset, tmp_path / "begun", size=32)
     assert content(tmp_path / "begun") == before
     (tmp_path / "mine").mkdir()
@@ -418,7 +418,7 @@ def test_a_full_disk_is_a_sentence(
     assert last.startswith("error: cannot write ") and "the disk is full" in last
     assert "Traceback" not in errors
     left = content(out)
-    assert "index.json" not in left and not any(".tmp-" in name for name in left)
+    assert "index.json" not in left and not any(".part" in name for name in left)
     with pytest.raises(UserError, match="not complete"):
         Records(path=str(out)).source("train")
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)

@@ -59,7 +59,7 @@ class RunPosition:
 class Transform(abc.ABC):
     """A pure function of a whole batch; also the node of a config that describes it.
 
-    The ranges of its options stand in their annotations (jaxcls/options.py). A method
+    The ranges of its options stand in their annotations (jaxcls/options/). A method
     `validate` may check rules between options; it raises UserError.
     """
 

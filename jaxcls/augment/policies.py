@@ -5,8 +5,10 @@ Each image costs as many operations as its policy applies to it, not as many as 
 its strength or sign.
 """
 
+import csv
 import dataclasses
 import functools
+import importlib.resources
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
@@ -279,101 +281,18 @@ class TimmRandAugment(_Policy):
         return _in_rounds(rng, images, operations, self.num_ops)
 
 
-# Operation, probability and bin of 10 for the first and the second operation of each of 25
-# sub-policies: Cubuk et al. 2018 (https://arxiv.org/abs/1805.09501), tables 7 to 9.
-_IMAGENET = """
-Posterize 0.4 8, Rotate 0.6 9
-Solarize 0.6 5, AutoContrast 0.6 0
-Equalize 0.8 0, Equalize 0.6 0
-Posterize 0.6 7, Posterize 0.6 6
-Equalize 0.4 0, Solarize 0.2 4
-Equalize 0.4 0, Rotate 0.8 8
-Solarize 0.6 3, Equalize 0.6 0
-Posterize 0.8 5, Equalize 1.0 0
-Rotate 0.2 3, Solarize 0.6 8
-Equalize 0.6 0, Posterize 0.4 6
-Rotate 0.8 8, Color 0.4 0
-Rotate 0.4 9, Equalize 0.6 0
-Equalize 0.0 0, Equalize 0.8 0
-Invert 0.6 0, Equalize 1.0 0
-Color 0.6 4, Contrast 1.0 8
-Rotate 0.8 8, Color 1.0 2
-Color 0.8 8, Solarize 0.8 7
-Sharpness 0.4 7, Invert 0.6 0
-ShearX 0.6 5, Equalize 1.0 0
-Color 0.4 0, Equalize 0.6 0
-Equalize 0.4 0, Solarize 0.2 4
-Solarize 0.6 5, AutoContrast 0.6 0
-Invert 0.6 0, Equalize 1.0 0
-Color 0.6 4, Contrast 1.0 8
-Equalize 0.8 0, Equalize 0.6 0
-"""
-_CIFAR10 = """
-Invert 0.1 0, Contrast 0.2 6
-Rotate 0.7 2, TranslateX 0.3 9
-Sharpness 0.8 1, Sharpness 0.9 3
-ShearY 0.5 8, TranslateY 0.7 9
-AutoContrast 0.5 0, Equalize 0.9 0
-ShearY 0.2 7, Posterize 0.3 7
-Color 0.4 3, Brightness 0.6 7
-Sharpness 0.3 9, Brightness 0.7 9
-Equalize 0.6 0, Equalize 0.5 0
-Contrast 0.6 7, Sharpness 0.6 5
-Color 0.7 7, TranslateX 0.5 8
-Equalize 0.3 0, AutoContrast 0.4 0
-TranslateY 0.4 3, Sharpness 0.2 6
-Brightness 0.9 6, Color 0.2 8
-Solarize 0.5 2, Invert 0.0 0
-Equalize 0.2 0, AutoContrast 0.6 0
-Equalize 0.2 0, Equalize 0.6 0
-Color 0.9 9, Equalize 0.6 0
-AutoContrast 0.8 0, Solarize 0.2 8
-Brightness 0.1 3, Color 0.7 0
-Solarize 0.4 5, AutoContrast 0.9 0
-TranslateY 0.9 9, TranslateY 0.7 9
-AutoContrast 0.9 0, Solarize 0.8 3
-Equalize 0.8 0, Invert 0.1 0
-TranslateY 0.7 9, AutoContrast 0.9 0
-"""
-_SVHN = """
-ShearX 0.9 4, Invert 0.2 0
-ShearY 0.9 8, Invert 0.7 0
-Equalize 0.6 0, Solarize 0.6 6
-Invert 0.9 0, Equalize 0.6 0
-Equalize 0.6 0, Rotate 0.9 3
-ShearX 0.9 4, AutoContrast 0.8 0
-ShearY 0.9 8, Invert 0.4 0
-ShearY 0.9 5, Solarize 0.2 6
-Invert 0.9 0, AutoContrast 0.8 0
-Equalize 0.6 0, Rotate 0.9 3
-ShearX 0.9 4, Solarize 0.3 3
-ShearY 0.8 8, Invert 0.7 0
-Equalize 0.9 0, TranslateY 0.6 6
-Invert 0.9 0, Equalize 0.6 0
-Contrast 0.3 3, Rotate 0.8 4
-Invert 0.8 0, TranslateY 0.0 2
-ShearY 0.7 6, Solarize 0.4 8
-Invert 0.6 0, Rotate 0.8 4
-ShearY 0.3 7, TranslateX 0.9 3
-ShearX 0.1 6, Invert 0.6 0
-Solarize 0.7 2, TranslateY 0.6 7
-ShearY 0.8 4, Invert 0.8 0
-ShearX 0.7 9, TranslateY 0.8 3
-ShearY 0.8 5, AutoContrast 0.7 0
-ShearX 0.7 2, Invert 0.1 0
-"""
-TABLES = {"imagenet": _IMAGENET, "cifar10": _CIFAR10, "svhn": _SVHN}
-
 Entry = tuple[str, float, int]
-"""Operation, probability and bin."""
+"""Operation, probability and bin of 10."""
 
 
-def sub_policies(table: str) -> list[tuple[Entry, ...]]:
-    """Returns the sub-policies of a table of TABLES, two entries each."""
-    lines = [line.split(", ") for line in TABLES[table].split("\n") if line]
-    entries = [[entry.split() for entry in line] for line in lines]
+def sub_policies(policy: str) -> list[tuple[Entry, ...]]:
+    """Returns the 25 sub-policies of "imagenet", "cifar10" or "svhn", two entries each: Cubuk
+    et al. 2018 (https://arxiv.org/abs/1805.09501), tables 7 to 9, as autoaugment.csv has them."""
+    text = (importlib.resources.files(__package__) / "autoaugment.csv").read_text()
+    rows = [row[1:] for row in csv.reader(text.splitlines()) if row[0] == policy]
     return [
-        tuple((name, float(p), int(bin_)) for name, p, bin_ in line) for line in entries
+        tuple((name, float(p), int(bin_)) for name, p, bin_ in (row[:3], row[3:]))
+        for row in rows
     ]
 
 

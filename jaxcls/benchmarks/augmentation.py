@@ -12,7 +12,6 @@ left idle; the time by the clock, which does count it, stands beside it.
 
 import functools
 import importlib.util
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ import scipy.ndimage
 
 from jaxcls import augment
 from jaxcls.augment.kernels.one_operation import Operation
+from jaxcls.data.loader import available_cores
 
 TURNS = 21
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
@@ -127,13 +127,9 @@ def flops(batch: int = 256, side: int = 32) -> None:
     every = list(augment.RandAugment().operations(side, side).values())
     # The dearest two, so that their number alone differs.
     dearest = sorted(every, key=lambda operation: -_flops(operation, images))[:2]
+    per_image = augment.one_operation_per_image
     two, all_of_them = (
-        _flops(
-            lambda rng, x, chosen=chosen: augment.one_operation_per_image(
-                rng, x, chosen
-            ),
-            images,
-        )
+        _flops(lambda rng, x, chosen=chosen: per_image(rng, x, chosen), images)
         for chosen in (dearest, every)
     )
     print(
@@ -170,8 +166,7 @@ def pipeline(batch: int, side: int) -> None:
     compiled = whole.lower(jax.random.key(0), images, targets).compile()
     compiling = time.perf_counter() - start
     calls = {"the lesson's pipeline": with_new_keys(compiled, images, targets)}
-    peer = _torchvision(images)
-    if peer is not None:
+    if peer := _torchvision(images):
         calls["torchvision's on PIL images"] = peer
     taken = medians(calls, 11)
     print(f"\n{batch} x {side} x {side} x 3, uint8 to normalised float32")
@@ -180,14 +175,14 @@ def pipeline(batch: int, side: int) -> None:
             f"  {name:28} {found.clock * 1e3:9.1f} ms {batch / found.clock:12,.0f} img/s"
             f"   cores busy {found.busy * 1e3:9.1f} ms {batch / found.busy:12,.0f} img/s"
         )
-    if peer is None:
-        print("  (torchvision is not installed: nothing to compare with)")
-    else:
+    if peer:
         ours, theirs = taken.values()
         print(
             f"  -> {theirs.busy / ours.busy:.1f} times as fast a core, by the time that cores "
             f"are busy; {theirs.clock / ours.clock / _cores():.1f} times by the clock"
         )
+    else:
+        print("  (torchvision is not installed: nothing to compare with)")
     print(f"  compiled in {compiling:.1f} s")
 
 
@@ -208,7 +203,7 @@ def memory(batch: int = 256, side: int = 224) -> None:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
+    return available_cores() if jax.default_backend() == "cpu" else 1
 
 
 def _torchvision(images: np.ndarray) -> Callable[[], Any] | None:

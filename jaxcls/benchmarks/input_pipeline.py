@@ -19,11 +19,12 @@ import importlib.util
 import itertools
 import multiprocessing
 import operator
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from PIL import Image
 
 from jaxcls.data.encoded_images import DecodedSource
 from jaxcls.data.formats.folder import FileImages
+from jaxcls.data.formats.image_list import Labels
 from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.host_crop import HostRandomResizedCrop
@@ -51,7 +53,7 @@ PEER_PLACES = {"in process": 0, "2 workers": 2}
 """Where PyTorch's loader works -> its number of worker processes."""
 
 
-def photographs(folder: Path) -> list[Path]:
+def find_photographs(folder: Path) -> list[Path]:
     """Returns the JPEG files in a folder and below, sorted.
 
     Raises:
@@ -89,7 +91,7 @@ def make_photographs(folder: Path, number: int = 100) -> list[Path]:
 def files_of(paths: Sequence[Path]) -> FileImages:
     """Returns image files, all of one class."""
     labels = np.zeros(len(paths), np.int32)
-    return FileImages("files", "", map(str, paths), labels, ("photograph",))
+    return FileImages(Labels("files", labels, ("photograph",)), "", map(str, paths))
 
 
 def speed(batches: Iterator[Any], batch_size: int, count: int) -> float:
@@ -103,7 +105,7 @@ def speed(batches: Iterator[Any], batch_size: int, count: int) -> float:
 
 
 def in_turns(
-    measures: dict[str, Callable[[], float]], turns: int = TURNS
+    measures: Mapping[str, Callable[[], float]], turns: int = TURNS
 ) -> dict[str, list[float]]:
     """Returns what each measure gives, turn by turn; a first turn is not counted."""
     values = [
@@ -114,16 +116,15 @@ def in_turns(
 
 
 def compare_speeds(
-    batches: dict[str, Iterator[Any]], batch_size: int, count: int
+    batches: Mapping[str, Iterator[Any]], batch_size: int, count: int
 ) -> dict[str, list[float]]:
     """Measures iterators over batches in turns, prints the median speed of each, and returns
     their speeds, turn by turn."""
-    speeds = in_turns(
-        {
-            name: functools.partial(speed, each, batch_size, count)
-            for name, each in batches.items()
-        }
-    )
+    measures = {
+        name: functools.partial(speed, each, batch_size, count)
+        for name, each in batches.items()
+    }
+    speeds = in_turns(measures)
     for name, values in speeds.items():
         print(f"  {name:32} {statistics.median(values):10,.0f} img/s")
     return speeds
@@ -174,24 +175,21 @@ def torch_loaded(paths: Sequence[Path], workers: int, floats: bool) -> Iterator[
 
     # PyTorch does the same in its worker processes: the arrays are too small for more threads.
     torch.set_num_threads(1)
-    steps: list[Any] = [transforms.RandomResizedCrop(224)]
+    steps: list[Any] = [transforms.RandomResizedCrop(224), transforms.PILToTensor()]
     if floats:
-        steps += [
+        steps[1:] = [
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
-    else:
-        steps += [transforms.PILToTensor()]
     dataset: Any = TorchImages(paths, transforms.Compose(steps))
     sampler = torch.utils.data.RandomSampler(
         dataset, replacement=True, num_samples=10**9
     )
-    return iter(
-        torch.utils.data.DataLoader(
-            dataset, batch_size=BATCH, sampler=sampler, num_workers=workers
-        )
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, sampler=sampler, num_workers=workers
     )
+    return iter(loader)
 
 
 def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
@@ -208,13 +206,10 @@ def compare_photographs(paths: Sequence[Path], count: int = 25) -> None:
             loader = loaded(source, BATCH, workers, threads)
             batches[name] = stack.enter_context(loader)
         for kind, place in itertools.product(PEERS, PEER_PLACES) if peers else ():
-            batches[f"{kind}, {place}"] = torch_loaded(
-                paths, PEER_PLACES[place], floats=PEERS[kind]
-            )
-        print(
-            f"\n{len(paths)} photographs, RandomResizedCrop(224), batches of {BATCH}",
-            flush=True,
-        )
+            peer = torch_loaded(paths, PEER_PLACES[place], floats=PEERS[kind])
+            batches[f"{kind}, {place}"] = peer
+        title = f"{len(paths)} photographs, RandomResizedCrop(224)"
+        print(f"\n{title}, batches of {BATCH}", flush=True)
         found = compare_speeds(batches, BATCH, count)
     overhead = ratio(found["bare, 1 thread"], found["loader, 1 thread"]) - 1
     print(f"  -> the loader takes {overhead:.1%} more time than decoding alone")
@@ -255,22 +250,20 @@ def _compare_threads(title: str, source: Source, batch: int, count: int = 50) ->
     """Prints the speeds of loaders with one thread and with two."""
     print(f"\n{title}, batches of {batch}", flush=True)
     with loaded(source, batch, 0, 1) as one, loaded(source, batch, 0, 2) as two:
-        compare_speeds(
-            {"loader, 1 thread": one, "loader, 2 threads": two}, batch, count
-        )
+        loaders = {"loader, 1 thread": one, "loader, 2 threads": two}
+        compare_speeds(loaders, batch, count)
 
 
 def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:
     """Prints what worker processes keep in memory, after one epoch and after many."""
     source = DecodedSource(files_of(paths[:20]), HostRandomResizedCrop(size=224), 3)
     epoch = len(source) // BATCH
-    batches = TrainBatches(
-        source, seed=0, batch_size=BATCH, num_steps=epoch * (epochs + 1)
-    )
+    steps = epoch * (epochs + 1)
+    batches = TrainBatches(source, seed=0, batch_size=BATCH, num_steps=steps)
     print(f"\nresident memory of {workers} worker processes, {len(source)} photographs")
     with Loader(batches, workers=workers, threads=1) as loader:
         for step, _ in enumerate(loader, 1):
-            if step in (epoch, len(batches)):
+            if step in (epoch, steps):
                 sizes = [
                     f"{resident(child.pid) / 2**20:.0f} MiB"
                     for child in multiprocessing.active_children()
@@ -281,9 +274,8 @@ def memory(paths: Sequence[Path], epochs: int = 50, workers: int = 2) -> None:
 
 def resident(pid: int) -> int:
     """Returns the bytes of memory that a process keeps (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -292,16 +284,12 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m jaxcls.benchmark input",
         description="Measures how fast images are loaded on this machine.",
     )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="a folder of JPEG photographs (default: made from scikit-learn's two)",
-    )
+    about = "a folder of JPEG photographs (default: made from scikit-learn's two)"
+    parser.add_argument("--images", type=Path, metavar="DIR", help=about)
     folder = parser.parse_args(argv).images
     print(f"{available_cores()} cores")
     with tempfile.TemporaryDirectory() as scratch:
-        paths = photographs(folder) if folder else make_photographs(Path(scratch))
+        paths = find_photographs(folder) if folder else make_photographs(Path(scratch))
         compare_photographs(paths)
         compare_records(Path(scratch) / "256", 256, 400, 64)
         compare_records(Path(scratch) / "32", 32, 20_000, 512)

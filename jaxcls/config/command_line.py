@@ -3,8 +3,10 @@
 --config FILE[:dataset] --config.optimizer.learning_rate=3e-4 --workdir runs/mine
 """
 
+import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,6 +95,43 @@ def parse(argv: Sequence[str], allowed: Sequence[str] = FLAGS) -> Command | None
     run = f"{Path(path).stem}-{dataset or type(config.data).__name__.lower()}"
     workdir = Path(given.get("workdir", Path("runs", run)))
     return Command(config, workdir, fresh="fresh" in given, dry_run="dry_run" in given)
+
+
+def recipe_parser(
+    name: str, options: str, description: str, epilog: str = ""
+) -> argparse.ArgumentParser:
+    """Returns a parser for the options of a command that reads a recipe and does not train it.
+
+    Args:
+      name: of the command.
+      options: its own, as its usage shows them.
+      description: what it does.
+      epilog: what else --help says.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m jaxcls.{name}",
+        usage=f"%(prog)s --config FILE[:DATASET] [--config.OPTION=VALUE ...] {options}",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+    )
+
+
+def parse_with_recipe(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, Config]:
+    """Returns the options that a parser knows, and the config that the others make.
+
+    Where these ask for help, it prints that and exits, as argparse does.
+
+    Raises:
+      UserError: for whatever is wrong with the others or with the recipe.
+    """
+    given, recipe = parser.parse_known_args(argv)
+    command = parse(recipe, OF_RECIPE)
+    if command is None:
+        sys.exit(0)
+    return given, command.config
 
 
 def _split(

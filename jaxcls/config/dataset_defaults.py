@@ -15,20 +15,15 @@ import dataclasses
 from typing import Literal, TypeVar
 
 from jaxcls.augment import HorizontalFlip, Normalize, RandomCrop, Resize, Transform
-from jaxcls.data import (
-    CenterSquare,
-    Dataset,
-    HostRandomResizedCrop,
-    Synthetic,
-    create_dataset,
-)
+from jaxcls.data import Dataset, Synthetic, create_dataset
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.host_crop import Interpolation
+from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop, Interpolation
 
 Value = TypeVar("Value")
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 """Mean and standard deviation of red, green and blue, in 0..1. Nearly all published networks
 normalise photographs by ImageNet's; other photographs are close to them."""
 
@@ -41,7 +36,7 @@ class DatasetDefaults:
       dataset: its name, a key of jaxcls.data.DATASETS.
       pixels: height and width of all its images; None for photographs, which have all sizes.
       mean: mean of the grey levels, in 0..1, a value for each channel.
-      std: standard deviation of the grey levels, likewise.
+      std: standard deviation of the grey levels, in 0..1, a value for each channel.
       mirrors: whether a mirrored image is still one of its class; a mirrored digit is not.
     """
 
@@ -53,8 +48,8 @@ class DatasetDefaults:
 
     @property
     def is_digits(self) -> bool:
-        """Whether it is the embedded dataset of 1,437 digits, on which every recipe runs as it
-        is. They are so few and small that recipes train them in a way of their own."""
+        """Whether this is the embedded dataset of 1,437 digits, with which every recipe runs as
+        typed. The digits are so few and small that recipes train on them in their own way."""
         return self.dataset == "digits"
 
     @property
@@ -130,9 +125,8 @@ class DatasetDefaults:
     def enlarged(self, at_least: int) -> tuple[Transform, ...]:
         """Returns the transform that enlarges small images to the least size that a network
         takes, if they need it."""
-        if self.pixels is None or self.pixels >= at_least:
-            return ()
-        return (Resize(size=at_least),)
+        is_smaller = self.pixels is not None and self.pixels < at_least
+        return (Resize(size=at_least),) if is_smaller else ()
 
     def reduced(self, size: int) -> tuple[Transform, ...]:
         """Returns the transform that reduces photographs, for a recipe that trains with smaller
@@ -146,9 +140,7 @@ _SMALL = {
     "mnist": DatasetDefaults("mnist", 28, (0.1307,), (0.3081,), mirrors=False),
     "fashion_mnist": DatasetDefaults("fashion_mnist", 28, (0.2860,), (0.3530,)),
     "cifar10": DatasetDefaults("cifar10", 32, *CIFAR10),
-    "cifar100": DatasetDefaults(
-        "cifar100", 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    ),
+    "cifar100": DatasetDefaults("cifar100", 32, *CIFAR100),
 }
 
 
@@ -157,9 +149,9 @@ def dataset_defaults(dataset: str, *, small: int | None = None) -> DatasetDefaul
 
     Args:
       dataset: the argument of a recipe, a key of jaxcls.data.DATASETS.
-      small: for recipes of small images: reduces photographs to so many pixels a side and
-        treats them like CIFAR-10's images, which some keep in a folder. None takes them as
-        photographs.
+      small: for recipes of small images: reduces photographs to this many pixels a side and
+        treats them like CIFAR-10's images, which some people keep in a folder. None takes
+        them as photographs.
 
     Raises:
       UserError: for an unknown name.

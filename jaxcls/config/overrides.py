@@ -23,16 +23,13 @@ NOT_GIVEN: Any = ...
 
 
 class Option(NamedTuple):
-    """An option of a config: the node that has it, its name there, and its annotation."""
+    """An option of a config: the node that has it, its name there, its annotation, and what it
+    was set to when it was found."""
 
     owner: Any
     name: str
     hint: Any
-
-    @property
-    def value(self) -> Any:
-        """What it is set to."""
-        return getattr(self.owner, self.name)
+    value: Any
 
     def set(self, value: Any) -> None:
         """Sets it."""
@@ -44,8 +41,8 @@ def find_option(config: Any, path: str) -> Option | None:
     no such option."""
     owner_path, _, name = path.rpartition(".")
     owner = dict(nodes(config)).get(owner_path)
-    known = {} if owner is None else hints(type(owner))
-    return Option(owner, name, known[name]) if name in known else None
+    hint = None if owner is None else hints(type(owner)).get(name)
+    return None if hint is None else Option(owner, name, hint, getattr(owner, name))
 
 
 def override(config: Any, path: str, text: str) -> None:
@@ -66,14 +63,13 @@ def override(config: Any, path: str, text: str) -> None:
 def apply_overrides(config: Any, overrides: Sequence[tuple[str, str]]) -> None:
     """Sets options of a config, [(path, value as typed)], in place.
 
-    All kinds are chosen first, so that the options of a kind may stand before its choice. What
-    a kind needs and is not given becomes NOT_GIVEN: see check_given().
+    Kinds are chosen first, so that an option of a kind may stand before the choice of the kind.
+    An option that a kind needs and nobody has given is NOT_GIVEN: see check_given().
 
     Raises:
       UserError: if there is no such option, or a text is not of its type.
     """
     typed = dict(overrides)  # the last value of each path
-    last = {path: index for index, (path, _) in enumerate(overrides)}
     chosen = []
     # A part may lie within another: the outer one comes first.
     for path in sorted(typed, key=lambda path: path.count(".")):
@@ -82,13 +78,12 @@ def apply_overrides(config: Any, overrides: Sequence[tuple[str, str]]) -> None:
             _choose(option, path, typed[path], kinds)
             chosen.append(path)
     for index, (path, text) in enumerate(overrides):
-        removed_later = any(
-            path.startswith(f"{part}.")
-            and typed[part].lower() == "none"
-            and index < last[part]
+        later = dict(overrides[index:])
+        is_removed = any(
+            path.startswith(f"{part}.") and later.get(part, "").lower() == "none"
             for part in chosen
         )
-        if path not in chosen and not removed_later:
+        if path not in chosen and not is_removed:
             _set(config, path, text)
 
 
@@ -111,8 +106,8 @@ def _choose(
 ) -> None:
     """Replaces a part of a config by one of another kind.
 
-    The new part keeps the options that both kinds have and the recipe has set. What it needs
-    besides is NOT_GIVEN.
+    The new part keeps the options that both kinds have and the recipe has set. Whatever else it
+    needs is NOT_GIVEN.
     """
     names = {known.lower(): known for known in kinds}
     if text.lower() not in names:
@@ -188,8 +183,7 @@ def _choice_before(config: Any, path: str) -> str:
 
 def _suggestion(path: str, known: Iterable[str]) -> str:
     """Suggests an option, by its whole path or by its last part."""
-    known = list(known)
-    by_last = {path.rpartition(".")[2]: path for path in reversed(known)}
+    by_last = {path.rpartition(".")[2]: path for path in reversed([*known])}
     last = closest(path.rpartition(".")[2], by_last)
-    found = closest(path, known) or (by_last[last] if last else None)
+    found = closest(path, known) or by_last.get(last or "")
     return f" Did you mean '{found}'?" if found else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from jaxcls.config.tree import Config
 from jaxcls.data.order import steps_per_epoch
-from jaxcls.duration import Duration, RunLength
+from jaxcls.duration import RunLength
 from jaxcls.errors import UserError
 
 
@@ -32,7 +32,6 @@ class Plan:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        assert self.run.total_steps is not None
         return self.run.total_steps
 
     @property
@@ -95,27 +94,11 @@ def plan(config: Config, num_train: int) -> Plan:
             schedule.factor(run)  # raises where the warm-up does not fit
     if config.ema is not None:
         config.ema.share(run)  # raises where the run has no update of the average
-    every = (
-        _one_or_more("evaluation.every", config.evaluation.every, run),
-        _one_or_more("checkpoint.every", config.checkpoint.every, run),
-        _one_or_more("log.every", config.log.every, run),
-    )
+    evaluate = config.evaluation.every.one_step_or_more("evaluation.every", run)
+    save = config.checkpoint.every.one_step_or_more("checkpoint.every", run)
+    log = config.log.every.one_step_or_more("log.every", run)
     patience = None
-    if config.stop_early is not None:
-        patience = _one_or_more("stop_early.patience", config.stop_early.patience, run)
-    return Plan(run, *every, min(config.steps_per_call, total, *every), patience)
-
-
-def _one_or_more(name: str, duration: Duration, run: RunLength) -> int:
-    """Returns a duration in steps.
-
-    Raises:
-      UserError: if it is less than one.
-    """
-    steps = duration.to_steps(run)
-    if steps < 1:
-        raise UserError(
-            f"{name} of {duration} is less than one step ({run.steps_per_epoch} steps are an "
-            "epoch)."
-        )
-    return steps
+    if (stop := config.stop_early) is not None:
+        patience = stop.patience.one_step_or_more("stop_early.patience", run)
+    steps_per_call = min(config.steps_per_call, total, evaluate, save, log)
+    return Plan(run, evaluate, save, log, steps_per_call, patience)

@@ -1,11 +1,9 @@
 """Loads a recipe: a Python file with get_config(dataset) -> Config."""
 
-import contextlib
 import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -31,10 +29,11 @@ def load_recipe(path: str, dataset: str) -> Config:
     module = ModuleType(loader.name)
     module.__file__ = path
     sys.modules[loader.name] = module  # where dataclasses look up their annotations
+    parent = str(Path(path).absolute().parent.parent)
+    sys.path.insert(0, parent)
     try:
-        with _importable(Path(path).absolute().parent.parent):
-            loader.exec_module(module)
-            config = module.get_config(dataset) if dataset else module.get_config()
+        loader.exec_module(module)
+        config = module.get_config(dataset) if dataset else module.get_config()
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -42,6 +41,8 @@ def load_recipe(path: str, dataset: str) -> Config:
         raise UserError(
             f"the recipe {path} fails{_line_of(path, error)}: {type(error).__name__}: {reason}"
         ) from None
+    finally:
+        sys.path.remove(parent)
     if not isinstance(config, Config):
         raise UserError(
             f"get_config of {path} must return a jaxcls.config.Config, not "
@@ -76,16 +77,6 @@ def _line_of(path: str, error: BaseException) -> str:
         if os.path.exists(file) and os.path.samefile(file, path):
             return f", line {frame.lineno}"
     return ""
-
-
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Makes the packages in a folder importable."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def unshared(node: Any) -> Any:

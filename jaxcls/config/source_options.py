@@ -52,14 +52,9 @@ def describe(name: str) -> str:
 
 def reworded(message: str) -> str:
     """Turns a message about the data of a recipe into one about --source."""
-    for theirs, ours in (
-        ("--config.data.", "--source."),
-        ("--config.", "--source."),
-        ("the recipe has no option", "the dataset has no option"),
-        ("--help with --config lists all", "--help with --source lists all"),
-    ):
-        message = message.replace(theirs, ours)
-    return message
+    message = re.sub(r"--config\.(data\.)?", "--source.", message)
+    message = message.replace("the recipe has no option", "the dataset has no option")
+    return message.replace("--help with --config", "--help with --source")
 
 
 def _is_of_training(option: str) -> bool:

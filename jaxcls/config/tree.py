@@ -132,7 +132,7 @@ class SAM:
 
 @dataclasses.dataclass(kw_only=True)
 class Distillation:
-    """Learns from a teacher's logits besides the labels (Hinton et al. 2015,
+    """Learns from a teacher's logits as well as from the labels (Hinton et al. 2015,
     https://arxiv.org/abs/1503.02531, section 2). The teacher sees the same augmented images.
 
     Attributes:

@@ -1,15 +1,10 @@
-"""Checks a config by itself: types, ranges, and the rules between options."""
+"""Checks a config alone: types, ranges, and the rules between options."""
 
+import itertools
 from collections.abc import Sequence
 
-from jaxcls.augment import (
-    Growing,
-    Normalize,
-    RandomErasing,
-    Scheduled,
-    Staged,
-    Transform,
-)
+from jaxcls.augment import Normalize, RandomErasing, Transform
+from jaxcls.augment.schedule import Growing, Scheduled, Staged
 from jaxcls.config.tree import Config
 from jaxcls.data.host_crop import HostRandomResizedCrop
 from jaxcls.errors import UserError, did_you_mean
@@ -18,7 +13,7 @@ from jaxcls.options import check, nodes
 
 
 def validate(config: Config) -> None:
-    """Checks a config by itself, before data or devices are touched.
+    """Checks a config alone, before data or devices are touched.
 
     Raises:
       UserError: for a value of the wrong type, out of range, or at odds with another.
@@ -34,36 +29,32 @@ def validate(config: Config) -> None:
     _check_placement(config)
     _check_transforms("augment", config.augment)
     _check_transforms("eval_transform", config.eval_transform)
-    for transform in config.eval_transform:
-        if transform.random:
-            raise UserError(
-                f"eval_transform contains {type(transform).__name__}, which is random: an "
-                "evaluation must give the same number each time. Move it to augment."
-            )
+    random = [type(one).__name__ for one in config.eval_transform if one.random]
+    if random:
+        raise UserError(
+            f"eval_transform contains {random[0]}, which is random: an evaluation must give "
+            "the same number each time. Move it to augment."
+        )
 
 
 def _check_batch(config: Config) -> None:
-    """Checks that a batch can be divided as other options ask for."""
-    batch_size, group = config.batch_size, config.model.bn_group
-    if group is not None and batch_size % group:
-        raise UserError(
-            f"model.bn_group {group} does not divide batch_size {batch_size}: choose a "
-            "divisor, or None for statistics of the whole batch."
-        )
-    if batch_size % config.data.sampling.repeats:
-        raise UserError(
-            f"data.sampling.repeats {config.data.sampling.repeats} does not divide batch_size "
-            f"{batch_size}: each record of a batch comes so many times."
-        )
-    if batch_size % config.accumulate:
-        raise UserError(
-            f"accumulate {config.accumulate} does not divide batch_size {batch_size}."
-        )
-    part = batch_size // config.accumulate
+    """Checks that a batch can be divided as other options ask."""
+    batch_size, accumulate = config.batch_size, config.accumulate
+    for option, divisor in (
+        ("accumulate", accumulate),
+        ("data.sampling.repeats", config.data.sampling.repeats),
+    ):
+        if batch_size % divisor:
+            raise UserError(
+                f"{option} {divisor} does not divide batch_size {batch_size}: choose a divisor."
+            )
+    part, group = batch_size // accumulate, config.model.bn_group
     if group is not None and part % group:
+        images = f"the {part} images of each of the {accumulate} parts (accumulate)"
         raise UserError(
-            f"model.bn_group {group} does not divide the {part} images of which "
-            f"accumulate={config.accumulate} makes one part: choose a divisor, or None."
+            f"model.bn_group {group} does not divide "
+            f"{f'batch_size {batch_size}' if accumulate == 1 else images}: choose a divisor, "
+            "or None for statistics of all of them."
         )
 
 
@@ -109,7 +100,7 @@ def _check_metrics(config: Config) -> None:
 
 
 def _check_placement(config: Config) -> None:
-    """Checks that images which stay on the devices are not to be cropped anew on the host."""
+    """Checks that the host need not crop images again that stay on the devices."""
     if config.data.placement != "device":
         return
     for path, node in nodes(config.data, "data"):
@@ -124,35 +115,34 @@ def _check_placement(config: Config) -> None:
 
 def _check_transforms(option: str, transforms: Sequence[Transform]) -> None:
     """Checks that Normalize stands once, and that what works on grey levels gets them."""
-    if sum(isinstance(transform, Normalize) for transform in transforms) != 1:
+    inner = [_unwrapped(transform) for transform in transforms]
+    ends = [index for index, one in enumerate(inner) if isinstance(one, Normalize)]
+    if len(ends) != 1:
         raise UserError(
             f"{option} must contain Normalize exactly once: the network takes normalised "
             "floats, not grey levels."
         )
-    # The first transform that leaves something other than whole grey levels 0..255.
-    end: Transform | None = None
-    for transform in map(_unwrapped, transforms):
-        kind, end_kind = type(transform).__name__, type(end).__name__
-        if transform.on_grey_levels and isinstance(end, Normalize):
+    end = ends[0]
+    for transform in inner[end:]:
+        if transform.on_grey_levels:
+            kind = type(transform).__name__
             raise UserError(
-                f"{option} has {kind} after Normalize, but {kind} works on grey levels "
-                "0..255: put Normalize behind it."
+                f"{option} has {kind} after Normalize, but {kind} works on grey levels 0..255: "
+                "put Normalize behind it."
             )
-        if transform.on_grey_levels and end is not None:
+    for transform in inner[:end]:
+        if isinstance(transform, RandomErasing) and transform.fill != "constant":
             raise UserError(
-                f"{option} has {end_kind} before {kind}, but {kind} works on whole grey levels "
-                f"0..255, which {end_kind} does not leave: move {end_kind} behind Normalize."
+                f"{option} has RandomErasing(fill={transform.fill!r}) before Normalize, but its "
+                "colours are drawn with mean 0 and deviation 1: move it behind Normalize."
             )
-        if isinstance(transform, Normalize):
-            end = transform
-        elif not isinstance(end, Normalize):
-            if isinstance(transform, RandomErasing) and transform.fill != "constant":
-                raise UserError(
-                    f"{option} has {kind}(fill={transform.fill!r}) before Normalize, but its "
-                    "colours are drawn with mean 0 and deviation 1: move it behind Normalize."
-                )
-            if not transform.keeps_grey_levels:
-                end = transform
+    for first, second in itertools.combinations(inner[:end], 2):
+        if second.on_grey_levels and not first.keeps_grey_levels:
+            early, late = type(first).__name__, type(second).__name__
+            raise UserError(
+                f"{option} has {early} before {late}, but {late} works on whole grey levels "
+                f"0..255, which {early} does not leave: move {early} behind Normalize."
+            )
 
 
 def _unwrapped(transform: Transform) -> Transform:

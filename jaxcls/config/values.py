@@ -14,7 +14,7 @@ WORDS = {"none": None, "true": True, "false": False}
 
 
 def parse_value(text: str, hint: Any, name: str) -> Any:
-    """Returns the first reading of a text that is of a type. Its range is not checked.
+    """Reads a text as a value of a type. Does not check the range of the value.
 
     Args:
       text: for example "3e-4", "None", "(0.8, 0.95)", "20 epochs".
@@ -22,7 +22,7 @@ def parse_value(text: str, hint: Any, name: str) -> Any:
       name: of the option, for messages.
 
     Raises:
-      UserError: if no reading of the text is of the type.
+      UserError: if the text cannot be read as a value of the type.
     """
     for reading in _readings(text):
         if allows(hint, reading):
@@ -51,7 +51,7 @@ def _readings(text: str) -> Iterator[Any]:
 
 
 def _elements(text: str) -> tuple[Any, ...] | None:
-    """Returns the elements of a text like "(1, 2)", None if it is no such text."""
+    """Returns the elements of a text like "(1, 2)", None for any other text."""
     try:
         elements = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
@@ -60,7 +60,7 @@ def _elements(text: str) -> tuple[Any, ...] | None:
 
 
 def _objection(text: str, hint: Any) -> str:
-    """Returns what is wrong with a text of which no reading is of a type."""
+    """Returns what is wrong with a text that cannot be read as a value of a type."""
     if not can_be_typed(hint):
         emptied = "; '()' makes it empty" if allows(hint, ()) else ""
         return f": this option can only be set in the recipe{emptied}."

@@ -12,12 +12,7 @@ from jaxcls.data.formats.records import Records
 from jaxcls.data.formats.synthetic import Synthetic
 from jaxcls.data.formats.tfds import Tfds
 from jaxcls.data.formats.webtar import WebTar
-from jaxcls.data.host_crop import (
-    Canvas,
-    CenterSquare,
-    HostRandomResizedCrop,
-    Letterbox,
-)
+from jaxcls.data.host_crop import Canvas, CenterSquare, HostRandomResizedCrop, Letterbox
 from jaxcls.data.mixture import Mixture
 from jaxcls.data.sampling import Sampling
 from jaxcls.data.sources import ArraySource, Record, Source

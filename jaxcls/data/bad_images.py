@@ -4,6 +4,7 @@ The processes that load only mask the rows (jaxcls/data/loader.py). The trainer 
 image once and counts them; too many end the run.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,30 +16,25 @@ NAMED = 5
 """How many images the message names when there are too many."""
 
 
+@dataclasses.dataclass(eq=False)
 class BadImages:
-    """The bad images of one split that this process has met."""
+    """The bad images of one split that this process has met.
 
-    def __init__(
-        self,
-        source: Source,
-        split: Split,
-        *,
-        say: Callable[[str], None] = print,
-    ):
-        """Begins with none.
+    Attributes:
+      source: the split.
+      split: its name, for messages.
+      say: takes a line for each image.
+      reasons: of the images met so far: record -> a sentence.
+    """
 
-        Args:
-          source: the split.
-          split: its name, for messages.
-          say: takes a line for each image.
-        """
-        self._source = source
-        self._split = split
-        self._say = say
-        self._reasons: dict[int, str] = {}
+    source: Source
+    split: Split
+    _: dataclasses.KW_ONLY
+    say: Callable[[str], None] = print
+    reasons: dict[int, str] = dataclasses.field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
-        return len(self._reasons)
+        return len(self.reasons)
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yields the batches of a Loader unchanged, looking at each.
@@ -61,27 +57,28 @@ class BadImages:
         """
         bad = batch["id"][~batch["mask"] & (batch["id"] >= 0)]
         for index in map(int, np.unique(bad)):
-            if index in self._reasons:
+            if index in self.reasons:
                 continue
             # It may have become readable since; the row was left out all the same.
-            reason = self._source.explain(index) or (
-                f"record {index} of {self._source!r}: it could not be read at first."
+            reason = self.source.explain(index) or (
+                f"record {index} of {self.source!r}: it could not be read at first."
             )
-            self._reasons[index] = reason
-            self._say(f"left out, a bad image of the {self._split} split: {reason}")
+            self.reasons[index] = reason
+            self.say(f"left out, a bad image of the {self.split} split: {reason}")
             self._check()
 
     def _check(self) -> None:
-        count, size = len(self._reasons), len(self._source)
-        if count <= self._source.max_bad_share * size:
+        count, size = len(self.reasons), len(self.source)
+        if count <= self.source.max_bad_share * size:
             return
-        reasons = list(self._reasons.values())
-        more = [f"and {count - NAMED} more"] if count > NAMED else []
+        lines = list(self.reasons.values())
+        if count > NAMED:
+            lines[NAMED:] = [f"and {count - NAMED} more"]
         raise UserError(
-            f"{count} of the {size} images of the {self._split} split are bad so far "
+            f"{count} of the {size} images of the {self.split} split are bad so far "
             f"({count / size:.2%}), more than data.max_bad_share allows "
-            f"({self._source.max_bad_share:.2%}):\n    "
-            + "\n    ".join([*reasons[:NAMED], *more])
+            f"({self.source.max_bad_share:.2%}):\n    "
+            + "\n    ".join(lines)
             + "\n  Mend or remove them (python -m jaxcls.prepare check finds all), or raise "
             "data.max_bad_share."
         )

@@ -252,9 +252,8 @@ def _what_it_is(data: bytes) -> str:
         return f"it is a JPEG file that is cut off or damaged in its header; {begin}"
     unread = None
     if data[4:8] == b"ftyp":  # a box of the container that HEIC, AVIF and MP4 share
-        brands = data[8:64]
-        kinds = ((b"avif", "an AVIF"), (b"hei", "a HEIC"), (b"mif1", "a HEIC"))
-        unread = next((kind for brand, kind in kinds if brand in brands), None)
+        kinds = {b"avif": "an AVIF", b"hei": "a HEIC", b"mif1": "a HEIC"}
+        unread = next((kinds[brand] for brand in kinds if brand in data[8:64]), None)
     elif b"<svg" in data[:1000] and data.lstrip().startswith(b"<"):
         unread = "an SVG"
     if unread is not None:
@@ -296,6 +295,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             "which are black and white."
         )
     return image
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Returns a Pillow image of uint8 [height, width, 1 or 3]."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:

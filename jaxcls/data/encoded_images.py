@@ -82,35 +82,35 @@ class Images(Dataset):
 
     def source(self, split: Split) -> Source:
         """Opens one split, whose images are decoded when a batch asks for them."""
-        source = DecodedSource(
+        return DecodedSource(
             self.encoded(split),
             self.canvas if split == "train" else self.canvas.evaluation(),
             self.channels,
             self.on_bad_image,
             self.cache_mb,
+            self.max_bad_share,
         )
-        source.max_bad_share = self.max_bad_share
-        return source
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class DecodedSource(Source):
-    """Encoded images, decoded and cropped to squares when they are asked for."""
+    """Encoded images, decoded and cropped to squares when they are asked for.
 
-    def __init__(
-        self,
-        encoded: Encoded,
-        canvas: Canvas,
-        channels: int,
-        on_bad_image: OnBadImage = "raise",
-        cache_mb: int = 0,
-    ):
-        """Wraps `encoded`; nothing is read yet. The other arguments are those of Images."""
-        self.encoded = encoded
-        self.class_names = encoded.class_names
-        self.canvas = canvas
-        self.channels = channels
-        self.on_bad_image = on_bad_image
-        self._cache = _Cache(cache_mb * 2**20)
+    Attributes:
+      encoded: the images as they lie in files; a batch reads its own.
+      canvas, channels, on_bad_image, cache_mb, max_bad_share: as the options of Images.
+    """
+
+    encoded: Encoded
+    canvas: Canvas
+    channels: int
+    on_bad_image: OnBadImage = "raise"
+    cache_mb: int = 0
+    max_bad_share: float = MAX_BAD_SHARE
+
+    def __post_init__(self) -> None:
+        self.class_names = self.encoded.class_names
+        self._cache = _Cache(self.encoded, self.cache_mb * 2**20)
 
     @property  # a copy would be pickled once more where `encoded` is pickled as its path
     def labels(self) -> np.ndarray:  # type: ignore[override]
@@ -145,7 +145,8 @@ class DecodedSource(Source):
             zip(indices.tolist(), row_seeds.tolist(), strict=True)
         ):
             try:
-                images[row] = self.canvas.place(self._read(index), self.channels, seed)
+                data = self._cache.read(index)
+                images[row] = self.canvas.place(data, self.channels, seed)
             except (BadImage, OSError) as error:
                 if self.on_bad_image == "raise":
                     raise RuntimeError(
@@ -159,18 +160,10 @@ class DecodedSource(Source):
         """Returns a sentence with the path of a bad record and the reason; None if it is good."""
         try:
             # Decodes the whole image: a random crop may miss the damage.
-            self.canvas.evaluation().place(self._read(index), self.channels, 0)
+            self.canvas.evaluation().place(self._cache.read(index), self.channels, 0)
         except (BadImage, OSError) as error:
             return self._complaint(index, error)
         return None
-
-    def _read(self, index: int) -> bytes:
-        """Returns the bytes of one image, from the cache if it has them."""
-        data = self._cache.get(index)
-        if data is None:
-            data = self.encoded.read(index)
-            self._cache.put(index, data)
-        return data
 
     def _complaint(self, index: int, error: BadImage | OSError) -> str:
         """Returns "<path>: <reason>." """
@@ -184,28 +177,30 @@ class DecodedSource(Source):
 
 
 class _Cache:
-    """Keeps the first files that come in memory, up to a number of bytes.
+    """Reads files, and keeps the first that come in memory, up to a number of bytes.
 
     An epoch reads every record once, in another order each time: which files stay does not
     matter, and replacing one would only cost time. Several threads may use the cache. A worker
     process begins with an empty one.
     """
 
-    def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
+    def __init__(self, encoded: Encoded, max_bytes: int):
+        self.encoded, self.max_bytes = encoded, max_bytes
         self.num_bytes = 0
         self._files: dict[int, bytes] = {}
         self._lock = threading.Lock()
 
-    def get(self, index: int) -> bytes | None:
-        return self._files.get(index)
-
-    def put(self, index: int, data: bytes) -> None:
+    def read(self, index: int) -> bytes:
+        """Returns the bytes of one file."""
+        if index in self._files:
+            return self._files[index]
+        data = self.encoded.read(index)
         with self._lock:
             fits = self.num_bytes + len(data) <= self.max_bytes
             if fits and index not in self._files:
                 self._files[index] = data
                 self.num_bytes += len(data)
+        return data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Cache, (self.max_bytes,)
+        return _Cache, (self.encoded, self.max_bytes)

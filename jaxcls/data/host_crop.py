@@ -83,7 +83,7 @@ class CenterSquare(Canvas):
     interpolation: Interpolation = "bilinear"
 
     def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
-        image = _image(decode.decode(data, channels=channels))
+        image = decode.image_of(decode.decode(data, channels=channels))
         short, long = sorted(image.size)
         new_short = round(self.size / self.crop)
         new_long = new_short * long // short
@@ -155,7 +155,7 @@ class HostRandomResizedCrop(Canvas):
         )
         side = (self.size, self.size)
         resample = _filter(self.interpolation)
-        return decode.pixels_of(_image(cut).resize(side, resample, box=part))
+        return decode.pixels_of(decode.image_of(cut).resize(side, resample, box=part))
 
     def evaluation(self) -> CenterSquare:
         return CenterSquare(
@@ -180,7 +180,7 @@ class Letterbox(Canvas):
     interpolation: Interpolation = "bilinear"
 
     def place(self, data: bytes, channels: int, seed: int) -> np.ndarray:
-        image = _image(decode.decode(data, channels=channels))
+        image = decode.image_of(decode.decode(data, channels=channels))
         long = max(image.size)
         width = max(round(image.width * self.size / long), 1)
         height = max(round(image.height * self.size / long), 1)
@@ -239,11 +239,6 @@ def random_box(
     box_width = min(width, max(round(height * ratio[1]), 1))
     top, left = (height - box_height) // 2, (width - box_width) // 2
     return Box(top, left, box_height, box_width)
-
-
-def _image(pixels: np.ndarray) -> Image.Image:
-    """Returns a Pillow image of uint8 [height, width, 1 or 3]."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _filter(interpolation: Interpolation) -> Image.Resampling:

@@ -15,6 +15,9 @@ A batch has four arrays, one row each for what this host loads:
 This file uses NumPy alone: a worker process never initialises a JAX backend.
 """
 
+import contextlib
+import dataclasses
+import math
 import os
 from collections.abc import Iterator
 
@@ -108,70 +111,62 @@ def padded_rows(batch_size: int, multiple: int) -> int:
     return -(-batch_size // multiple) * multiple
 
 
+@dataclasses.dataclass(eq=False)
 class TrainBatches:
     """The training set as a sequence of batches: element k holds this host's rows of step k.
 
     Row r of a step is the same record, and has the same seed, whatever the number of hosts.
+
+    Attributes:
+      source: the training set, after sampling.limit.
+      seed: the run's seed.
+      batch_size: images in a step over all hosts.
+      num_steps: length of the sequence.
+      sampling: how records are drawn; by default each once an epoch.
+      host: this host, 0 <= host < num_hosts.
+      num_hosts: hosts that train together.
+
+    Raises:
+      ValueError: if the batch is larger than the training set or does not divide into equal
+        parts for the hosts, or for the copies of a record.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        seed: int,
-        batch_size: int,
-        num_steps: int,
-        sampling: Sampling | None = None,
-        host: int = 0,
-        num_hosts: int = 1,
-    ):
-        """Makes the sequence for host `host` of `num_hosts`.
+    source: Source
+    _: dataclasses.KW_ONLY
+    seed: int
+    batch_size: int
+    num_steps: int
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    host: int = 0
+    num_hosts: int = 1
 
-        Args:
-          source: the training set, after sampling.limit.
-          seed: the run's seed.
-          batch_size: images in a step over all hosts.
-          num_steps: length of the sequence.
-          sampling: how records are drawn; None takes each once an epoch.
-          host: this host, 0 <= host < num_hosts.
-          num_hosts: hosts that train together.
-
-        Raises:
-          ValueError: if the batch is larger than the training set or does not divide into
-            equal parts for the hosts, or for the copies of a record.
-        """
-        if batch_size > len(source):
+    def __post_init__(self) -> None:
+        size, repeats = self.batch_size, self.sampling.repeats
+        if size > len(self.source):
             raise ValueError(
-                f"batch_size {batch_size} is larger than {source!r}: use at most "
-                f"{len(source)}."
+                f"batch_size {size} is larger than {self.source!r}: use at most "
+                f"{len(self.source)}."
             )
-        if batch_size % num_hosts:
+        if size % self.num_hosts:
             raise ValueError(
-                f"batch_size {batch_size} does not divide among {num_hosts} hosts."
+                f"batch_size {size} does not divide among {self.num_hosts} hosts."
             )
-        sampling = sampling or Sampling()
-        if batch_size % sampling.repeats:
+        if size % repeats:
             raise ValueError(
-                f"batch_size {batch_size} is no multiple of data.sampling.repeats "
-                f"{sampling.repeats}."
+                f"batch_size {size} is no multiple of data.sampling.repeats {repeats}."
             )
-        self.source = source
-        self.seed = seed
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self._repeats = sampling.repeats
-        self._strata = strata_of(source, sampling)
-        rows = batch_size // num_hosts
-        self.host_rows = slice(host * rows, (host + 1) * rows)
+        self._strata = strata_of(self.source, self.sampling)
+        rows = size // self.num_hosts
+        self.host_rows = slice(self.host * rows, (self.host + 1) * rows)
 
     def __len__(self) -> int:
         return self.num_steps
 
     def ids(self, step: int) -> np.ndarray:
         """Returns the records of this host's rows of step `step`: int64 [rows]."""
-        size, strata = len(self.source), self._strata
+        size, strata, repeats = len(self.source), self._strata, self.sampling.repeats
         ids = order.record_ids(
-            self.seed, step, self.batch_size, size, strata=strata, repeats=self._repeats
+            self.seed, step, self.batch_size, size, strata=strata, repeats=repeats
         )
         return ids[self.host_rows]
 
@@ -180,37 +175,33 @@ class TrainBatches:
         return load_rows(self.source, self.ids(step), seeds)
 
 
+@dataclasses.dataclass(eq=False)
 class EvalBatches:
     """A split in its own order, every record in exactly one batch.
 
     All batches have `rows` rows on this host. Rows beyond the last record are zeros with mask
     False.
+
+    Attributes:
+      source: the records, at least one.
+      batch_size: records in a batch over all hosts.
+      rows_multiple: the rows of a batch are padded to a multiple of this (the number of devices
+        over all hosts, itself a multiple of num_hosts).
+      host: this host, 0 <= host < num_hosts.
+      num_hosts: hosts that evaluate together.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        batch_size: int,
-        rows_multiple: int = 1,
-        host: int = 0,
-        num_hosts: int = 1,
-    ):
-        """Makes the sequence for host `host` of `num_hosts`.
+    source: Source
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    rows_multiple: int = 1
+    host: int = 0
+    num_hosts: int = 1
 
-        Args:
-          source: the records, at least one.
-          batch_size: records in a batch over all hosts.
-          rows_multiple: the rows of a batch are padded to a multiple of this (the number of
-            devices over all hosts, itself a multiple of num_hosts).
-          host: this host, 0 <= host < num_hosts.
-          num_hosts: hosts that evaluate together.
-        """
-        multiple = int(np.lcm(rows_multiple, num_hosts))
-        self.source = source
-        self.batch_size = batch_size
-        self.rows = padded_rows(batch_size, multiple) // num_hosts
-        self.first_row = host * self.rows
+    def __post_init__(self) -> None:
+        multiple = math.lcm(self.rows_multiple, self.num_hosts)
+        self.rows = padded_rows(self.batch_size, multiple) // self.num_hosts
+        self.first_row = self.host * self.rows
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -229,7 +220,7 @@ class EvalBatches:
         return padded
 
 
-class Loader:
+class Loader(Iterator[Batch], contextlib.AbstractContextManager["Loader"]):
     """Runs a sequence of batches ahead of its reader, in threads or worker processes.
 
     The batches and their order do not depend on `workers` or `threads`. Use it in a `with`
@@ -272,9 +263,6 @@ class Loader:
             steps = range(start, len(batches))
             self._iterator = Workers(batches, steps, repeat, workers, threads, prefetch)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
         """Returns the next batch.
 
@@ -292,9 +280,6 @@ class Loader:
         except BaseException:
             self.close()  # the next batch is half read, or lost
             raise
-
-    def __enter__(self) -> "Loader":
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

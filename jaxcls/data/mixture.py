@@ -27,7 +27,7 @@ class MixedSource(Source):
 
         Args:
           sources: at least one.
-          shares: of the draws of an epoch, above 0; only their ratios matter.
+          shares: how much of an epoch each source gives, above 0; only the ratios matter.
 
         Raises:
           UserError: if their classes differ.
@@ -88,8 +88,8 @@ class Mixture(Dataset):
     on the test split of the first.
 
     Attributes:
-      datasets: one or more. How they are loaded is said here and not there; only their
-        sampling.limit is read.
+      datasets: one or more. The options of the mixture say how they are loaded; of their own
+        ones, only sampling.limit is read.
       weights: of each, above 0: its share of the images is weight / sum of weights.
     """
 

@@ -8,13 +8,36 @@ from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage
 from jaxcls.data.decode import size as image_size
 from jaxcls.data.encoded_images import DecodedSource
-from jaxcls.data.file_lists import note
 from jaxcls.data.loader import load_rows
+from jaxcls.data.notes import explaining, note
 from jaxcls.data.relabelled import with_class_names
 from jaxcls.data.sampling import few_of_each_class, one_label_each
 from jaxcls.data.sources import Batch, Source, Split
-from jaxcls.data.subset import Subset
 from jaxcls.errors import UserError
+
+
+class Subset(Source):
+    """Some records of a source."""
+
+    def __init__(self, source: Source, ids: np.ndarray, name: str):
+        """Takes the records `ids`, int64 [m], of a source; `name` is the repr."""
+        self._source, self._ids, self._name = source, ids, name
+        self.class_names = source.class_names
+        if source.labels is not None:
+            self.labels = np.take(source.labels, ids, axis=0)
+        self.max_bad_share = source.max_bad_share
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
+        return self._source.gather(self._ids[indices], row_seeds)
+
+    def explain(self, index: int) -> str | None:
+        return self._source.explain(int(self._ids[index]))
+
+    def __repr__(self) -> str:
+        return self._name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +119,9 @@ def _note_enlarged(source: Source) -> None:
 
 def _open(data: Dataset, split: Split) -> OpenSplit:
     """Opens one split, checks its size and class names, and loads its first record."""
-    try:
+    with explaining(f"the {split} split of {type(data).__name__} cannot be opened"):
         source = open_split(data, split)
         size, names = len(source), list(source.class_names)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"the {split} split of {type(data).__name__} cannot be opened: "
-            f"{type(error).__name__}: {error}"
-        ) from error
     if not size:
         raise UserError(f"{source!r} is empty: there is nothing to {split} on.")
     if len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):

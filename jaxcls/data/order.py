@@ -94,10 +94,8 @@ class Strata:
         counts = np.diff(ends, prepend=0).tolist()
         drawn = []
         for part, members in enumerate(self._members):
-            shape = (
-                -(-counts[part] // len(members)),
-                len(members),
-            )  # rounds over all of them
+            rounds = -(-counts[part] // len(members))  # over all of them
+            shape = rounds, len(members)
             keys = philox(seed, epoch, STRATUM, part).random_raw(math.prod(shape))
             places = np.argsort(keys.reshape(shape), axis=1, kind="stable").ravel()
             drawn.append(members[places[: counts[part]]])
@@ -197,5 +195,4 @@ def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
 def row_seeds(seed: int, step: int, batch_size: int) -> np.ndarray:
     """Returns a seed for each row of a global step, for draws on the host: uint64 [batch_size],
     independent of the order."""
-    seeds: Any = philox(seed, step, ROW_SEEDS).random_raw(batch_size)
-    return seeds
+    return np.asarray(philox(seed, step, ROW_SEEDS).random_raw(batch_size))

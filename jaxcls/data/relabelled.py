@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxcls.data.file_lists import counted, enumerated, note
+from jaxcls.data.notes import counted, enumerated, note
 from jaxcls.data.sources import Batch, Source
 from jaxcls.errors import UserError, did_you_mean
 

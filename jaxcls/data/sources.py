@@ -71,11 +71,8 @@ class Source(abc.ABC):
         if type(self).gather is Source.gather:
             raise NotImplementedError("a source must define __getitem__ or gather")
         batch = self.gather(np.array([index]))
-        label = batch["label"][0]
-        return {
-            "image": batch["image"][0],
-            "label": label if label.ndim else int(label),
-        }
+        image, label = batch["image"][0], batch["label"][0]
+        return {"image": image, "label": label if label.ndim else int(label)}
 
     def gather(self, indices: np.ndarray, row_seeds: np.ndarray | None = None) -> Batch:
         """Loads several records at once.

@@ -43,7 +43,7 @@ class Batches(Protocol):
     def __getitem__(self, index: int, /) -> Batch: ...
 
 
-class Workers:
+class Workers(Iterator[Batch]):
     """An iterator over batches that worker processes load.
 
     Close it to end them. They also end when the process that made it ends, in whatever way.
@@ -75,7 +75,7 @@ class Workers:
         self._reading = threading.RLock()
         # Runs before multiprocessing would end the processes by a signal that they hold back.
         multiprocessing.util.Finalize(
-            self, _kill, args=(self._processes,), exitpriority=1
+            self, kill, args=(self._processes,), exitpriority=1
         )
         context = multiprocessing.get_context("spawn")
         pickled = cloudpickle.dumps(batches)  # by value what the main module defines
@@ -96,9 +96,6 @@ class Workers:
         self._in_turn: Iterator[Connection] = itertools.cycle(self._pipes)
         if not repeat:
             self._in_turn = itertools.islice(self._in_turn, len(steps))
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         """Returns the next batch.
@@ -122,7 +119,7 @@ class Workers:
     def close(self) -> None:
         """Ends the processes at once. Can be called twice, and while another thread waits for
         a batch."""
-        _kill(self._processes)  # a thread that waits for one meets the end of its pipe
+        kill(self._processes)  # a thread that waits for one meets the end of its pipe
         with self._reading:
             self._in_turn = iter(())
             for pipe in self._pipes:
@@ -159,8 +156,8 @@ def held_back(*signals: signal.Signals) -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _kill(processes: list[SpawnProcess]) -> None:
-    """Ends processes, which only read and so leave nothing half done; empties the list."""
+def kill(processes: list[SpawnProcess]) -> None:
+    """Ends processes that may be ended at any moment, and empties the list."""
     for process in processes:
         process.kill()
     while processes:

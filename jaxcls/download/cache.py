@@ -6,13 +6,13 @@ import http.client
 import os
 import time
 import urllib.error
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from jaxcls.download import network
 from jaxcls.errors import UserError
+from jaxcls.files import UNFINISHED, replacing
 
 ABANDONED = 3600
 """Seconds of silence after which a download has been killed: a live one ends by its timeout."""
@@ -46,8 +46,8 @@ class Published(Protocol):
 def fetch(wanted: Published) -> Path:
     """Returns the path of a file on this machine; downloads it if it is not there.
 
-    The file is checked each time, the network is used only if it is missing. Any number of
-    processes may do this at once, and be killed at any moment.
+    The file is checked each time; the network is used only if the file is missing. Any number
+    of processes may do this at once, and may be killed at any moment.
 
     Raises:
       UserError: if it cannot be downloaded or written, is not what was published, or is
@@ -125,8 +125,8 @@ def _note(path: Path) -> Path:
 
 
 def _write_note(path: Path, digest: str) -> None:
-    with _replacing(_note(path)) as file:
-        file.write(f"{digest}  {path.name}\n".encode())
+    with replacing(_note(path)) as part:
+        part.write_bytes(f"{digest}  {path.name}\n".encode())
 
 
 def _download(wanted: Published, path: Path) -> None:
@@ -137,23 +137,25 @@ def _download(wanted: Published, path: Path) -> None:
       OSError: if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for part in path.parent.glob(f"{path.name}.*.part"):  # what killed downloads left
+    for part in path.parent.glob(
+        f"{path.name}.*{UNFINISHED}"
+    ):  # what killed downloads left
         with contextlib.suppress(OSError):  # another process may remove it too
             if time.time() - part.stat().st_mtime > ABANDONED:
                 part.unlink()
     digest = hashlib.sha256()
     with _network(wanted, path):
         expected = wanted.sha256 or network.announced_hash(wanted.url)
-    with _replacing(path) as file:
+    with replacing(path) as part:
         chunks = network.content(wanted.url, wanted.name)
-        with contextlib.closing(chunks), _network(wanted, path):
-            for chunk in chunks:
-                with _writing(path):
-                    file.write(chunk)
-                digest.update(chunk)
-        file.flush()
+        with open(part, "xb") as file:
+            with contextlib.closing(chunks), _network(wanted, path):
+                for chunk in chunks:
+                    with _writing(path):
+                        file.write(chunk)
+                    digest.update(chunk)
         found = digest.hexdigest()
-        if fault := _fault(found, expected, file.name):
+        if fault := _fault(found, expected, part):
             raise UserError(
                 f"what came from {wanted.url} is not {_described(wanted)}: {fault}. It was "
                 "thrown away; perhaps a proxy answered in the server's place. Try again, "
@@ -162,13 +164,13 @@ def _download(wanted: Published, path: Path) -> None:
         _write_note(path, found)  # first: what has its name has its hash beside it
 
 
-def _fault(found: str, expected: str, name: str) -> str:
+def _fault(found: str, expected: str, path: Path) -> str:
     """Returns what is wrong with a file that was downloaded, "" if nothing is.
 
     Args:
       found: its SHA-256.
       expected: how that must begin; "" if the hub did not say, then its structure is checked.
-      name: where it is.
+      path: where it is.
     """
     if not found.startswith(expected):
         return f"its SHA-256 is {found}, expected {expected.ljust(64, '.')}"
@@ -176,26 +178,11 @@ def _fault(found: str, expected: str, name: str) -> str:
         import safetensors  # here alone: what has a hash is any file
 
         try:
-            with safetensors.safe_open(name, framework="np"):
+            with safetensors.safe_open(path, framework="np"):
                 pass  # the table of contents has been read
         except safetensors.SafetensorError as error:
             return f"it is no safetensors file ({error})"
     return ""
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` when all has been written, and is removed
-    if that fails."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _writing(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -62,9 +62,7 @@ class Evaluator:
         self._loader.close()
 
     def evaluate(
-        self,
-        weights: dict[str, Any],
-        should_stop: Callable[[], bool] = lambda: False,
+        self, weights: dict[str, Any], should_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
         """Evaluates sets of weights on one pass of the split.
 

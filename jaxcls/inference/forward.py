@@ -26,7 +26,7 @@ Output = TypeVar("Output")
 
 @dataclasses.dataclass
 class Traced:
-    """A program before XLA compiles it: its shapes fit together, or tracing had failed.
+    """A program before XLA compiles it. Its shapes fit together: otherwise tracing fails.
 
     Attributes:
       lowered: XLA's input.
@@ -71,8 +71,8 @@ def run_ahead(outputs: Iterator[Output]) -> Iterator[Output]:
 
 
 class Forward:
-    """A config bound to its classes, image shape and devices. Program, in training, adds the
-    rest.
+    """A config bound to its classes, image shape and devices. Its subclass Program, in
+    training, adds the rest.
 
     Attributes:
       config: a config that validate() has passed.
@@ -190,7 +190,7 @@ def input_shape(
 
     def image(rng: jax.Array, images: jax.Array, targets: jax.Array) -> jax.Array:
         images, _ = augment.apply(transforms, rng, images, targets)
-        return images if views is None else views(images)[0][0]
+        return images if views is None else views(images)[0]
 
     return jax.eval_shape(
         image,

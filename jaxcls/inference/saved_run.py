@@ -1,4 +1,4 @@
-"""A checkpoint, opened: it stands alone, whatever has become of its run."""
+"""An open checkpoint, which needs nothing of its run but itself."""
 
 import dataclasses
 import hashlib

@@ -14,11 +14,7 @@ from jaxcls.inference.forward import input_shape
 from jaxcls.inference.saved_run import SavedRun, Trained
 from jaxcls.models import Model
 from jaxcls.models.weights import pretrained
-from jaxcls.models.weights.catalogue import (
-    check_path,
-    find_weights,
-    is_weight_set,
-)
+from jaxcls.models.weights.catalogue import check_path, find_weights, is_weight_set
 
 
 def load_teacher(
@@ -118,7 +114,7 @@ def load_trained(
 
 
 def check_exists(config: Config, workdir: Path, *, begins: bool) -> None:
-    """Checks what can be known of the weights that a config names without reading them.
+    """Checks the weights that a config names, without reading them.
 
     Args:
       config: of the run.

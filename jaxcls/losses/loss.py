@@ -49,11 +49,6 @@ class Loss(abc.ABC):
         """The options for which fitted() must count the training labels."""
         return frozenset(name for name, value in vars(self).items() if value == "auto")
 
-    @property
-    def needs_counts(self) -> bool:
-        """Whether fitted() has something to do."""
-        return bool(self.automatic)
-
     def fitted(self, counts: np.ndarray, num_images: int) -> Self:
         """Returns this loss with numbers, counted in the training labels, for every "auto".
 

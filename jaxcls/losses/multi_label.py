@@ -38,8 +38,8 @@ class _MultiLabel(Loss):
 
     @abc.abstractmethod
     def _losses(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the loss of each logit if the image has the label, and if it has not:
-        float32 [batch, classes] both."""
+        """Returns the loss of each logit if the image has the label, and if it does not have
+        it, both float32 [batch, classes]."""
 
     def from_counts(self, counts: np.ndarray, num_images: int) -> dict[str, np.ndarray]:
         ratios = (num_images - counts) / np.maximum(counts, 1)
@@ -58,15 +58,15 @@ class MultiLabelBinaryCrossEntropy(_MultiLabel):
 
 @dataclasses.dataclass(kw_only=True)
 class MultiLabelAsymmetric(_MultiLabel):
-    """Binary cross-entropy that cares less for what is predicted well already, above all where
-    that is one of the many labels that an image does not have (Ridnik et al. 2021, "Asymmetric
+    """Binary cross-entropy that gives less weight to labels that are already predicted well,
+    above all to the many labels that an image does not have (Ridnik et al. 2021, "Asymmetric
     loss for multi-label classification", https://arxiv.org/abs/2009.14119, equations 2, 5
     and 7).
 
     Attributes:
-      gamma_positive: how much less for labels that the image has, 0 or more.
-      gamma_negative: how much less for those that it has not, 0 or more.
-      margin: probability below which a label that it has not is no loss at all, 0..1.
+      gamma_positive: how much less, for labels that the image has, 0 or more.
+      gamma_negative: how much less, for labels that the image does not have, 0 or more.
+      margin: probability below which a label that the image does not have adds no loss, 0..1.
     """
 
     gamma_positive: ZeroOrMore = 0.0
@@ -77,9 +77,8 @@ class MultiLabelAsymmetric(_MultiLabel):
         yes, no = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
         if_yes = -power(no, self.gamma_positive) * jax.nn.log_sigmoid(logits)
         if self.margin == 0:
-            log_no = jax.nn.log_sigmoid(
-                -logits
-            )  # it does not end where `yes` rounds to 1
+            # Unlike the logarithm below, this stays finite where `yes` rounds to 1.
+            log_no = jax.nn.log_sigmoid(-logits)
         else:
             yes = jnp.maximum(yes - self.margin, 0)
             log_no = jnp.log1p(-yes)

@@ -27,7 +27,7 @@ class _SingleLabel(Loss):
     class_weights: Weights = None
 
     def from_counts(self, counts: np.ndarray, num_images: int) -> dict[str, np.ndarray]:
-        # A class without images is no target, but of smoothing.
+        # A class without images is a target only through smoothing.
         each = np.where(counts, num_images / np.maximum(counts, 1), 0)
         return {"class_weights": each / np.count_nonzero(counts)}
 
@@ -37,8 +37,8 @@ class SoftmaxCrossEntropy(_SingleLabel):
     """Softmax cross-entropy with label smoothing (Szegedy et al. 2015, section 7,
     https://arxiv.org/abs/1512.00567).
 
-    With class weights and smoothing it is torch.nn.CrossEntropyLoss, but for the division by
-    the number of images and not by the sum of their weights.
+    With class weights and smoothing it is torch.nn.CrossEntropyLoss, except that the sum is
+    divided by the number of images, not by the sum of their weights.
 
     Attributes:
       logit_adjustment: in training, the logarithm of each class's share of the training images
@@ -55,7 +55,7 @@ class SoftmaxCrossEntropy(_SingleLabel):
     def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         if self.logit_adjustment:
             log_priors = np.log(np.array(self.class_priors, np.float64))
-            logits += np.float32(self.logit_adjustment * log_priors)
+            logits = logits + np.float32(self.logit_adjustment * log_priors)
         smoothed = _smoothed(targets, self.label_smoothing)
         if self.class_weights is not None:
             smoothed *= jnp.array(self.class_weights)
@@ -82,7 +82,7 @@ class SoftmaxCrossEntropy(_SingleLabel):
 
 @dataclasses.dataclass(kw_only=True)
 class BinaryCrossEntropy(_SingleLabel):
-    """Binary cross-entropy: each class by itself says whether the image is of it or not
+    """Binary cross-entropy: each class says, independently, whether the image belongs to it
     (Wightman et al. 2021, "ResNet strikes back", section 2, https://arxiv.org/abs/2110.00476;
     timm's BinaryCrossEntropy).
 
@@ -130,7 +130,7 @@ class BinaryCrossEntropy(_SingleLabel):
 
 @dataclasses.dataclass(kw_only=True)
 class Focal(_SingleLabel):
-    """Softmax cross-entropy that cares less for classes which are predicted well already:
+    """Softmax cross-entropy that gives less weight to classes that are already predicted well:
     -(1 - p)^gamma log(p) for the probability p of a target's class (Lin et al. 2017,
     https://arxiv.org/abs/1708.02002, equations 4 and 5; the class weights are its alpha).
 
@@ -169,8 +169,9 @@ def distillation_loss(
     """
     student = jax.nn.log_softmax(logits / temperature)
     teacher = jax.nn.log_softmax(teacher_logits / temperature)
-    divergence = (jnp.exp(teacher) * (teacher - student)).sum(-1)
-    return temperature**2 * divergence
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(
+        student, teacher
+    )
 
 
 def _smoothed(targets: jax.Array, smoothing: float) -> jax.Array:

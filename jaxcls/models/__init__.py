@@ -80,9 +80,8 @@ def model_options(name: str) -> list[str]:
             f"`python -m jaxcls.models` lists all {len(MODELS)}."
         )
     inside = {"num_classes", "parent", "name"}  # ours and linen's own
-    return [
-        key for key in inspect.signature(MODELS[name]).parameters if key not in inside
-    ]
+    attributes = inspect.signature(MODELS[name]).parameters
+    return [attribute for attribute in attributes if attribute not in inside]
 
 
 def _check_options(name: str, options: Iterable[str], known: Sequence[str]) -> None:
@@ -158,7 +157,7 @@ class Model:
         Raises:
           UserError: for an unknown network or an option it does not have.
         """
-        # What has its default asks for nothing, also of a network that lacks the option.
+        # An option at its default is left out, because the network may not have it.
         fields = dataclasses.fields(self)
         options = {
             field.name: value

@@ -2,9 +2,11 @@
 
 import argparse
 import fnmatch
+import itertools
 import sys
 from collections.abc import Sequence
 
+from jaxcls.commands import exit_code
 from jaxcls.errors import UserError, did_you_mean
 from jaxcls.models import MODELS
 from jaxcls.models.facts import FACTS
@@ -17,34 +19,18 @@ def network_table(names: Sequence[str]) -> str:
     for name in names:
         facts, sets = FACTS[name], weight_sets(name)
         digits = 3 if facts.gmacs >= 0.001 else 4
-        rows.append(
-            (
-                name,
-                f"{facts.parameters:,}",
-                f"{facts.gmacs:.{digits}f}",
-                str(facts.size),
-                str(len(sets) or "-"),
-                percent(sets[0].top1 if sets else None),
-            )
-        )
+        cost = (f"{facts.parameters:,}", f"{facts.gmacs:.{digits}f}", str(facts.size))
+        published = (str(len(sets)), percent(sets[0].top1)) if sets else ("-", "-")
+        rows.append((name, *cost, *published))
     return align(rows)
 
 
 def weights_table(names: Sequence[str]) -> str:
     """Returns the table of the weights known for networks, a line each; "" if there are none."""
     rows = [("weights", "top-1", "size", "resized to", "by", "classes")]
-    rows += [
-        (
-            weights.name,
-            percent(weights.top1),
-            str(weights.size),
-            str(weights.resize),
-            weights.interpolation,
-            f"{weights.num_classes:,}",
-        )
-        for name in names
-        for weights in weight_sets(name)
-    ]
+    for one in itertools.chain.from_iterable(map(weight_sets, names)):
+        sizes = (str(one.size), str(one.resize), one.interpolation)
+        rows.append((one.name, percent(one.top1), *sizes, f"{one.num_classes:,}"))
     return align(rows) if len(rows) > 1 else ""
 
 
@@ -83,8 +69,9 @@ def matching(pattern: str) -> list[str]:
     return names
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit code: 0, or 2 for a name that is unknown."""
+@exit_code
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxcls.models",
         description="Lists the networks: parameters (with auxiliary heads), multiply-adds of "
@@ -93,15 +80,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("pattern", nargs="?", help="a name, or a pattern: 'resnet*'")
     pattern = parser.parse_args(argv).pattern
-    try:
-        names = list(MODELS) if pattern is None else matching(pattern)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    names = list(MODELS) if pattern is None else matching(pattern)
     print(network_table(names))
     if pattern is not None and (table := weights_table(names)):
         print(f"\n{table}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """AlexNet: as torchvision builds it, and as it won in 2012."""
 
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -79,18 +80,11 @@ class AlexNet(Network):
         check_size(images.shape, minimum=63, name=self.NAME)
         x = images.astype(self.dtype)
         for index, row in enumerate(self.CONVOLUTIONS, start=1):
-            fan_in = row.kernel**2 * x.shape[-1] // row.groups
-            x = Conv(
-                row.channels,
-                (row.kernel, row.kernel),
-                row.stride,
-                padding=row.padding,
-                feature_group_count=row.groups,
-                dtype=self.dtype,
-                name=f"conv{index}",
-                **self.initial(fan_in, row.bias),
-            )(x)
-            x = nn.relu(x)
+            initial = self.initial(row.kernel**2 * x.shape[-1] // row.groups, row.bias)
+            conv = functools.partial(Conv, feature_group_count=row.groups, **initial)
+            window = ((row.kernel, row.kernel), row.stride, row.padding)
+            layer = conv(row.channels, *window, dtype=self.dtype, name=f"conv{index}")
+            x = nn.relu(layer(x))
             if row.normalise:
                 x = local_response_norm(x)
             if row.pool:

@@ -23,12 +23,14 @@ class Block(nn.Module):
     Attributes:
       drop_path: a DropPath of this block's rate.
       layer_scale: initial value of the factor of each channel.
+      conv: a convolution of the network's initial values and dtype.
       norm: a layer norm of the network's dtype.
       dtype: dtype of the computation.
     """
 
     drop_path: Any
     layer_scale: float
+    conv: Any
     norm: Any
     dtype: Any
 
@@ -37,15 +39,8 @@ class Block(nn.Module):
         """Maps [batch, h, w, channels] to the same shape."""
         channels = x.shape[-1]
         dense = functools.partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
-        y = Conv(
-            channels,
-            (7, 7),
-            padding=3,
-            feature_group_count=channels,
-            kernel_init=_normal,
-            dtype=self.dtype,
-            name="depthwise_conv",
-        )(x)
+        depthwise = functools.partial(self.conv, feature_group_count=channels)
+        y = depthwise(channels, (7, 7), padding=3, name="depthwise_conv")(x)
         y = self.norm(name="norm")(y)
         y = nn.gelu(dense(4 * channels, name="fc1")(y), approximate=False)
         y = dense(channels, name="fc2")(y)
@@ -95,20 +90,24 @@ class ConvNeXt(Network):
         """
         patch = 2 if self.stem == "small" else 4
         check_stem(self.stem, image=images.shape, minimum=8 * patch, name="convnext")
+        # Pixels that do not fill a patch, of the images or between the stages, are lost.
+        conv = functools.partial(Conv, kernel_init=_normal, dtype=self.dtype)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         block = nn.remat(Block) if self.remat else Block
-        x = self._patches(images.astype(self.dtype), patch, self.width, "stem_conv")
+        x = images.astype(self.dtype)
+        x = conv(self.width, (patch, patch), patch, padding=0, name="stem_conv")(x)
         x = norm(name="stem_norm")(x)
         order = places(self.depths)
         for before, (stage, index) in enumerate(order):
             if stage > 1 and index == 0:
                 x = norm(name=f"downsample{stage}_norm")(x)
                 width = self.width * 2 ** (stage - 1)
-                x = self._patches(x, 2, width, f"downsample{stage}_conv")
+                x = conv(width, (2, 2), 2, padding=0, name=f"downsample{stage}_conv")(x)
             drop_rate = self.drop_path * before / max(len(order) - 1, 1)
             x = block(
                 functools.partial(DropPath, drop_rate, train),
                 self.layer_scale,
+                conv,
                 norm,
                 self.dtype,
                 name=f"stage{stage}_{index}",
@@ -127,18 +126,6 @@ class ConvNeXt(Network):
             before = down if stage > 1 and index == 0 else ()
             found.append((*before, f"stage{stage}_{index}"))
         return (("stem_conv", "stem_norm"), *found, ("norm", *self.heads()))
-
-    def _patches(self, x: jax.Array, side: int, features: int, name: str) -> jax.Array:
-        """Maps every patch of side x side pixels to one; what does not fill a patch is lost."""
-        return Conv(
-            features,
-            (side, side),
-            side,
-            padding=0,
-            kernel_init=_normal,
-            dtype=self.dtype,
-            name=name,
-        )(x)
 
 
 def _variant(

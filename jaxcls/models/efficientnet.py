@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 
 from jaxcls.errors import UserError
-from jaxcls.models.cpu.convolution import Conv
-from jaxcls.models.layers import DropPath, check_stem, kaiming_fan_out
+from jaxcls.models.layers import DropPath, KaimingConv, check_stem
 from jaxcls.models.network import BatchNormNetwork, Layers, blocks, places
 
 
@@ -119,14 +118,8 @@ def conv_layer(
     """
     if padding not in ("symmetric", "same"):
         raise UserError(f"padding must be 'symmetric' or 'same', not {padding!r}.")
-    return Conv(
-        features,
-        (kernel, kernel),
-        stride,
-        padding=kernel // 2 if padding == "symmetric" else "SAME",
-        kernel_init=kaiming_fan_out,
-        **options,
-    )
+    pads = kernel // 2 if padding == "symmetric" else "SAME"
+    return KaimingConv(features, (kernel, kernel), stride, pads, **options)
 
 
 class SqueezeExcite(nn.Module):
@@ -183,24 +176,19 @@ class Block(nn.Module):
                 y = nn.silu(self._conv_norm(y, "expand_", inner, *window))
             else:
                 if stage.expand != 1:
-                    y = nn.silu(self._conv_norm(y, "expand_", inner))
+                    y = nn.silu(self._conv_norm(y, "expand_", inner, 1))
                 y = self._conv_norm(y, "depthwise_", inner, *window, groups=inner)
                 y = nn.silu(y)
                 y = SqueezeExcite(max(1, x.shape[-1] // 4), self.conv, name="se")(y)
-            y = self._conv_norm(y, "project_", stage.channels)
+            y = self._conv_norm(y, "project_", stage.channels, 1)
         return x + self.drop_path()(y) if x.shape == y.shape else y
 
     def _conv_norm(
-        self,
-        x: jax.Array,
-        prefix: str,
-        features: int,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
+        self, x: jax.Array, prefix: str, features: int, *window: int, groups: int = 1
     ) -> jax.Array:
+        """Convolves, with a kernel and stride as conv_layer takes them, and normalises."""
         conv = functools.partial(self.conv, use_bias=False, feature_group_count=groups)
-        x = conv(features, kernel, stride, name=f"{prefix}conv")(x)
+        x = conv(features, *window, name=f"{prefix}conv")(x)
         return self.norm(name=f"{prefix}bn")(x)
 
 
@@ -214,7 +202,7 @@ class EfficientNet(BatchNormNetwork):
       stages: the table.
       width_factor: of the channels of stem, stages and head.
       depth_factor: of the blocks of each stage.
-      stem_channels: of the stem before scaling; None takes those of the first stage, unscaled
+      stem_channels: of the stem before scaling; None takes those of the first stage
         (EfficientNetV2).
       head_channels: of the last convolution; None is four times those of the last stage.
       stem: "imagenet": strides 2 in the stem and as in the table, 32 in all: an image of 224
@@ -254,11 +242,10 @@ class EfficientNet(BatchNormNetwork):
         norm = self.norm_layer(train, self.bn_momentum, self.bn_epsilon)
         block = nn.remat(Block) if self.remat else Block
         stages = scale_stages(self.stages, self.width_factor, self.depth_factor)
-        stem_channels = stages[0].channels
-        if self.stem_channels is not None:
-            stem_channels = scale_channels(self.stem_channels, self.width_factor)
+        stem_channels = self.stem_channels or self.stages[0].channels
         small = self.stem == "small"
         x = images.astype(self.dtype)
+        stem_channels = scale_channels(stem_channels, self.width_factor)
         x = plain(stem_channels, 3, 1 if small else 2, name="stem_conv")(x)
         x = nn.silu(norm(name="stem_bn")(x))
         order = places(stage.blocks for stage in stages)
@@ -297,8 +284,8 @@ class EfficientNet(BatchNormNetwork):
 def _scaled(
     width: float, depth: float, dropout: float, **options: Any
 ) -> functools.partial[EfficientNet]:
-    scales: dict[str, Any] = {"width_factor": width, "depth_factor": depth}
-    return functools.partial(EfficientNet, dropout=dropout, **scales, **options)
+    scaled = functools.partial(EfficientNet, width_factor=width, depth_factor=depth)
+    return functools.partial(scaled, dropout=dropout, **options)
 
 
 _v2 = functools.partial(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
-from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
-from jaxcls.models.network import BatchNormNetwork, HeadInit, Layers, head, singly
+from jaxcls.models.layers import check_size, normal_uniform
+from jaxcls.models.network import BatchNormNetwork, Layers, singly
 
 STD = 0.01
 """Standard deviation of every initial kernel."""
@@ -67,18 +67,16 @@ class AuxiliaryHead(nn.Module):
     """A classifier on maps half way through the network (section 5).
 
     Attributes:
-      num_classes: length of the logits.
+      head_layer: the layer that gives logits (see Network).
       conv: a ConvNorm of the network's norm and dtype.
       dropout: probability of dropping an input of the last layer.
-      head_init: initial values of the last layer (see jaxcls.models.network.head).
       dtype: dtype of the computation.
       train: whether dropout applies.
     """
 
-    num_classes: int
+    head_layer: Any
     conv: Any
     dropout: float
-    head_init: HeadInit
     dtype: Any
     train: bool
 
@@ -90,10 +88,7 @@ class AuxiliaryHead(nn.Module):
         initial = normal_uniform(STD, x.shape[-1])
         x = nn.Dense(1024, dtype=self.dtype, name="fc1", **initial)(x)
         x = nn.Dropout(self.dropout, deterministic=not self.train)(nn.relu(x))
-        initial = normal_uniform(STD, 1024)
-        layer = head(
-            self.num_classes, self.head_init, name="fc2", dtype=self.dtype, **initial
-        )
+        layer = self.head_layer(name="fc2", **normal_uniform(STD, 1024))
         return layer(x).astype(jnp.float32)
 
 
@@ -129,10 +124,11 @@ class GoogLeNet(BatchNormNetwork):
           UserError: for images smaller than 15 x 15.
         """
         check_size(images.shape, minimum=15, name="googlenet")
-        norm = self.norm_layer(train, epsilon=1e-3)
-        normal = nn.initializers.normal(STD)
-        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
+        conv = self.conv_norm_layer(train, STD)
         module = nn.remat(Inception) if self.remat else Inception
+        auxiliary = functools.partial(
+            AuxiliaryHead, self.head_layer(), conv, self.aux_dropout, self.dtype
+        )
         heads = {"4a": "aux1", "4d": "aux2"} if self.aux_weight else {}
         x = images.astype(self.dtype)
         x = conv(64, (7, 7), stride=2, padding=3, name="conv1")(x)
@@ -143,15 +139,7 @@ class GoogLeNet(BatchNormNetwork):
         for name, channels in INCEPTIONS.items():
             x = module(channels, conv, name=f"inception{name}")(x)
             if name in heads and (train or self.is_initializing()):
-                logits = AuxiliaryHead(
-                    self.num_classes,
-                    conv,
-                    self.aux_dropout,
-                    self.head_init,
-                    self.dtype,
-                    train,
-                    name=heads[name],
-                )(x)
+                logits = auxiliary(train, name=heads[name])(x)
                 if train:
                     self.sow("aux_logits", f"{heads[name]}_logits", logits)
             if name in POOLS:

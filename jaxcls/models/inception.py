@@ -1,7 +1,6 @@
 """Inception v3 (Szegedy et al. 2015, "Rethinking the Inception architecture",
 https://arxiv.org/abs/1512.00567), as torchvision builds it."""
 
-import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.models.cpu.pooling import max_pool
-from jaxcls.models.layers import ConvNorm, check_size, normal_uniform
-from jaxcls.models.network import BatchNormNetwork, HeadInit, Layers, head, singly
+from jaxcls.models.layers import check_size, normal_uniform
+from jaxcls.models.network import BatchNormNetwork, Layers, singly
 
 STD = 0.1
 """Standard deviation of every initial kernel but the auxiliary head's last."""
@@ -100,11 +99,9 @@ class Mixed(nn.Module):
         for index, row in enumerate(rows, start=1):
             label = name if len(rows) == 1 else f"{name}_{index}"
             if row == PAIR:
-                sides = (
-                    self.conv(384, (1, 3), padding=(0, 1), name=f"{label}a")(x),
-                    self.conv(384, (3, 1), padding=(1, 0), name=f"{label}b")(x),
-                )
-                x = jnp.concatenate(sides, axis=-1)
+                wide = self.conv(384, (1, 3), padding=(0, 1), name=f"{label}a")(x)
+                tall = self.conv(384, (3, 1), padding=(1, 0), name=f"{label}b")(x)
+                x = jnp.concatenate([wide, tall], axis=-1)
             else:
                 features, height, width, stride = row
                 # Convolutions of stride 2 are not padded.
@@ -120,16 +117,12 @@ class AuxiliaryHead(nn.Module):
     on) leave its 5x5 convolution fewer than 5 pixels: zeros are added on the far sides.
 
     Attributes:
-      num_classes: length of the logits.
+      head_layer: the layer that gives logits (see Network).
       conv: a ConvNorm of the network's norm and dtype.
-      head_init: initial values of the last layer (see jaxcls.models.network.head).
-      dtype: dtype of the computation.
     """
 
-    num_classes: int
+    head_layer: Any
     conv: Any
-    head_init: HeadInit
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -140,10 +133,7 @@ class AuxiliaryHead(nn.Module):
         height, width = (max(5 - side, 0) for side in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), (0, height), (0, width), (0, 0)))
         x = self.conv(768, (5, 5), name="conv1")(x).mean((1, 2))
-        initial = normal_uniform(0.001, 768)
-        layer = head(
-            self.num_classes, self.head_init, name="fc", dtype=self.dtype, **initial
-        )
+        layer = self.head_layer(name="fc", **normal_uniform(0.001, 768))
         return layer(x).astype(jnp.float32)
 
 
@@ -178,9 +168,7 @@ class InceptionV3(BatchNormNetwork):
           UserError: for images smaller than 75 x 75.
         """
         check_size(images.shape, minimum=75, name="inception_v3")
-        norm = self.norm_layer(train, epsilon=1e-3)
-        normal = nn.initializers.normal(STD)
-        conv = functools.partial(ConvNorm, norm, normal, self.dtype)
+        conv = self.conv_norm_layer(train, STD)
         mixed = nn.remat(Mixed) if self.remat else Mixed
         x = images.astype(self.dtype)
         x = conv(32, (3, 3), stride=2, name="conv2d_1a_3x3")(x)
@@ -194,9 +182,7 @@ class InceptionV3(BatchNormNetwork):
             x = mixed(branches, pool, conv, name=name)(x)
             has_head = name == "mixed_6e" and self.aux_weight
             if has_head and (train or self.is_initializing()):
-                logits = AuxiliaryHead(
-                    self.num_classes, conv, self.head_init, self.dtype, name="aux"
-                )(x)
+                logits = AuxiliaryHead(self.head_layer(), conv, name="aux")(x)
                 if train:
                     self.sow("aux_logits", "aux_logits", logits)
         x = x.mean((1, 2))

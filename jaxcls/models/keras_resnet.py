@@ -7,9 +7,8 @@ import flax.linen as nn
 import jax
 
 from jaxcls.models.cpu.convolution import Conv
-from jaxcls.models.layers import DropPath
-from jaxcls.models.network import BatchNormNetwork, Layers, blocks, places
-from jaxcls.models.resnet import Block
+from jaxcls.models.network import Layers, blocks
+from jaxcls.models.resnet import Block, ResidualNetwork
 
 STAGE_SIZES = (3, 3, 3)
 
@@ -29,7 +28,7 @@ class KerasBlock(Block):
         return self.add(x, self.norm(name="bn2")(y))
 
 
-class KerasResNet(BatchNormNetwork):
+class KerasResNet(ResidualNetwork):
     """A residual network as one writes it with Keras's layers and their defaults: 3x3 stem, then
     three blocks each of 64, 128 and 256 channels, the second and third stage of stride 2.
 
@@ -38,19 +37,11 @@ class KerasResNet(BatchNormNetwork):
     start Glorot-uniform, biases at 0, and batch norm has epsilon 1e-3 and keeps 0.99 of its
     running statistics. (Those take the unbiased variance here; Keras's the biased one.)
 
-    Attributes, besides those of BatchNormNetwork:
-      width: channels of the stem and the first stage.
-      dropout: probability of dropping an input of the last layer.
-      drop_path: probability of dropping the last block's residual branch for an image; block l
-        of L drops with l / L of it.
+    The attributes are those of ResidualNetwork.
     """
 
     STEM: ClassVar = "conv"
     HEADS: ClassVar = ("fc",)
-
-    width: int = 64
-    dropout: float = 0.0
-    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -60,21 +51,11 @@ class KerasResNet(BatchNormNetwork):
             Conv, padding="SAME", kernel_init=glorot, dtype=self.dtype
         )
         norm = self.norm_layer(train, momentum=0.99, epsilon=1e-3)
-        block = nn.remat(KerasBlock) if self.remat else KerasBlock
         x = images.astype(self.dtype)
         x = nn.relu(norm(name="bn")(conv(self.width, (3, 3), name="conv")(x)))
-        for number, (stage, index) in enumerate(places(STAGE_SIZES), start=1):
-            drop_rate = self.drop_path * number / sum(STAGE_SIZES)
-            x = block(
-                features=self.width * 2 ** (stage - 1),
-                stride=2 if stage > 1 and index == 0 else 1,
-                conv=conv,
-                norm=norm,
-                drop_path=functools.partial(DropPath, drop_rate, train),
-                name=f"stage{stage}_{index}",
-            )(x)
-        x = x.mean((1, 2))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        kind = nn.remat(KerasBlock) if self.remat else KerasBlock
+        block = functools.partial(kind, conv=conv, norm=norm)
+        x = self.run_stages(x, block, "stage", STAGE_SIZES, train)
         return self.logits(x, kernel_init=glorot)
 
     @nn.nowrap

@@ -19,6 +19,7 @@ from jaxcls.models.cpu.convolution import Conv
 # the channels of all groups, as torch counts them: a depthwise kernel starts smaller than in
 # TensorFlow.
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KaimingConv = functools.partial(Conv, kernel_init=kaiming_fan_out)
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
@@ -96,14 +97,11 @@ class BatchNorm(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalises [batch, ..., channels] for each channel; updates "batch_stats"."""
         channels = inputs.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        running_mean = self.variable(
-            "batch_stats", "mean", jnp.zeros, (channels,), jnp.float32
-        )
-        running_var = self.variable(
-            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
-        )
+        spec = ((channels,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, *spec)
+        bias = self.param("bias", nn.initializers.zeros, *spec)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *spec)
+        running_var = self.variable("batch_stats", "var", jnp.ones, *spec)
         x = inputs.astype(jnp.float32)
         if not self.train or self.has_variable("frozen", "frozen"):
             mean, var = running_mean.value, running_var.value
@@ -118,11 +116,10 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 count = x[0, ..., 0].size
                 unbiased = var * (count / max(count - 1, 1))
+                keep = self.momentum
                 for running, value in ((running_mean, mean), (running_var, unbiased)):
                     average = value.reshape(-1, channels).mean(0)
-                    running.value = (
-                        self.momentum * running.value + (1 - self.momentum) * average
-                    )
+                    running.value = keep * running.value + (1 - keep) * average
                 self._sow_moments(mean, mean_square, x[..., 0].size)
         normalized = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return normalized.reshape(inputs.shape).astype(self.dtype or inputs.dtype)
@@ -171,21 +168,19 @@ def frozen_collection(
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, ReLU.
+    """Convolution, batch norm, ReLU.
 
     Attributes:
+      conv: a convolution without bias, of the network's initial values and dtype.
       norm: a batch norm of the network's groups and dtype.
-      kernel_init: initial values of the kernel.
-      dtype: dtype of the computation.
       features: channels of the result.
       kernel: (height, width) of the kernel.
       stride: of the convolution.
       padding: pixels added on each side, or (above and below, left and right).
     """
 
+    conv: Any
     norm: Any
-    kernel_init: nn.initializers.Initializer
-    dtype: Any
     features: int
     kernel: tuple[int, int]
     stride: int = 1
@@ -194,16 +189,8 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, channels] to [batch, h', w', features]."""
-        x = Conv(
-            self.features,
-            self.kernel,
-            self.stride,
-            padding=self.padding,
-            use_bias=False,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
+        window = (self.kernel, self.stride, self.padding)
+        x = self.conv(self.features, *window, name="conv")(x)
         return nn.relu(self.norm(name="bn")(x))
 
 

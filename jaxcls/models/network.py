@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Interval
 
-from jaxcls.models.layers import BatchNorm
+from jaxcls.models.cpu.convolution import Conv
+from jaxcls.models.layers import BatchNorm, ConvNorm
 
 HeadInit = Literal["default", "zero"] | Annotated[float, Interval(ge=0, le=1_000_000)]
 """How a last layer starts: as its family's does, at zero, or at a multiple of the family's."""
@@ -58,6 +59,12 @@ class Network(nn.Module):
         return tuple(path.split("/")[0] for path in paths)
 
     @nn.nowrap
+    def head_layer(self) -> functools.partial[nn.Dense]:
+        """Returns the layer that gives logits, which lacks its name and its family's initial
+        values (see head)."""
+        return functools.partial(head, self.num_classes, self.head_init, self.dtype)
+
+    @nn.nowrap
     def logits(self, x: jax.Array, **initial: nn.initializers.Initializer) -> jax.Array:
         """Maps features [batch, inputs] to logits float32 [batch, num_classes].
 
@@ -65,10 +72,7 @@ class Network(nn.Module):
           x: the features.
           **initial: "kernel_init" and "bias_init" of the family (see head).
         """
-        name = self.HEADS[0]
-        layer = head(
-            self.num_classes, self.head_init, name=name, dtype=self.dtype, **initial
-        )
+        layer = self.head_layer()(name=self.HEADS[0], **initial)
         return layer(x).astype(jnp.float32)
 
 
@@ -91,6 +95,16 @@ class BatchNormNetwork(Network):
         return functools.partial(
             BatchNorm, train, self.bn_group, momentum, epsilon, self.dtype
         )
+
+    @nn.nowrap
+    def conv_norm_layer(self, train: bool, std: float) -> functools.partial[ConvNorm]:
+        """Returns the convolution, batch norm and ReLU of GoogLeNet and Inception v3, which lack
+        their shape and a name. Kernels start normal with standard deviation `std`."""
+        init = nn.initializers.normal(std)
+        conv = functools.partial(
+            Conv, use_bias=False, kernel_init=init, dtype=self.dtype
+        )
+        return functools.partial(ConvNorm, conv, self.norm_layer(train, epsilon=1e-3))
 
 
 def singly(names: Iterable[str]) -> Layers:
@@ -124,9 +138,9 @@ def blocks(prefix: str, sizes: Iterable[int]) -> Layers:
 def head(
     num_classes: int,
     head_init: HeadInit,
+    dtype: Any,
     *,
     name: str,
-    dtype: Any,
     kernel_init: nn.initializers.Initializer,
     bias_init: nn.initializers.Initializer = nn.initializers.zeros,
 ) -> nn.Dense:
@@ -137,8 +151,8 @@ def head(
       head_init: "default" leaves the initial values as they are; "zero" makes them 0, so that
         every class starts equally likely whatever the image; a number multiplies kernel and
         bias (ConvNeXt's fine-tuning takes 0.001).
-      name: of the layer.
       dtype: dtype of the computation.
+      name: of the layer.
       kernel_init: initial values of the family's kernel.
       bias_init: of its bias.
     """

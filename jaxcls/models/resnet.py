@@ -7,6 +7,7 @@ https://arxiv.org/abs/1611.05431).
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -14,9 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.errors import UserError
-from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import max_pool
-from jaxcls.models.layers import DropPath, check_stem, kaiming_fan_out, torch_default
+from jaxcls.models.layers import DropPath, KaimingConv, check_stem, torch_default
 from jaxcls.models.network import BatchNormNetwork, Layers, blocks, places
 
 
@@ -92,13 +92,54 @@ class Bottleneck(Block):
         return self.add(x, self.norm(name="bn3")(y))
 
 
-class ResNet(BatchNormNetwork):
-    """A residual network; each stage after the first halves the image and doubles the channels.
+class ResidualNetwork(BatchNormNetwork):
+    """Stages of residual blocks; each stage after the first halves the image and doubles the
+    channels.
+
+    Attributes, besides those of BatchNormNetwork:
+      width: channels of the first stage.
+      dropout: probability of dropping an input of the last layer.
+      drop_path: probability of dropping the last block's residual branch for an image; block l
+        of L drops with l / L of it (Huang et al. 2016, https://arxiv.org/abs/1603.09382,
+        equation 4).
+    """
+
+    width: int = 64
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    @nn.nowrap
+    def run_stages(
+        self, x: jax.Array, block: Any, prefix: str, sizes: Sequence[int], train: bool
+    ) -> jax.Array:
+        """Returns what the last layer is given, [batch, values]; call it inside the network.
+
+        Args:
+          x: what the stem gives, [batch, height, width, channels].
+          block: a kind of Block; it lacks features, stride, drop_path and a name.
+          prefix: "layer" names the blocks "layer1_0", "layer1_1", ...
+          sizes: blocks in each stage.
+          train: whether dropout and stochastic depth apply.
+        """
+        order = places(sizes)
+        for number, (stage, index) in enumerate(order, start=1):
+            drop_rate = self.drop_path * number / len(order)
+            x = block(
+                features=self.width * 2 ** (stage - 1),
+                stride=2 if stage > 1 and index == 0 else 1,
+                drop_path=functools.partial(DropPath, drop_rate, train),
+                name=f"{prefix}{stage}_{index}",
+            )(x)
+        return nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2)))
+
+
+class ResNet(ResidualNetwork):
+    """A residual network for photographs or for 32-pixel images.
 
     Convolutions start as kaiming_fan_out, the last layer uniform within 1/sqrt(fan-in), the
     batch norms at scale 1 (torchvision).
 
-    Attributes, besides those of BatchNormNetwork:
+    Attributes, besides those of ResidualNetwork:
       stage_sizes: blocks in each stage: (2, 2, 2, 2) is ResNet-18 (table 1).
       block: BasicBlock or Bottleneck.
       shortcut: how shapes are matched, "projection" or "pad" (see Block).
@@ -108,11 +149,6 @@ class ResNet(BatchNormNetwork):
       stem: "imagenet": 7x7 convolution of stride 2 and 3x3 max-pool of stride 2, so that the
         stages see 1/4, 1/8, 1/16, 1/32 of the image. "small", for 32-pixel images: 3x3
         convolution of stride 1, no pool; the stages see 1, 1/2, 1/4, 1/8.
-      width: channels of the first stage.
-      dropout: probability of dropping an input of the last layer.
-      drop_path: probability of dropping the last block's residual branch for an image; block l
-        of L drops with l / L of it (Huang et al. 2016, https://arxiv.org/abs/1603.09382,
-        equation 4).
     """
 
     STEM: ClassVar = "conv1"
@@ -124,9 +160,6 @@ class ResNet(BatchNormNetwork):
     groups: int = 1
     group_width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
-    width: int = 64
-    dropout: float = 0.0
-    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -139,39 +172,25 @@ class ResNet(BatchNormNetwork):
                 f"multiple of {64 // math.gcd(64, self.group_width)}."
             )
         conv = functools.partial(
-            Conv,
-            padding=0,
-            use_bias=False,
-            kernel_init=kaiming_fan_out,
-            dtype=self.dtype,
+            KaimingConv, padding=0, use_bias=False, dtype=self.dtype
         )
         norm = self.norm_layer(train)
-        block = nn.remat(self.block) if self.remat else self.block
         x = images.astype(self.dtype)
         imagenet = self.stem == "imagenet"
-        kernel, stride = (7, 2) if imagenet else (3, 1)
-        x = conv(
-            self.width, (kernel, kernel), stride, padding=kernel // 2, name="conv1"
-        )(x)
+        side, stride, padding = (7, 2, 3) if imagenet else (3, 1, 1)
+        x = conv(self.width, (side, side), stride, padding=padding, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x))
         if imagenet:
             x = max_pool(x, 3, 2, padding=1)
-        order = places(self.stage_sizes)
-        for number, (stage, index) in enumerate(order, start=1):
-            drop_rate = self.drop_path * number / len(order)
-            x = block(
-                features=self.width * 2 ** (stage - 1),
-                stride=2 if stage > 1 and index == 0 else 1,
-                conv=conv,
-                norm=norm,
-                drop_path=functools.partial(DropPath, drop_rate, train),
-                shortcut=self.shortcut,
-                groups=self.groups,
-                group_width=self.group_width,
-                name=f"layer{stage}_{index}",
-            )(x)
-        x = x.mean((1, 2))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        block = functools.partial(
+            nn.remat(self.block) if self.remat else self.block,
+            conv=conv,
+            norm=norm,
+            shortcut=self.shortcut,
+            groups=self.groups,
+            group_width=self.group_width,
+        )
+        x = self.run_stages(x, block, "layer", self.stage_sizes, train)
         return self.logits(x, **torch_default(x.shape[-1]))
 
     @nn.nowrap

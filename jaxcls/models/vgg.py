@@ -7,9 +7,8 @@ import flax.linen as nn
 import jax
 
 from jaxcls.errors import UserError
-from jaxcls.models.cpu.convolution import Conv
 from jaxcls.models.cpu.pooling import adaptive_avg_pool, max_pool
-from jaxcls.models.layers import check_stem, kaiming_fan_out
+from jaxcls.models.layers import KaimingConv, check_stem
 from jaxcls.models.network import BatchNormNetwork, Layers, singly
 
 
@@ -56,10 +55,11 @@ class VGG(BatchNormNetwork):
             )
         x = images.astype(self.dtype)
         stage = nn.remat(Stage) if self.remat else Stage
+        conv = functools.partial(KaimingConv, dtype=self.dtype)
         norm = self.norm_layer(train) if self.batch_norm else None
         for index, size in enumerate(self.stage_sizes, start=1):
             features = self.width * min(2 ** (index - 1), 8)
-            x = stage(features, size, norm, self.dtype, name=f"stage{index}")(x)
+            x = stage(features, size, conv, norm, name=f"stage{index}")(x)
         small = self.stem == "small"
         x = adaptive_avg_pool(x, 1 if small else 7).reshape(len(x), -1)
         normal = nn.initializers.normal(0.01)
@@ -82,27 +82,20 @@ class Stage(nn.Module):
     Attributes:
       features: channels.
       size: number of convolutions.
+      conv: a convolution of the network's dtype.
       norm: a batch norm of the network's groups and dtype, or None.
-      dtype: dtype of the computation.
     """
 
     features: int
     size: int
+    conv: Any
     norm: Any
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, channels] to [batch, h // 2, w // 2, features]."""
         for index in range(1, self.size + 1):
-            x = Conv(
-                self.features,
-                (3, 3),
-                padding=1,
-                kernel_init=kaiming_fan_out,
-                dtype=self.dtype,
-                name=f"conv{index}",
-            )(x)
+            x = self.conv(self.features, (3, 3), padding=1, name=f"conv{index}")(x)
             if self.norm is not None:
                 x = self.norm(name=f"bn{index}")(x)
             x = nn.relu(x)

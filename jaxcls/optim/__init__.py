@@ -6,20 +6,11 @@ from jaxcls.optim.ema import EMA
 from jaxcls.optim.groups import Freeze, Group
 from jaxcls.optim.layerwise import LAMB, LARS
 from jaxcls.optim.muon import Muon
-from jaxcls.optim.optimizers import (
-    SGD,
-    Adam,
-    AdamW,
-    Lion,
-    Optax,
-    Optimizer,
-    RMSpropTF,
-)
+from jaxcls.optim.optimizers import SGD, Adam, AdamW, Lion, Optax, Optimizer, RMSpropTF
 from jaxcls.optim.schedule_free import ScheduleFreeAdamW
 from jaxcls.optim.schedules import (
     Constant,
     CosineRestarts,
-    Descent,
     Exponential,
     InverseSqrt,
     Linear,

@@ -2,7 +2,7 @@
 
     no gradients where frozen -> clip -> direction, decay and rate, as the optimizer orders them
 
-The rate and the decay are functions of the step, which the train step hands in:
+The rate and the decay are functions of the step, which the train step passes in:
 `chain.update(gradients, state, params, step=good_steps)`. No link counts steps for them, so
 that resumed runs, and bad steps, which change nothing, need no special care.
 
@@ -10,6 +10,7 @@ In the train step the guard against non-finite steps surrounds the chain, and th
 weights (ema.py) follows it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -113,10 +114,7 @@ def for_each(
     ) -> tuple[Any, Any]:
         now = at(step)
         changed = jax.tree.map(
-            lambda *leaves: change(*leaves, now),
-            updates,
-            params,
-            treatments.of(updates),
+            lambda *each: change(*each, now), updates, params, treatments.of(updates)
         )
         return changed, state
 
@@ -146,7 +144,7 @@ def unless_frozen(
     if treatment.thaws_at == 0:
         return gradient
     zeros = jnp.zeros_like(gradient)
-    if treatment.thaws_at is None:
+    if math.isinf(treatment.thaws_at):
         return zeros
     return jnp.where(step < treatment.thaws_at, zeros, gradient)
 
@@ -162,8 +160,8 @@ def with_thaws(
     be several times too large.
     """
 
-    def part(thaws_at: int | None) -> optax.GradientTransformation:
-        if thaws_at is None:
+    def part(thaws_at: float) -> optax.GradientTransformation:
+        if math.isinf(thaws_at):
             return optax.set_to_zero()
         moving = optimizer.transformation(links)
         return starting_at(thaws_at, moving) if thaws_at else moving
@@ -175,13 +173,13 @@ def with_thaws(
     return optax.partition({_name(thaw): part(thaw) for thaw in thaws}, names)
 
 
-def _name(thaws_at: int | None) -> str:
+def _name(thaws_at: float) -> str:
     """Returns the key, in the optimizer's state, of what thaws at a step."""
-    return "frozen" if thaws_at is None else f"from_step_{thaws_at}"
+    return "frozen" if math.isinf(thaws_at) else f"from_step_{thaws_at}"
 
 
 def starting_at(
-    first: int, link: optax.GradientTransformation
+    first: float, link: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
     """Returns a link that before the step `first` gives zeros and keeps its state, and from
     then on is `link`."""

@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
+import functools
 import re
-from typing import Any
 
 import optax
 
@@ -47,7 +47,7 @@ class ClipNorm(Clip):
 
 @dataclasses.dataclass(kw_only=True)
 class ClipValue(Clip):
-    """Cuts every gradient to -max_value..max_value by itself, which changes their direction
+    """Cuts each number of the gradients to -max_value..max_value, which changes their direction
     (torch.nn.utils.clip_grad_value_).
 
     Attributes:
@@ -84,13 +84,13 @@ class AdaptiveClip(Clip):
 
     def link(self) -> optax.GradientTransformation:
         clip = optax.adaptive_grad_clip(self.clipping, self.epsilon)
-        return clip if self.exclude is None else optax.masked(clip, self._clipped)
-
-    def _clipped(self, tree: Any) -> Any:
-        """Returns a tree of bools like one of parameters: which of them are clipped."""
-        assert self.exclude is not None
-        pattern = re.compile(self.exclude)
-        return map_with_path(lambda path, leaf: not pattern.search(path), tree)
+        if self.exclude is None:
+            return clip
+        excluded = re.compile(self.exclude).search
+        is_clipped = functools.partial(
+            map_with_path, lambda path, _: not excluded(path)
+        )
+        return optax.masked(clip, is_clipped)
 
     def check_treatments(self, treatments: Treatments) -> None:
         if self.exclude is None:

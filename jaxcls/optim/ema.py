@@ -18,14 +18,14 @@ from jaxcls.options import Count, ShareBelowOne
 
 @dataclasses.dataclass(kw_only=True)
 class EMA:
-    """An exponential moving average of the weights. Evaluation takes it besides the raw weights.
+    """An exponential moving average of the weights. Evaluation runs with it as well.
 
     Give `decay` or `half_life`, and None for the other.
 
     Attributes:
       decay: share of the old average that each update of it keeps, 0..1, below 1; None where
         half_life says it.
-      half_life: training after which the weights of now still make up half of the average,
+      half_life: training after which the present weights still make up half of the average,
         once it is warmed up; None where decay says it.
       every: steps between updates of the average, 1 or more, and at most those of the run.
         `decay` belongs to one update, so that with another `every` the average looks back over
@@ -56,7 +56,7 @@ class EMA:
         Raises:
           UserError: if the half-life comes to less than a step, or `every` to more than the run.
         """
-        if run.total_steps is not None and self.every > run.total_steps:
+        if 0 < run.total_steps < self.every:
             raise UserError(
                 f"EMA.every is {self.every} steps in a run of {run.total_steps}: the average "
                 "would be the initial weights until the end. Make it shorter, or set ema to "
@@ -65,12 +65,7 @@ class EMA:
         if self.half_life is None:
             assert self.decay is not None
             return 1 - self.decay
-        steps = self.half_life.to_steps(run)
-        if steps < 1:
-            raise UserError(
-                f"EMA.half_life of {self.half_life} is less than one step "
-                f"({run.steps_per_epoch} steps are an epoch)."
-            )
+        steps = self.half_life.one_step_or_more("EMA.half_life", run)
         return -math.expm1(-math.log(2) * self.every / steps)
 
 
@@ -86,13 +81,21 @@ def update(
       good_steps: optimizer steps made before this one, int32 scalar.
       run: its length.
     """
-    share = ema.share(run)
+
+    def blended(made: jax.Array) -> Any:
+        # A step towards the values, so that equal trees stay exactly equal.
+        share = share_at(ema, ema.share(run), made)
+        return jax.tree.map(
+            lambda old, new: old + share * (new.astype(jnp.float32) - old),
+            average,
+            values,
+        )
+
     if ema.every == 1:
-        return blend(average, values, share_at(ema, share, good_steps))
-    made = good_steps // ema.every
+        return blended(good_steps)
     return jax.lax.cond(
         good_steps % ema.every == ema.every - 1,  # this step completes `every` more
-        lambda: blend(average, values, share_at(ema, share, made)),
+        lambda: blended(good_steps // ema.every),
         lambda: average,
     )
 
@@ -108,13 +111,3 @@ def share_at(ema: EMA, share: float, update: jax.typing.ArrayLike) -> jax.Array:
     """
     t = jnp.asarray(update, jnp.float32)
     return jnp.maximum(share, 9 / (10 + t)) if ema.warm_up else jnp.float32(share)
-
-
-def blend(average: Any, values: Any, share: jax.Array) -> Any:
-    """Returns (1 - share) x average + share x values for each float32 leaf.
-
-    Written as a step towards the values, so that equal trees stay exactly equal.
-    """
-    return jax.tree.map(
-        lambda old, new: old + share * (new.astype(jnp.float32) - old), average, values
-    )

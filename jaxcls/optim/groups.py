@@ -2,15 +2,16 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from jaxcls.duration import Duration, RunLength
 from jaxcls.errors import UserError
 from jaxcls.optim.treatment import Treatment, Treatments, shapes_of
-from jaxcls.options import AboveZero, Pattern, ZeroOrMore, check
+from jaxcls.options import AboveZero, Pattern, ZeroOrMore
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,7 +23,7 @@ class Group:
     Attributes:
       pattern: a regular expression, searched in each parameter's path
         ("layer1_0/conv1/kernel"): "^fc/" is the layer fc, "bias$" is every bias.
-      rate: multiplies their learning rate, above 0; Freeze is for those that shall not move.
+      rate: multiplies their learning rate, above 0; use Freeze for those that must not move.
       decay: multiplies their weight decay, 0 or more; 0 leaves them without. What does not
         decay by the optimizer's own rule still does not.
     """
@@ -88,28 +89,26 @@ def resolve(
     paths = list(shapes)
     options: tuple[Group | Freeze, ...] = (*groups, *freeze)
     for option in options:
-        check(option)
         check_found(f"{type(option).__name__}.pattern", option.pattern, paths)
     thaws = [(one.pattern, _thaw(one, run)) for one in freeze]
     by_path = {}
     for path, shape in shapes.items():
-        matching = [group for group in groups if re.search(group.pattern, path)]
-        rates = [_depth_rate(path, layers, layer_decay)]
-        rates += [group.rate for group in matching]
-        if any(_is_in(path, head) for head in heads):
-            rates.append(head_rate)
-        own_decay = 1.0 if decays == "all" or len(shape) > 1 else 0.0
-        by_path[path] = Treatment(
-            rate=math.prod(rates),
-            decay=math.prod((own_decay, *(group.decay for group in matching))),
-            thaws_at=_last([thaw for found, thaw in thaws if re.search(found, path)]),
-        )
+        rate = _depth_rate(path, layers, layer_decay)
+        decay = float(decays == "all" or len(shape) > 1)
+        for group in groups:
+            if re.search(group.pattern, path):
+                rate, decay = rate * group.rate, decay * group.decay
+        if _is_in(path, heads):
+            rate *= head_rate
+        thaws_at = [thaw for pattern, thaw in thaws if re.search(pattern, path)]
+        by_path[path] = Treatment(rate, decay, max(thaws_at, default=0))
     _check_trains(by_path)
     return Treatments(by_path)
 
 
-def _is_in(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}/")
+def _is_in(path: str, modules: Iterable[str]) -> bool:
+    """Whether a parameter belongs to one of some modules."""
+    return f"{path}/".startswith(tuple(f"{module}/" for module in modules))
 
 
 def _depth_rate(
@@ -118,11 +117,7 @@ def _depth_rate(
     """Returns layer_decay^(L - 1 - i) for a parameter of layer i of L; 1 without it."""
     if layer_decay is None:
         return 1.0
-    depths = [
-        depth
-        for depth, modules in enumerate(layers)
-        if any(_is_in(path, module) for module in modules)
-    ]
+    depths = [i for i, modules in enumerate(layers) if _is_in(path, modules)]
     if len(depths) != 1:
         raise UserError(
             f"layer_decay: the parameter {path} belongs to {len(depths)} of the "
@@ -132,11 +127,10 @@ def _depth_rate(
     return layer_decay ** (len(layers) - 1 - depths[0])
 
 
-def _thaw(freeze: Freeze, run: RunLength) -> int | None:
-    """Returns the first step that moves what was frozen; None if there is none."""
+def _thaw(freeze: Freeze, run: RunLength) -> float:
+    """Returns the first step that moves what was frozen; infinity if there is none."""
     if freeze.until is None:
-        return None
-    assert run.total_steps is not None
+        return math.inf
     step = freeze.until.to_steps(run)
     if not 0 < step < run.total_steps:
         in_steps = "" if freeze.until.unit == "steps" else f", or {step} steps,"
@@ -167,12 +161,10 @@ def check_found(option: str, pattern: str, paths: Sequence[str]) -> None:
 
 def _closest_parts(pattern: str, paths: Sequence[str]) -> str:
     """Returns " Did you mean 'fc' or 'fc/kernel'?" for the parts of paths like a pattern."""
-    parts = [path.split("/") for path in paths]
     pieces = {
-        "/".join(part[start:end])
-        for part in parts
-        for start in range(len(part))
-        for end in range(start + 1, len(part) + 1)
+        "/".join(parts[start:end])
+        for parts in (path.split("/") for path in paths)
+        for start, end in itertools.combinations(range(len(parts) + 1), 2)
     }
     plain = re.sub(r"[^\w/]", "", pattern)  # without what makes it an expression
     close = difflib.get_close_matches(plain, sorted(pieces), n=3)
@@ -180,19 +172,12 @@ def _closest_parts(pattern: str, paths: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(quoted)}?" if quoted else ""
 
 
-def _last(thaws: list[int | None]) -> int | None:
-    """Returns the last of some thaws, 0 of none; None if one of them never comes."""
-    known = [thaw for thaw in thaws if thaw is not None]
-    return max(known, default=0) if len(known) == len(thaws) else None
-
-
 def _check_trains(by_path: Mapping[str, Treatment]) -> None:
     """Raises UserError if no parameter moves at the first step."""
-    thaws = [one.thaws_at for one in by_path.values()]
-    if 0 in thaws:
+    first = min(one.thaws_at for one in by_path.values())
+    if first == 0:
         return
-    known = [step for step in thaws if step is not None]
-    when = f"before step {min(known)}" if known else "in this run"
+    when = "in this run" if math.isinf(first) else f"before step {first}"
     raise UserError(
         f"Freeze leaves nothing that is trained {when}: all {len(by_path)} parameters are "
         "frozen. Let a pattern leave some out, as '^(?!fc/)' does the layer fc."

@@ -71,11 +71,9 @@ class LARS(Optimizer):
     momentum_dtype: MomentumDtype = "float32"
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
-        return optax.chain(
-            scale_by_layer(links.decay, links.decays, self.trust),
-            links.rate,
-            momentum_link(self.momentum, self.momentum_dtype),
-        )
+        scaled = scale_by_layer(links.decay, links.decays, self.trust)
+        momentum = momentum_link(self.momentum, self.momentum_dtype)
+        return optax.chain(scaled, links.rate, momentum)
 
 
 def scale_by_layer(
@@ -104,25 +102,15 @@ def scale_by_layer(
         def scaled(
             g: jax.Array, pull: jax.Array, parameter: jax.Array, adapt: bool
         ) -> jax.Array:
-            ratio = _ratio(g, pull, parameter, trust) if adapt else 1
-            return ratio * (g + pull)
+            if not adapt:
+                return g + pull
+            weights = jnp.linalg.norm(parameter.ravel())
+            forces = jnp.linalg.norm(g.ravel()) + jnp.linalg.norm(pull.ravel())
+            usable = (weights > 0) & (forces > 0)
+            ratio = trust * weights / jnp.where(usable, forces, 1.0)
+            return jnp.where(usable, ratio, 1.0) * (g + pull)
 
         updates = jax.tree.map(scaled, gradients, pulls, params, adapts(params))
         return updates, state
 
     return optax.GradientTransformationExtraArgs(decay.init, update)
-
-
-def _ratio(g: jax.Array, pull: jax.Array, parameter: jax.Array, trust: float) -> Any:
-    """Returns trust * |parameter| / (|g| + |pull|), float32 scalar, or 1 where a side is 0.
-
-    Args:
-      g: the gradient of one parameter array.
-      pull: its weight_decay * parameter.
-      parameter: the array itself.
-      trust: the paper's eta.
-    """
-    weights = jnp.linalg.norm(parameter.ravel())
-    forces = jnp.linalg.norm(g.ravel()) + jnp.linalg.norm(pull.ravel())
-    usable = (weights > 0) & (forces > 0)
-    return jnp.where(usable, trust * weights / jnp.where(usable, forces, 1.0), 1.0)

@@ -73,8 +73,10 @@ class Muon(AdamMoments):
             momentum_link(self.momentum, self.momentum_dtype, self.nesterov),
             optax.stateless_with_tree_map(lambda v, _: self._step(v)),
         )
+        names = {True: "adam", False: "muon"}
         directions = optax.partition(
-            {"adam": self.direction(), "muon": orthogonal}, self._parts
+            {"adam": self.direction(), "muon": orthogonal},
+            lambda params: jax.tree.map(names.get, self._by_adam(params)),
         )
         # It scales AdamW's decay too, as if the parameters had an optimizer of their own.
         adam_rate = optax.masked(optax.scale(self.adam_rate), self._by_adam)
@@ -110,12 +112,6 @@ class Muon(AdamMoments):
                 "fc, or take AdamW as optimizer."
             )
 
-    def _parts(self, params: Any) -> Any:
-        """Returns a tree like `params` of what trains each: "adam" or "muon"."""
-        return jax.tree.map(
-            lambda adam: "adam" if adam else "muon", self._by_adam(params)
-        )
-
     def _step(self, v: jax.Array) -> jax.Array:
         """Returns a momentum [..., in, out], made orthogonal and scaled by its shape."""
         matrix = v.reshape(-1, v.shape[-1])
@@ -141,9 +137,8 @@ def orthogonalized(matrix: jax.Array, rounds: int, precision: str) -> jax.Array:
     """
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (
-        matrix.T if tall else matrix
-    )  # the Gram matrix of the shorter side is the cheaper
+    # The Gram matrix of the shorter side is the cheaper one.
+    x = matrix.T if tall else matrix
     # The Frobenius norm is the largest singular value's upper bound.
     x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(precision)
     for _ in range(rounds):

@@ -4,8 +4,8 @@
 
 Decay and rate differ between parameters and change over the run. The chain knows how, and hands
 both in as links (Links); an optimizer only says where they stand in its formula. The optimizers
-here treat each number by itself; layerwise.py, adafactor.py, muon.py and schedule_free.py have
-the others.
+here treat each number alone; the others are in layerwise.py, adafactor.py, muon.py and
+schedule_free.py.
 """
 
 import abc
@@ -73,7 +73,7 @@ class Optimizer(abc.ABC):
     """Whether evaluation takes the weights of average() in place of the trained ones."""
 
     def peak(self, batch_size: int) -> float:
-        """Returns the peak rate for batches of so many images."""
+        """Returns the peak rate for batches of `batch_size` images."""
         if self.rate_per is None:
             return self.learning_rate
         ratio = batch_size / self.rate_per
@@ -261,12 +261,8 @@ class RMSpropTF(Optimizer):
         root = optax.scale_by_rms(
             decay=self.rho, eps=self.epsilon, initial_scale=1.0, eps_in_sqrt=True
         )
-        return optax.chain(
-            links.decay,
-            root,
-            links.rate,
-            momentum_link(self.momentum, self.momentum_dtype),
-        )
+        momentum = momentum_link(self.momentum, self.momentum_dtype)
+        return optax.chain(links.decay, root, links.rate, momentum)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -283,7 +279,7 @@ class Optax(Optimizer):
     direction: Callable[[], optax.GradientTransformation]
 
     def transformation(self, links: Links) -> optax.GradientTransformation:
-        """Raises UserError if `direction` gives no link, or one that descends by itself."""
+        """Raises UserError if `direction` gives no link, or one with a rate of its own."""
         try:
             direction = self.direction()
             points_uphill = _points_uphill(direction)

@@ -38,7 +38,7 @@ class ScheduleFreeAdamW(Optimizer):
         z <- z - rate * u;   x <- (1 - c) x + c z;   y <- (1 - beta1) z + beta1 x
 
     The parameters of the training state are y; evaluation takes x. c is the step's share of the
-    sum of the squared rates, of which each counts as the largest so far. Batch statistics of x
+    sum of the squared rates, each counted as the largest rate so far. Batch statistics of x
     are not those of y: for a network with batch norm, re-estimate them before relying on x.
 
     Attributes:
@@ -101,11 +101,8 @@ def follow_average(
     """
 
     def init(params: Any) -> ScheduleFreeState:
-        return ScheduleFreeState(
-            lead=optax.tree.zeros_like(params),
-            max_rate=jnp.zeros((), "float32"),
-            weights=jnp.zeros((), "float32"),
-        )
+        lead = optax.tree.zeros_like(params)
+        return ScheduleFreeState(lead, jnp.float32(0), jnp.float32(0))
 
     def update(
         steps: Any, state: ScheduleFreeState, params: Any = None, *, step: Any, **_: Any

@@ -36,24 +36,12 @@ Curve = Callable[[jax.Array], jax.Array]
 """Part of the way that is left, 1..0 -> part of the height that is left, 1..0."""
 
 
-def _linear(left: jax.Array) -> jax.Array:
-    return left
-
-
-def _cosine(left: jax.Array) -> jax.Array:
-    # (1 + cos(pi (1 - left))) / 2, which would lose the digits of small values.
-    return jnp.square(jnp.sin(jnp.pi / 2 * left))
-
-
-def _one_minus_sqrt(left: jax.Array) -> jax.Array:
-    # 1 - sqrt(1 - left), likewise.
-    return left / (1 + jnp.sqrt(1 - left))
-
-
 CURVES: dict[str, Curve] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "one_minus_sqrt": _one_minus_sqrt,
+    "linear": lambda left: left,
+    # (1 + cos(pi (1 - left))) / 2, which would lose the digits of small values.
+    "cosine": lambda left: jnp.square(jnp.sin(jnp.pi / 2 * left)),
+    # 1 - sqrt(1 - left), which would lose them too.
+    "one_minus_sqrt": lambda left: left / (1 + jnp.sqrt(1 - left)),
 }
 
 
@@ -144,8 +132,7 @@ class Schedule(abc.ABC):
           UserError: if the warm-up leaves no step after the peak, or other durations do not
             fit into the run.
         """
-        assert run.total_steps is not None
-        steps_per_tick = run.steps_per_epoch if self.every == "epoch" else 1
+        steps_per_tick = self.steps_per_tick(run)
         total = -(-run.total_steps // steps_per_tick)
         warmup = self.ticks("warmup", self.warmup, run)
         if warmup >= max(total - 1, 1):
@@ -179,9 +166,7 @@ class Schedule(abc.ABC):
         Raises:
           UserError: for fewer, or more than a run can have.
         """
-        ticks = duration.to_steps(run)
-        if self.every == "epoch":
-            ticks = round(ticks / run.steps_per_epoch)
+        ticks = round(duration.to_steps(run) / self.steps_per_tick(run))
         if not at_least <= ticks < MAX_TICKS:
             raise UserError(
                 f"schedule.{name} of {duration} is {ticks} {self.every}s: it must be at "
@@ -219,9 +204,9 @@ class Schedule(abc.ABC):
                 tick -= 1
             if tick < earliest:
                 raise UserError(
-                    f"schedule.{name}[{index}] of {time} is at {self.every} "
-                    f"{tick + warmup}, but it must be at {earliest + warmup} or later, after "
-                    "the warm-up and what comes before it."
+                    f"schedule.{name}[{index}] of {time} is at {self.every} {tick + warmup}, "
+                    f"but it must be at {earliest + warmup} or later, after the warm-up and "
+                    "what comes before it."
                 )
             found.append(tick)
             earliest = tick + 1
@@ -229,15 +214,11 @@ class Schedule(abc.ABC):
 
     def exact_ticks(self, duration: Duration, run: RunLength) -> Fraction:
         """Returns the ticks in a duration, not rounded to a whole number."""
-        steps_per_unit = {
-            "steps": Fraction(1),
-            "epochs": Fraction(run.steps_per_epoch),
-            "examples": Fraction(1, run.batch_size),
-            "run": Fraction(run.total_steps or 0),
-        }
-        # As it is written: 2.4 is twelve fifths, which its float is not.
-        exact = Fraction(str(duration.value)) * steps_per_unit[duration.unit]
-        return exact / (run.steps_per_epoch if self.every == "epoch" else 1)
+        return duration.exact_steps(run) / self.steps_per_tick(run)
+
+    def steps_per_tick(self, run: RunLength) -> int:
+        """Returns the steps of an epoch, or 1, as `every` says."""
+        return run.steps_per_epoch if self.every == "epoch" else 1
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -320,7 +301,7 @@ class WarmupCosine(Descent):
     warmup: Duration = dataclasses.field(default_factory=lambda: fraction(0.05))
 
     def height(self, left: jax.Array) -> jax.Array:
-        return _cosine(left)
+        return CURVES["cosine"](left)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -331,11 +312,11 @@ class CosineRestarts(Schedule):
     Cycle k has L = period * multiplier ** k ticks and the peak p = max(decay ** k, end); at
     its tick i the factor is end + (p - end) * (1 + cos(pi i / T)) / 2, where T = L - 1 (end_at
     "last") or L ("after_last": torch's CosineAnnealingWarmRestarts, T_0 = period and T_mult =
-    multiplier). A run that is not a whole number of cycles ends amid its last.
+    multiplier). A run that is not a whole number of cycles ends within its last cycle.
 
     Attributes:
       period: length of the first cycle, counted from the end of the warm-up.
-      multiplier: each cycle is so many times longer than the one before, 1 or more.
+      multiplier: how many times longer each cycle is than the one before, 1 or more.
       decay: each peak is this factor of the one before, 0..1, above 0; 1 keeps the peak.
       end: factor of the peak at the end of each cycle, 0..1.
       end_at: "last" reaches `end` at the last step (or epoch) of each cycle; "after_last"
@@ -350,7 +331,14 @@ class CosineRestarts(Schedule):
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
         period = self.ticks("period", self.period, run, at_least=1)
-        lengths = self._cycles(period, length)
+        lengths = [period]  # of each cycle; of the first one only, where all are equal
+        while self.multiplier > 1 and sum(lengths) < length:
+            lengths.append(lengths[-1] * self.multiplier)
+        if lengths[-1] >= MAX_TICKS:
+            raise UserError(
+                f"schedule.multiplier {self.multiplier} makes a cycle of {lengths[-1]:.3g} "
+                f"{self.every}s: let cycles have fewer than 2**31."
+            )
         starts = np.cumsum([0, *lengths[:-1]])
 
         def factor(t: jax.Array) -> jax.Array:
@@ -362,22 +350,10 @@ class CosineRestarts(Schedule):
                 cycle_length = jnp.asarray(lengths, jnp.int32)[cycle]
             way = cycle_length - (self.end_at == "last")
             peak = jnp.maximum(_power(self.decay, cycle), self.end)
-            return _between(self.end, peak, _cosine(_share(way - tick, way)))
+            height = CURVES["cosine"](_share(way - tick, way))
+            return _between(self.end, peak, height)
 
         return factor
-
-    def _cycles(self, period: int, length: int) -> list[int]:
-        """Returns the ticks of each cycle that begins within `length` ticks; of the first
-        one only, where all are equal."""
-        lengths = [period]
-        while self.multiplier > 1 and sum(lengths) < length:
-            lengths.append(lengths[-1] * self.multiplier)
-        if lengths[-1] >= MAX_TICKS:
-            raise UserError(
-                f"schedule.multiplier {self.multiplier} makes a cycle of {lengths[-1]:.3g} "
-                f"{self.every}s: let cycles have fewer than 2**31."
-            )
-        return lengths
 
 
 def _last_at_most(starts: Sequence[int] | np.ndarray, t: jax.Array) -> jax.Array:
@@ -398,9 +374,7 @@ class Step(Schedule):
     decay: ShareAboveZero = 0.1
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
-        self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), Fraction(1))
-        return lambda t: _power(self.decay, _whole_and_part(t, period)[0])
+        return _falls(self, staircase=True, run=run)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -442,15 +416,20 @@ class Exponential(Schedule):
     staircase: bool = False
 
     def after_warmup(self, length: int, run: RunLength) -> Factor:
-        self.ticks("period", self.period, run, at_least=1)
-        period = max(self.exact_ticks(self.period, run), Fraction(1))
+        return _falls(self, self.staircase, run)
 
-        def factor(t: jax.Array) -> jax.Array:
-            whole, part = _whole_and_part(t, period)
-            stairs = _power(self.decay, whole)
-            return stairs if self.staircase else stairs * _power(self.decay, part)
 
-        return factor
+def _falls(schedule: Step | Exponential, staircase: bool, run: RunLength) -> Factor:
+    """Returns decay ** (t / period), or decay ** floor(t / period) as a staircase."""
+    schedule.ticks("period", schedule.period, run, at_least=1)
+    period = max(schedule.exact_ticks(schedule.period, run), Fraction(1))
+
+    def factor(t: jax.Array) -> jax.Array:
+        whole, part = _whole_and_part(t, period)
+        stairs = _power(schedule.decay, whole)
+        return stairs if staircase else stairs * _power(schedule.decay, part)
+
+    return factor
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -460,8 +439,8 @@ class InverseSqrt(Schedule):
     https://arxiv.org/abs/1706.03762).
 
     Attributes:
-      timescale: the factor has fallen to 1 / sqrt(2) after so long, from the end of the
-        warm-up.
+      timescale: the time from the end of the warm-up in which the factor falls to
+        1 / sqrt(2).
     """
 
     timescale: Duration

@@ -4,6 +4,7 @@ A parameter is named by its path in the tree, "layer1_0/conv1/kernel".
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,13 @@ class Treatment:
     Attributes:
       rate: multiplies the learning rate, above 0.
       decay: multiplies the weight decay; 0 where it does not decay.
-      thaws_at: the first optimizer step that moves it: 0 if it is never frozen, None if it
-        never thaws.
+      thaws_at: the first optimizer step that moves it: 0 if it is never frozen, math.inf if
+        it never thaws.
     """
 
     rate: float = 1.0
     decay: float = 1.0
-    thaws_at: int | None = 0
+    thaws_at: float = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +48,24 @@ class Treatments:
 
     def frozen(self, step: int) -> frozenset[str]:
         """Returns the paths of the parameters that the optimizer step `step` leaves alone."""
-        thaws = {path: one.thaws_at for path, one in self.by_path.items()}
-        return frozenset(p for p, thaw in thaws.items() if thaw is None or step < thaw)
+        return frozenset(p for p, one in self.by_path.items() if step < one.thaws_at)
 
     def trained(self) -> list[str]:
         """Returns the paths of the parameters that move at some step of the run."""
-        return [p for p, one in self.by_path.items() if one.thaws_at is not None]
+        return [p for p, one in self.by_path.items() if one.thaws_at < math.inf]
 
     def frozen_by_step(self) -> list[tuple[int, frozenset[str]]]:
         """Returns the parts of the run between thaws: the first optimizer step of each, 0 for
         the first part, and the paths that are frozen in it."""
         # Something moves from the start (resolve() sees to it): 0 is among them.
-        thaws = {one.thaws_at for one in self.by_path.values()}
-        firsts = sorted(thaw for thaw in thaws if thaw is not None)
-        return [(first, self.frozen(first)) for first in firsts]
+        thaws = {one.thaws_at for one in self.by_path.values()} - {math.inf}
+        return [(int(first), self.frozen(int(first))) for first in sorted(thaws)]
 
     def frozen_modules(self, frozen: frozenset[str]) -> frozenset[str]:
         """Returns the modules ("layer1_0", "layer1_0/bn1") all of whose parameters are frozen.
 
-        A batch norm among them belongs into eval mode: with statistics of the batch, and running
-        averages that move, its layer would change though its parameters do not.
+        A batch norm among them must run in eval mode. With the statistics of the batch, and
+        running averages that move, its output would change although its parameters do not.
 
         Args:
           frozen: paths of the parameters that are frozen.

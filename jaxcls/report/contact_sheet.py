@@ -74,8 +74,8 @@ def label_text(target: np.ndarray, names: Sequence[str]) -> str:
 
 
 def can_be_written(suffix: str) -> bool:
-    """Whether Pillow writes colour pictures to files that end so: many formats it only reads,
-    or writes in grey, which only an attempt tells."""
+    """Whether Pillow writes colour pictures to files with this ending. Many formats it only
+    reads, or writes in grey, which only an attempt tells."""
     kind = Image.registered_extensions().get(suffix)
     try:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)

@@ -64,7 +64,7 @@ def say(text: str) -> None:
 
 
 def eval_line(values: dict[str, Any]) -> str:
-    """Returns an evaluation as a person would read it: raw and averaged weights."""
+    """Returns an evaluation as one line: raw and averaged weights."""
     text = (
         f"evaluation at step {values['step']} on {values['eval/examples']} images: "
         f"{_measured(values, '')}"
@@ -77,7 +77,7 @@ def eval_line(values: dict[str, Any]) -> str:
 
 
 def _measured(values: dict[str, Any], suffix: str) -> str:
-    """Returns the metrics of one set of weights: those that there are, in percent, and the
+    """Returns the metrics of one set of weights, as far as there are any, in percent, and the
     loss."""
     titles = {
         "top1": "top-1",

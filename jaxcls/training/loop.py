@@ -158,8 +158,8 @@ class Loop:
             self._save()
 
     def _end_interval(self) -> metrics.TrainMetrics | None:
-        """Takes the sums of an interval that ends here out of the state, which begins new
-        ones; None within an interval."""
+        """Takes the sums of an interval that ends here out of the state, where new ones begin;
+        returns None within an interval."""
         if not self.plan.is_due(self.plan.log_every, self.step):
             return None
         interval = self.state.metrics
@@ -175,10 +175,10 @@ class Loop:
             self._paused = time.perf_counter()
 
     def _retire(self) -> None:
-        """Waits for the oldest call in flight and writes the line of metrics it may end.
+        """Waits for the oldest call in flight, and writes the line of metrics that it may end.
 
         Raises:
-          Diverged: if it is one too many that is not finite.
+          Diverged: if max_bad_steps steps in a row were not finite.
         """
         done = self._in_flight.popleft()
         jax.block_until_ready(done.report)

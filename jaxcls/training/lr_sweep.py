@@ -28,11 +28,10 @@ from jaxcls.training.run import Run, open_run
 EXPLODED = 4.0
 """The sweep ends where the loss is so many times its lowest value."""
 SMOOTHING = 0.8
-"""What a step counts in the smoothed loss, relative to the one that is a step nearer: about
-as many steps count on either side as on one side of a moving average with 0.9."""
+"""Weight of a step in the smoothed loss, relative to that of the step next to it and nearer:
+on both sides together about as many steps count as in a moving average with 0.9."""
 LEAST_CHANGE = 0.05
-"""A smoothed loss that changes by less than this share of its first value has seen nothing of
-what a sweep looks for."""
+"""A sweep has failed if its smoothed loss changes by less than this share of its first value."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -142,7 +141,7 @@ def _opened(config: Config, num_steps: int, low: float, high: float) -> Run:
         checkpoint=dataclasses.replace(config.checkpoint, best="eval/top1"),
     )
     run = open_run(swept, Path())
-    length = dataclasses.replace(run.plan.run, total_steps=None)
+    length = dataclasses.replace(run.plan.run, total_steps=0)
     length = dataclasses.replace(length, total_steps=config.duration.to_steps(length))
 
     def thawing(freeze: Freeze) -> Freeze:

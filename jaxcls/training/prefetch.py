@@ -1,4 +1,4 @@
-"""Batches on the devices before they are asked for, and an honest account of waiting."""
+"""Moves batches to the devices ahead of time, and measures how long these wait for data."""
 
 import contextlib
 import functools

@@ -290,8 +290,8 @@ class Program(Forward):
         return trace(step, variables, batch)
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Returns how what is scheduled goes over the run: name -> (steps, values), at 512
-        steps at most."""
+        """Returns the curves of the scheduled rates over the run: name -> (steps, values), at
+        512 steps at most."""
         config, plan = self.config, self.plan
         curves = {"learning rate": self.learning_rate}
         if (schedule := config.decay_schedule) is not None:
@@ -310,8 +310,8 @@ def trained_alike(
     weight_decay: float,
     optimizer: Optimizer,
 ) -> list[Treated]:
-    """Returns parameters in sets that are trained alike: what thaws first and has the highest
-    rate comes first, what never thaws last.
+    """Returns parameters in sets that are trained alike, sorted: those that thaw first and
+    have the highest rate come first, those that never thaw last.
 
     Args:
       params: the parameters, or their jax.ShapeDtypeStruct.
@@ -325,7 +325,7 @@ def trained_alike(
         path = path_of(keys)
         treatment = treatments.by_path[path]
         by, multiplier = optimizer.trains(path, leaf.shape)
-        if treatment.thaws_at is None:  # its rate and decay say nothing
+        if math.isinf(treatment.thaws_at):  # its rate and decay say nothing
             order = (math.inf, 0.0, 0.0, "-")
         else:
             rate = treatment.rate * multiplier

@@ -130,7 +130,7 @@ def open_run(config: Config, workdir: Path, *, begins: bool = False) -> "Run":
     if teacher is not None:
         say(f"learns from {teacher.source}")
         info["teacher"] = teacher.digest()  # a run goes on with the same weights
-    if loss.needs_counts:
+    if loss.automatic:
         loss = loss.fitted(class_counts(train.source), len(train.source))
         config = dataclasses.replace(config, loss=loss)
     return Run(config, plan, workdir, train.source, test.source, info, teacher)

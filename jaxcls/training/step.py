@@ -113,7 +113,6 @@ def train_step(
     """
     # Stream 0 of the seed made the initial weights.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
-    assert run.total_steps is not None
     position = RunPosition(state.step, run.steps_per_epoch, run.total_steps)
     mask = batch["mask"]
     given = as_targets(batch["label"], num_classes) * mask[:, None]

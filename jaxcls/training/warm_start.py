@@ -71,7 +71,7 @@ def warm_start(
 
 
 def _check_computes_the_same(source: str, trained: Trained, model: Any) -> None:
-    """Raises UserError where a run's network differs in what its arrays do not show."""
+    """Raises UserError if a run's network has other options that its arrays do not show."""
     for option in ("stem", "padding", "bn_epsilon"):
         was, now = (getattr(m, option, None) for m in (trained.model, model))
         if was != now:

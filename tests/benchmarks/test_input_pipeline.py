@@ -17,11 +17,11 @@ from jaxcls.benchmarks.input_pipeline import (
     compare_photographs,
     compare_records,
     files_of,
+    find_photographs,
     in_turns,
     loaded,
     make_photographs,
     memory,
-    photographs,
     ratio,
     resident,
     speed,
@@ -52,11 +52,11 @@ def test_the_first_turn_is_not_counted_and_ratios_are_of_one_turn() -> None:
 
 def test_photographs_are_found_or_missed(tmp_path: Path) -> None:
     made = make_photographs(tmp_path, BATCH)
-    assert photographs(tmp_path) == made
+    assert find_photographs(tmp_path) == made
     assert {size(path.read_bytes()) for path in made} == {(375, 500)}
     made[0].unlink()
     with pytest.raises(UserError, match=f"must have {BATCH} .* not {BATCH - 1}"):
-        photographs(tmp_path)
+        find_photographs(tmp_path)
 
 
 def test_it_loads_as_many_images_as_it_counts(

@@ -503,7 +503,7 @@ def test_help_after_a_choice_lists_what_is_still_to_be_given(
 ) -> None:
     assert flags.parse([LENET, "--config.clip=ClipValue", "--help"]) is None
     text = capsys.readouterr().out
-    assert "  --config.clip.max_value=...  (float)\n" in text
+    assert "  --config.clip.max_value=...  (float above 0)\n" in text
     assert meaning(ClipValue, "max_value") in text
     choice = [LENET, "--config.schedule=MultiStep", "--help"]
     milestones = "--config.schedule.milestones=('2 epochs', '3 steps')"

@@ -474,7 +474,7 @@ def test_a_group_of_images_divides_the_batch() -> None:
 def test_probability_of_a_flip(p: float) -> None:
     config = recipe("lenet5")
     config.augment = (HorizontalFlip(p=p), GREY)
-    with pytest.raises(UserError, match=rf"HorizontalFlip\.p must lie .* not {p}"):
+    with pytest.raises(UserError, match=rf"^augment\[0\]\.p must lie .* not {p}"):
         config_lib.validate(config)
     config.augment = (HorizontalFlip(p=0.0), HorizontalFlip(p=1.0), GREY)
     config_lib.validate(config)
@@ -493,14 +493,14 @@ WRONG_TYPES: list[Any] = [
     ("log.tensorboard", 1, "bool"),
     ("optimizer.learning_rate", "fast", "float above 0"),
     ("optimizer.learning_rate", False, "float above 0"),
-    ("augment[2].mean", (True,), "a tuple (float"),
+    ("augment[2].mean", (True,), "a tuple (float, ...), not empty"),
     ("model.dtype", "float16", "'float32' or 'bfloat16' or None"),
     ("model.stem", "big", "'imagenet' or 'small' or None"),
     ("augment[1].mode", "wrap", "'constant' or 'edge' or 'reflect'"),
-    ("augment[2].mean", 0.5, "a tuple (float"),
-    ("augment[2].mean", [0.5], "a tuple (float"),
-    ("augment[2].mean", ("a",), "a tuple (float"),
-    ("augment[2].mean", (0.5, "a"), "a tuple (float"),
+    ("augment[2].mean", 0.5, "a tuple (float, ...), not empty"),
+    ("augment[2].mean", [0.5], "a tuple (float, ...), not empty"),
+    ("augment[2].mean", ("a",), "a tuple (float, ...), not empty"),
+    ("augment[2].mean", (0.5, "a"), "a tuple (float, ...), not empty"),
 ]
 
 
@@ -510,10 +510,7 @@ def test_a_wrong_type_is_named(option: str, value: Any, expected: str) -> None:
         config_lib.validate(with_option(recipe("lenet5"), option, value))
     message = str(error.value)
     assert message.startswith(f"{option} is {value!r}, a {type(value).__name__}")
-    if expected == "a tuple (float":  # and its range, which the transform states
-        assert f"; expected {expected}" in message and message.endswith(", ...).")
-    else:
-        assert message.endswith(f"; expected {expected}.")
+    assert message.endswith(f"; expected {expected}.")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcls.data.file_lists import note
+from jaxcls.data.notes import note
 
 
 @pytest.fixture(autouse=True)

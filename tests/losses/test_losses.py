@@ -102,7 +102,7 @@ def test_automatic_weights_even_out_the_classes() -> None:
     labels, counts = np.repeat([0, 1, 3], [10, 30, 60]), np.array([10, 30, 0, 60, 0])
     loss = SoftmaxCrossEntropy(label_smoothing=0.1, class_weights="auto")
     found = loss.fitted(counts, 100)
-    assert loss.needs_counts and not found.needs_counts
+    assert loss.automatic and not found.automatic
     weights = np.array(found.class_weights)
     assert found.label_smoothing == 0.1 and loss.class_weights == "auto"
     assert weights[labels].mean() == pytest.approx(1)
@@ -177,15 +177,15 @@ def test_priors_are_counted_where_they_are_needed() -> None:
     counts = np.array([30, 0, 70])
     loss = SoftmaxCrossEntropy(logit_adjustment=1.0, class_weights="auto")
     found = loss.fitted(counts, 100)
-    assert loss.needs_counts and not found.needs_counts
+    assert loss.automatic and not found.automatic
     # A class without images would have a logit of minus infinity.
     assert found.class_priors == (0.3, 0.01, 0.7)
     np.testing.assert_allclose(found.class_weights, [100 / 60, 0, 100 / 140])
-    assert SoftmaxCrossEntropy(logit_adjustment=1.0).needs_counts
+    assert SoftmaxCrossEntropy(logit_adjustment=1.0).automatic
     without = SoftmaxCrossEntropy()
-    assert not without.needs_counts and without.fitted(counts, 100) == without
+    assert not without.automatic and without.fitted(counts, 100) == without
     given = SoftmaxCrossEntropy(logit_adjustment=1.0, class_priors=(1.0, 2.0, 3.0))
-    assert not given.needs_counts and given.fitted(counts, 100) == given
+    assert not given.automatic and given.fitted(counts, 100) == given
 
 
 # Binary cross-entropy
@@ -317,7 +317,7 @@ def test_automatic_positive_weights_even_out_yes_and_no() -> None:
     counts = np.array([10, 50, 0, 100])
     loss = MultiLabelBinaryCrossEntropy(positive_weights="auto")
     found = loss.fitted(counts, 100)
-    assert loss.needs_counts and not found.needs_counts
+    assert loss.automatic and not found.automatic
     # 90 images without to 10 with; what all or none have is left alone.
     assert found.positive_weights == (9.0, 1.0, 1.0, 1.0)
     check(found)
@@ -381,6 +381,15 @@ def test_distillation_keeps_its_gradients_at_high_temperatures() -> None:
 
 
 # Options and labels
+
+
+def test_a_loss_does_not_change_the_logits_it_is_given() -> None:
+    logits, targets = soft_batch()
+    logits = np.array(logits)
+    before = logits.copy()
+    priors = (1, 2, 3, 4, 5, 6)
+    SoftmaxCrossEntropy(logit_adjustment=1.0, class_priors=priors)(logits, targets)
+    np.testing.assert_array_equal(logits, before)
 
 
 @pytest.mark.parametrize("loss", [Focal(), BinaryCrossEntropy(), SoftmaxCrossEntropy()])

@@ -131,8 +131,8 @@ def test_a_head_of_zeros_finds_all_classes_equally_likely() -> None:
     layer = head(
         3,
         "zero",
+        jnp.float32,
         name="fc",
-        dtype=jnp.float32,
         kernel_init=nn.initializers.ones,
         bias_init=nn.initializers.ones,
     )

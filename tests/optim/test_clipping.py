@@ -167,7 +167,9 @@ def test_an_exclusion_names_some_of_the_parameters(
     names = ["stem/kernel", "depthwise/kernel", "bn/scale", "fc/kernel", "fc/bias"]
     treatments = Treatments(
         {
-            name: Treatment(thaws_at=None if freeze and re.search(freeze, name) else 0)
+            name: Treatment(
+                thaws_at=math.inf if freeze and re.search(freeze, name) else 0
+            )
             for name in names
         }
     )

@@ -678,13 +678,9 @@ def test_muon_leaves_the_classifier_of_every_network_to_adamw() -> None:
     assert len(ours) > 40
     for name, module in ours.items():
         for head in module.HEADS:
-            layers: Any = {"kernel": jnp.zeros((8, 2))}
-            for layer in reversed(head.split("/")):
-                layers = {layer: layers}
-            layers["layer1_0"] = {"conv1": {"kernel": jnp.zeros((3, 3, 4, 8))}}
-            parts = optimizer._parts(layers)
-            assert parts.pop("layer1_0") == {"conv1": {"kernel": "muon"}}
-            assert jax.tree.leaves(parts) == ["adam"], (name, head)
+            by, rate = optimizer.trains(f"{head}/kernel", (8, 2))
+            assert (by, rate) == ("AdamW", optimizer.adam_rate), (name, head)
+    assert optimizer.trains("layer1_0/conv1/kernel", (3, 3, 4, 8)) == ("Muon", 1.0)
 
 
 LAYERS = {
@@ -785,7 +781,9 @@ def test_the_average_is_found_within_any_nesting() -> None:
             )
             for name, one in all_moving.items()
         }
-        by_path["bn/scale"] = dataclasses.replace(by_path["bn/scale"], thaws_at=None)
+        by_path["bn/scale"] = dataclasses.replace(
+            by_path["bn/scale"], thaws_at=math.inf
+        )
         tx = chain(
             optimizer,
             SCHEDULE,

@@ -319,7 +319,6 @@ def test_eval_step_is_numpys_and_leaves_padding_out(views: Views | None) -> None
         model=Linear(),
         transforms=(NORMALIZE,),
         views=views,
-        num_classes=3,
         loss=SoftmaxCrossEntropy(),
     )
     assert found.logits is None

@@ -10,11 +10,11 @@ can lead anywhere. The checksums are those that tensorflow_datasets 4.9.10 has o
 addresses.
 """
 
-import abc
 import contextlib
 import dataclasses
 import gzip
 import itertools
+import math
 import os
 import tarfile
 import zlib
@@ -25,7 +25,8 @@ from typing import IO, ClassVar, Literal
 import numpy as np
 
 from jaxcls.data.dataset import Dataset
-from jaxcls.data.file_lists import expanded, explaining
+from jaxcls.data.formats.paths import expanded
+from jaxcls.data.notes import explaining
 from jaxcls.data.sources import ArraySource, Split
 from jaxcls.download import fetch
 from jaxcls.errors import UserError
@@ -83,7 +84,7 @@ class _Cifar(Dataset):
     folder: ClassVar[str]  # in the archive
     files: ClassVar[dict[Split, tuple[str, ...]]]
     records: ClassVar[dict[Split, int]]  # in each file
-    label_bytes: ClassVar[int]
+    class_lists: ClassVar[dict[str, str]]  # the file with the names for each label byte
 
     path: str = ""
 
@@ -93,19 +94,16 @@ class _Cifar(Dataset):
         Raises:
           UserError: if the archive is not there, or not what it should be.
         """
-        names_file, label_byte = self._labelling()
-        record = np.dtype(
-            [("labels", "u1", (self.label_bytes,)), ("planes", "u1", (3, 32, 32))]
-        )
+        label = getattr(self, "labels", "only")  # the option of CIFAR-100
+        names_file = self.class_lists[label]
+        label_bytes = [(name, "u1") for name in self.class_lists]
+        record = np.dtype([*label_bytes, ("planes", "u1", (3, 32, 32))])
         size = record.itemsize * self.records[split]
         sizes = dict.fromkeys(self.files[split], size) | {names_file: NAMES_SIZE}
-        lacks = (
-            f"neither {self.archive.name} nor the folder {self.folder} that is in it"
-        )
-        places = [
-            f"{below}{name}" for below in ("", f"{self.folder}/") for name in sizes
-        ]
-        path = _located(self.path, self.archive, [*places, self.archive.name], lacks)
+        unpacked = map("".join, itertools.product(("", f"{self.folder}/"), sizes))
+        places = [*unpacked, self.archive.name]
+        lacks = f"neither {self.archive.name} nor the folder {self.folder} of it"
+        path = _located(self.path, self.archive, places, lacks)
         path = path.parent if path.name in sizes else path
         contents = read_files(path, sizes)
         class_names = contents.pop(names_file).decode("ascii", "replace").split()
@@ -114,14 +112,9 @@ class _Cifar(Dataset):
                 raise _damaged(path, f"{name} has {len(content):,} bytes, not {size:,}")
         records = np.frombuffer(b"".join(contents.values()), record)
         images = np.ascontiguousarray(records["planes"].transpose(0, 2, 3, 1))
-        labels = records["labels"][:, label_byte]
         name = f"{type(self).__name__.lower()}-{split}"
         with _reading(path):
-            return ArraySource(name, images, labels, tuple(class_names))
-
-    @abc.abstractmethod
-    def _labelling(self) -> tuple[str, int]:
-        """Returns the file of the class names, and the byte of a record that is its class."""
+            return ArraySource(name, images, records[label], tuple(class_names))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -142,10 +135,7 @@ class Cifar10(_Cifar):
         "test": ("test_batch.bin",),
     }
     records: ClassVar[dict[Split, int]] = {"train": 10_000, "test": 10_000}
-    label_bytes = 1
-
-    def _labelling(self) -> tuple[str, int]:
-        return "batches.meta.txt", 0
+    class_lists: ClassVar[dict[str, str]] = {"only": "batches.meta.txt"}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -169,12 +159,12 @@ class Cifar100(_Cifar):
         "test": ("test.bin",),
     }
     records: ClassVar[dict[Split, int]] = {"train": 50_000, "test": 10_000}
-    label_bytes = 2
+    class_lists: ClassVar[dict[str, str]] = {
+        "coarse": "coarse_label_names.txt",
+        "fine": "fine_label_names.txt",
+    }
 
     labels: Literal["fine", "coarse"] = "fine"
-
-    def _labelling(self) -> tuple[str, int]:
-        return f"{self.labels}_label_names.txt", 0 if self.labels == "coarse" else 1
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -208,19 +198,17 @@ class Mnist(Dataset):
           UserError: if a file is not there, or not what it should be.
         """
         prefix = "train" if split == "train" else "t10k"
-        paths = [
-            self._found(f"{prefix}-{part}")
-            for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
-        ]
-        images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+        images = read_idx(self._found(f"{prefix}-images-idx3-ubyte"), 3)
+        labels_path = self._found(f"{prefix}-labels-idx1-ubyte")
+        labels = read_idx(labels_path, 1)
         name = f"{type(self).__name__.lower()}-{split}"
-        with _reading(paths[1]):
+        with _reading(labels_path):
             return ArraySource(name, images[..., None], labels, self.class_names)
 
     def _found(self, name: str) -> Path:
         """Returns the path of one of the four files."""
-        kind = type(self).__name__
-        archive = Archive(kind.lower(), f"{self.url}/{name}.gz", self.sha256[name])
+        dataset = type(self).__name__.lower()
+        archive = Archive(dataset, f"{self.url}/{name}.gz", self.sha256[name])
         given = expanded(self.path) if self.path else ""
         given = os.path.dirname(given) if os.path.isfile(given) else given
         # Some mirrors write "train-images.idx3-ubyte".
@@ -329,8 +317,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                     f"it begins with {header[:4].hex() or 'nothing'}, not with {magic.hex()} as "
                     f"an idx file of bytes in {dimensions} dimensions",
                 )
-            shape = [int(size) for size in np.frombuffer(header, ">u4", offset=4)]
-            size = int(np.prod(shape, dtype=object))
+            shape = np.frombuffer(header, ">u4", offset=4).tolist()
+            size = math.prod(shape)
             if size > 2**31:
                 raise _damaged(path, f"it announces {size:,} bytes")
             content = file.read(size + 1)

@@ -6,12 +6,12 @@
 
     ImageFolder(path="pets").encoded("train").class_names  # ("cat", "dog")
 
-Left: folders tell training and test images apart. Right: the names of the files do.
+Left: folders say which images are for training and which for testing. Right: a hash of each
+file's name decides.
 """
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -23,23 +23,11 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    HELD_OUT,
-    HeldOutShare,
-    counted,
-    enumerated,
-    evaluated,
-    expanded,
-    explaining,
-    in_test_share,
-    is_hidden,
-    is_image,
-    note,
-    note_missing_classes,
-    require,
-    similar_file,
-)
-from jaxcls.data.formats.image_list import ImageList, Names
+from jaxcls.data.formats.classes import note_missing_classes
+from jaxcls.data.formats.image_list import ImageList, Labels, Names
+from jaxcls.data.formats.paths import expanded, is_hidden, is_image, similar_file
+from jaxcls.data.formats.splits import HELD_OUT, HeldOutShare, split_names, split_rows
+from jaxcls.data.notes import counted, enumerated, explaining, note, require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean, printable
 
@@ -50,26 +38,17 @@ SCAN_THREADS = 16
 class FileImages(ImageList):
     """Image files below one folder."""
 
-    def __init__(
-        self,
-        name: str,
-        folder: str,
-        files: Iterable[str],
-        labels: np.ndarray,
-        class_names: Sequence[str],
-    ):
+    def __init__(self, labels: Labels, folder: str, files: Iterable[str]):
         """Wraps a list of files.
 
         Args:
-          name: of the data, for `repr()`; not the folder's path.
+          labels: of the images.
           folder: where the files lie.
           files: [n] their paths, relative to the folder unless they begin with "/".
-          labels: int [n], or uint8 [n, classes] with ones for several classes an image.
-          class_names: the name of each class.
         """
         self._folder = folder
         self._files = Names(map(os.fsencode, files))
-        super().__init__(name, labels, class_names, self._files)
+        super().__init__(labels, self._files)
 
     def _path(self, index: int) -> str:
         return os.path.join(self._folder, os.fsdecode(self._files[index]))
@@ -92,13 +71,13 @@ class ImageFolder(Images):
     SHA-256 of its name below `path` ("cat/1.jpg"), read as a fraction, lies below `test_share`:
     adding or removing files moves no other one to the other side.
 
-    Images may lie in folders below a class folder. Hidden files and "__MACOSX" are passed over.
+    Images may lie in folders below a class folder. Hidden files and "__MACOSX" are ignored.
     A link may lead to a file or folder below `path`, not out of it.
 
     Attributes:
       path: the folder.
-      test_share: the part of the images that is held out for testing where no folders tell,
-        above 0 and below 1.
+      test_share: the part of the images that is held out for testing if there are no folders
+        of splits, above 0 and below 1.
       class_order: "lexical" numbers classes by their folders' names as text ("1", "10", "2"),
         which is what torchvision does; "natural" goes by the numbers in them ("1", "2", "10").
     """
@@ -119,26 +98,20 @@ class ImageFolder(Images):
         options.check(self, "data")
         root = open_folder(self.path)
         parts = split_folders(root)
-        if parts is None:
-            folder, name = root, f"{last_parts(root, 1)}[{split}]"
-        else:
-            folder = os.path.join(root, parts[split])
-            name = last_parts(folder, 2)
+        folder = root if parts is None else os.path.join(root, parts[split])
         found = scan(folder, root)
         class_dirs: Iterable[str] = found
         if parts is None:
-            found = {
-                class_dir: [
-                    file
-                    for file in files
-                    if in_test_share(file, self.test_share) == (split == "test")
-                ]
-                for class_dir, files in found.items()
-            }
-        elif split == "test":
-            training = os.path.join(root, parts["train"])
-            class_dirs = folders_with_images(training, root)
-            check_known(found, class_dirs, folder, training)
+            name = f"{last_parts(root, 1)}[{split}]"
+            for class_dir, files in found.items():
+                rows = split_rows(files, self.test_share, split)
+                found[class_dir] = [files[row] for row in rows]
+        else:
+            name = last_parts(folder, 2)
+            if split == "test":
+                training = os.path.join(root, parts["train"])
+                class_dirs = folders_with_images(training, root)
+                check_known(found, class_dirs, folder, training)
         return labelled(name, folder, found, sorted(class_dirs, key=self._order))
 
     def _order(self, class_dir: str) -> tuple[object, ...]:
@@ -165,10 +138,8 @@ def open_folder(path: str) -> str:
             f"{folder} is a file, but data.path must be a folder: unpack it, or read "
             "a tar file through WebTar."
         )
-    above, name = os.path.split(folder)
-    beside = os.listdir(above) if os.path.isdir(above) else []
     raise UserError(
-        f"there is no folder {folder}.{similar_file(name, beside)} Set it with "
+        f"there is no folder {folder}.{similar_file(folder)} Set it with "
         "--config.data.path=..."
     )
 
@@ -186,26 +157,22 @@ def split_folders(root: str) -> dict[Split, str] | None:
       UserError: if there is a folder "train" alone, or none but those of what is evaluated.
     """
     by_name = {name.lower(): name for name in class_folders(root)}
-    train = by_name.get("train")
-    held_out = [by_name[h] for h in HELD_OUT if h in by_name]
-    if train is not None and held_out:
-        evaluated(held_out, root)
-        return {"train": train, "test": held_out[0]}
-    alone = held_out if train is None else [train]
-    if alone and len(alone) == len(by_name):
-        lacks = "no folder train" if held_out else f"none of {', '.join(HELD_OUT)}"
+    splits = split_names(by_name.values(), root)
+    alone = [by_name[name] for name in ("train", *HELD_OUT) if name in by_name]
+    if splits is None and alone and len(alone) == len(by_name):
+        missing = f"none of {', '.join(HELD_OUT)}"
+        lacks = missing if "train" in by_name else "no folder train"
         raise UserError(
             f"{root} has {enumerated(alone)}, but {lacks} beside "
             f"it: put one there, or set data.path to {os.path.join(root, alone[0])}, "
             "of which data.test_share is then held out."
         )
-    return None
+    return splits
 
 
 def class_folders(folder: str) -> list[str]:
     """Returns the names of the folders in a folder, without hidden ones."""
-    with _listing(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir()]
+    return [entry.name for entry, is_folder in _listing(folder) if is_folder]
 
 
 def folders_with_images(folder: str, root: str) -> list[str]:
@@ -235,14 +202,12 @@ def scan(folder: str, root: str) -> dict[str, list[str]]:
     """
     class_dirs = class_folders(folder)
     others = [collections.Counter[str]() for _ in class_dirs]
+
+    def listed(name: str, others: collections.Counter[str]) -> list[str]:
+        return sorted(images_below(folder, name, root, others), key=os.fsencode)
+
     with concurrent.futures.ThreadPoolExecutor(SCAN_THREADS) as pool:
-        files = pool.map(
-            lambda name, counter: sorted(
-                images_below(folder, name, root, counter), key=os.fsencode
-            ),
-            class_dirs,
-            others,
-        )
+        files = pool.map(listed, class_dirs, others)
         found = dict(zip(class_dirs, files, strict=True))
     if not any(found.values()):
         raise UserError(
@@ -254,9 +219,7 @@ def scan(folder: str, root: str) -> dict[str, list[str]]:
 
 
 def _note_left_out(
-    folder: str,
-    found: Mapping[str, Sequence[str]],
-    others: collections.Counter[str],
+    folder: str, found: Mapping[str, Sequence[str]], others: collections.Counter[str]
 ) -> None:
     """Notes which folders and files are no part of the data."""
     empty = sorted(name for name, files in found.items() if not files)
@@ -268,20 +231,17 @@ def _note_left_out(
             f"below {folder}, what is no image is left out: "
             f"{counted(others.total(), 'file')} ({kinds})."
         )
-    with _listing(folder) as entries:
-        loose = [e.name for e in entries if is_image(e.name) and not e.is_dir()]
+    entries = [entry.name for entry, is_folder in _listing(folder) if not is_folder]
+    loose = sorted(filter(is_image, entries))
     if loose:
         note(
             f"in {folder}, what lies in no class folder is left out: "
-            f"{counted(len(loose), 'image')} ({enumerated(sorted(loose))})."
+            f"{counted(len(loose), 'image')} ({enumerated(loose)})."
         )
 
 
 def images_below(
-    folder: str,
-    name: str,
-    root: str,
-    others: collections.Counter[str] | None = None,
+    folder: str, name: str, root: str, others: collections.Counter[str] | None = None
 ) -> Iterator[str]:
     """Yields the images in a folder and the folders below it, in no order.
 
@@ -301,25 +261,23 @@ def images_below(
     waiting: list[tuple[str, tuple[str, ...]]] = [(name, (top,))]
     while waiting:
         below, way = waiting.pop()
-        with _listing(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                path = os.path.join(below, entry.name)
-                real = os.path.join(way[-1], entry.name)
-                if entry.is_symlink():
-                    real = _real_path(entry.path, real_root, way)
-                if entry.is_dir():
-                    waiting.append((path, (*way, real)))
-                elif is_image(entry.name):
-                    # Reading from a pipe or a device could wait, or go on, for ever.
-                    if not entry.is_file() and os.path.exists(entry.path):
-                        raise UserError(
-                            f"{entry.path} is no plain file, but a pipe, socket or "
-                            "device: remove it."
-                        )
-                    yield path
-                elif others is not None:
-                    ending = os.path.splitext(entry.name)[1]
-                    others[ending or "without ending"] += 1
+        for entry, is_folder in _listing(os.path.join(folder, below)):
+            path = os.path.join(below, entry.name)
+            real = os.path.join(way[-1], entry.name)
+            if entry.is_symlink():
+                real = _real_path(entry.path, real_root, way)
+            if is_folder:
+                waiting.append((path, (*way, real)))
+            elif is_image(entry.name):
+                # Reading from a pipe or a device could wait, or go on, for ever.
+                if not entry.is_file() and os.path.exists(entry.path):
+                    raise UserError(
+                        f"{entry.path} is no plain file, but a pipe, socket or device: remove it."
+                    )
+                yield path
+            elif others is not None:
+                ending = os.path.splitext(entry.name)[1]
+                others[ending or "without ending"] += 1
 
 
 def _real_path(path: str, real_root: str, way: Sequence[str]) -> str:
@@ -341,14 +299,19 @@ def _real_path(path: str, real_root: str, way: Sequence[str]) -> str:
     return real
 
 
-@contextlib.contextmanager
-def _listing(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """Lists what is in a folder and not hidden; one that cannot be read raises UserError."""
+def _listing(folder: str) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """Yields what is in a folder and not hidden, and whether it is a folder itself.
+
+    Raises:
+      UserError: if the folder cannot be read.
+    """
     with (
         explaining(f"cannot read the folder {folder}", (OSError,)),
         os.scandir(folder) as entries,
     ):
-        yield (entry for entry in entries if not is_hidden(entry.name))
+        for entry in entries:
+            if not is_hidden(entry.name):
+                yield entry, entry.is_dir()
 
 
 def check_known(
@@ -383,7 +346,7 @@ def labelled(
     labels = np.repeat(np.arange(len(class_dirs), dtype=np.int32), [*map(len, files)])
     names = [*map(printable, class_dirs)] if class_names is None else class_names
     note_missing_classes(names, labels, name)
-    return FileImages(name, folder, itertools.chain(*files), labels, names)
+    return FileImages(Labels(name, labels, names), folder, itertools.chain(*files))
 
 
 def last_parts(path: str, count: int) -> str:

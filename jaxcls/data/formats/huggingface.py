@@ -9,19 +9,16 @@ its own, and maps tables into memory instead of loading them.
 import contextlib
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    class_indices,
-    class_list,
-    note_missing_classes,
-    require,
-)
-from jaxcls.data.formats.image_list import TableImages, chosen_feature
+from jaxcls.data.formats.classes import class_indices, class_list, note_missing_classes
+from jaxcls.data.formats.image_list import Labels, TableImages, feature_name
+from jaxcls.data.notes import require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, did_you_mean
 
@@ -69,16 +66,12 @@ class HuggingFace(Images):
                 '".[huggingface]".'
             ) from error
         rows = self._rows(datasets, split)
-        image_column, label_column = (
-            chosen_feature(self, option, rows.features, kind, any_kind=True)
-            for option, kind in (
-                ("image_column", datasets.Image),
-                ("label_column", datasets.ClassLabel),
-            )
-        )
-        part = self.train if split == "train" else self.test
-        name = f"{os.path.basename(self.name.rstrip('/'))}[{part}]"
-        feature, written = rows.features[label_column], rows[label_column][:]
+        features, kind = rows.features, datasets.Image
+        image_column = feature_name(self, "image_column", features, kind, any_kind=True)
+        kind = datasets.ClassLabel
+        label_column = feature_name(self, "label_column", features, kind, any_kind=True)
+        name = f"{os.path.basename(self.name.rstrip('/'))}[{getattr(self, split)}]"
+        feature, written = features[label_column], rows[label_column][:]
         if not len(written):
             raise UserError(f"{name} has no images.")
         if isinstance(feature, datasets.ClassLabel):
@@ -88,28 +81,25 @@ class HuggingFace(Images):
                     f"{name} has images without a class: choose another split."
                 )
             labels = np.array(written, np.int32)
+            note_missing_classes(class_names, labels, name)
         else:
             training = rows if split == "train" else self._rows(datasets, "train")
             class_names = class_list(map(str, training[label_column][:]), name)
             labels = class_indices(
-                map(str, written),
-                class_names,
-                lambda i: f"record {i} of {name}",
-                numbers=False,
+                map(str, written), class_names, name, lambda i: f"record {i} of {name}"
             )
-        note_missing_classes(class_names, labels, name)
         rows = rows.select_columns([image_column])
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        return TableImages(name, rows, image_column, labels, class_names)
+        return TableImages(Labels(name, labels, class_names), rows, image_column)
 
     def _rows(self, datasets: Any, split: Split) -> Any:
         """Returns a datasets.Dataset of one split."""
-        part = self.train if split == "train" else self.test
+        part, subset = getattr(self, split), self.subset or None
         tables = None
         try:
             tables = _saved_tables(datasets, os.path.expanduser(self.name))
             if tables is None:
-                return datasets.load_dataset(self.name, self.subset or None, split=part)
+                return datasets.load_dataset(self.name, subset, split=part)
             lengths = {name: len(table) for name, table in tables.items()}
             # The library's own reading of "train[:80%]+test".
             spans = datasets.ReadInstruction.from_spec(part).to_absolute(lengths)
@@ -119,9 +109,7 @@ class HuggingFace(Images):
         except Exception as error:
             hint = ""
             with contextlib.suppress(Exception):
-                known = tables or datasets.get_dataset_split_names(
-                    self.name, self.subset or None
-                )
+                known = tables or datasets.get_dataset_split_names(self.name, subset)
                 hint = f"{did_you_mean(part, known)} Its splits: {', '.join(known)}."
             reason = " ".join(str(error).split())
             raise UserError(
@@ -133,10 +121,8 @@ class HuggingFace(Images):
 def _saved_tables(datasets: Any, folder: str) -> dict[str, Any] | None:
     """Returns a folder that save_to_disk has written: a table for each split, or one, "train".
     None for another folder or name."""
-    if not any(
-        os.path.isfile(os.path.join(folder, file))
-        for file in ("dataset_dict.json", "state.json")
-    ):
+    marks = (Path(folder, file) for file in ("dataset_dict.json", "state.json"))
+    if not any(map(Path.is_file, marks)):
         return None
     saved = datasets.load_from_disk(folder)
     return saved if isinstance(saved, dict) else {"train": saved}

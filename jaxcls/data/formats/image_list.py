@@ -6,42 +6,48 @@ every worker process.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcls.data.encoded_images import Encoded
-from jaxcls.data.file_lists import enumerated
+from jaxcls.data.notes import enumerated
 from jaxcls.errors import UserError, did_you_mean
+
+
+class Labels(NamedTuple):
+    """What is known of a list of images without the images.
+
+    Attributes:
+      name: of the data, for `repr()`; not a path of the machine.
+      values: int [n], or uint8 [n, classes] with ones for several classes an image.
+      class_names: the name of each class.
+    """
+
+    name: str
+    values: np.ndarray
+    class_names: Sequence[str]
 
 
 class ImageList(Encoded):
     """Encoded images with labels, named by what they are; subclasses know where they lie."""
 
-    def __init__(
-        self,
-        name: str,
-        labels: np.ndarray,
-        class_names: Iterable[str],
-        identity: Iterable[bytes] = (),
-    ):
+    def __init__(self, labels: Labels, identity: Iterable[bytes] = ()):
         """Keeps the labels.
 
         Args:
-          name: of the data, for `repr()`; not the path of the machine.
-          labels: int [n], or uint8 [n, classes] with ones for several classes an image.
-          class_names: the name of each class.
+          labels: of the images.
           identity: what tells these images from others: their names, or the hashes of their
             files.
         """
-        self._name = name
-        self.labels = labels if labels.ndim == 2 else labels.astype(np.int32)
+        self._name, values, class_names = labels
+        self.labels = values if values.ndim == 2 else values.astype(np.int32)
         self.class_names = tuple(class_names)
         names = (name.encode("utf-8", "surrogateescape") for name in self.class_names)
         pieces = itertools.chain(identity, [self.labels.tobytes()], names)
-        self._digest = fingerprint(pieces)
+        self._digest = digest_of(pieces)
 
     def __repr__(self) -> str:
         return (
@@ -53,31 +59,22 @@ class ImageList(Encoded):
 class TableImages(ImageList):
     """Images in a table that a library reads."""
 
-    def __init__(
-        self,
-        name: str,
-        rows: Any,
-        column: str,
-        labels: np.ndarray,
-        class_names: Iterable[str],
-    ):
+    def __init__(self, labels: Labels, rows: Any, key: str):
         """Wraps a table.
 
         Args:
-          name: of the data, for `repr()`.
+          labels: of the images.
           rows: a random-access sequence of dicts.
-          column: the element of these that is the image: its bytes, or a dict with "bytes" or,
+          key: the element of these that is the image: its bytes, or a dict with "bytes" or,
             where these are None, with the "path" of its file.
-          labels: int [n].
-          class_names: the name of each class.
         """
-        super().__init__(name, labels, class_names)
+        super().__init__(labels)
         self._rows = rows
-        self._column = column
+        self._key = key
 
     def read(self, index: int) -> bytes:
         try:
-            image = self._rows[index][self._column]
+            image = self._rows[index][self._key]
         except OSError:
             raise
         except Exception as error:  # whatever the library raises for a damaged file
@@ -91,7 +88,7 @@ class TableImages(ImageList):
         return f"record {index} of {self._name}"
 
 
-def chosen_feature(
+def feature_name(
     dataset: Any,
     option: str,
     features: Mapping[str, object],
@@ -119,12 +116,12 @@ def chosen_feature(
     if not given and len(fitting) == 1:
         return fitting[0]
     what = f"feature of type {kind.__name__}"
-    fault = f"data.{option} is '{given}', but {dataset.name} has no such {what}."
-    if not given:
-        fault = f"{dataset.name} must have a {what}, one alone if data.{option} does not say which."
-    hint = did_you_mean(given, possible) if given else ""
+    fault = f"{dataset.name} must have a {what}, one alone if data.{option} does not say which."
+    if given:
+        fault = f"data.{option} is '{given}', but {dataset.name} has no such {what}."
+        fault += did_you_mean(given, possible)
     raise UserError(
-        f"{fault}{hint} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
+        f"{fault} It has {enumerated(possible) or 'none'}; all: {enumerated(list(features), 12)}."
     )
 
 
@@ -143,7 +140,7 @@ class Names:
         return (self[index] for index in range(len(self._ends) - 1))
 
 
-def fingerprint(pieces: Iterable[bytes]) -> str:
+def digest_of(pieces: Iterable[bytes]) -> str:
     """Returns 12 hexadecimal digits that depend on every byte of the pieces."""
     digest = hashlib.sha256()
     for piece in pieces:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import enumerated, expanded, explaining, require
 from jaxcls.data.formats.folder import (
     FileImages,
     check_known,
@@ -30,6 +29,8 @@ from jaxcls.data.formats.folder import (
     open_folder,
     scan,
 )
+from jaxcls.data.formats.paths import expanded
+from jaxcls.data.notes import enumerated, explaining, require
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError
 from jaxcls.imagenet_classes import imagenet_classes
@@ -84,9 +85,8 @@ class ImageNet(Images):
         root = open_folder(self.path)
         base = self._base(root)
         train, val = os.path.join(base, "train"), os.path.join(base, "val")
-        folder = train if split == "train" else val
+        folder, purpose = (train, "train on") if split == "train" else (val, "evaluate")
         if not os.path.isdir(folder):
-            purpose = "train on" if split == "train" else "evaluate"
             raise UserError(
                 f"{base} has no folder {os.path.basename(folder)}: there is nothing to {purpose}."
             )
@@ -104,11 +104,9 @@ class ImageNet(Images):
 
     def _base(self, root: str) -> str:
         """Returns the folder that has train or val."""
-        for below in BASES:
-            base = os.path.join(root, below)
-            parts = (os.path.join(base, part) for part in ("train", "val"))
-            if any(map(os.path.isdir, parts)):
-                return base
+        for below, part in itertools.product(BASES, ("train", "val")):
+            if os.path.isdir(os.path.join(root, below, part)):
+                return os.path.join(root, below)
         raise UserError(
             f"{root} has neither train nor val, nor ILSVRC/Data/CLS-LOC with them: set "
             "data.path to the folder that has."
@@ -127,12 +125,12 @@ class ImageNet(Images):
         by_number = read_validation_list(source)
         by_synset = {}
         for image in images:
-            number = image_number(image)
-            if number not in by_number:
+            synset = by_number.get(image_number(image) or 0)
+            if synset is None:
                 raise UserError(
                     f"{source} does not say of what class {image} is, in {val}."
                 )
-            by_synset.setdefault(by_number[number], []).append(image)
+            by_synset.setdefault(synset, []).append(image)
         return by_synset
 
     def _list(self, root: str, base: str) -> str:
@@ -144,9 +142,9 @@ class ImageNet(Images):
         tfds = importlib.util.find_spec("tensorflow_datasets")
         for folder in (tfds and tfds.submodule_search_locations) or ():
             places.append((folder, "datasets/imagenet2012/validation_labels.txt"))
-        for folder, name in places:
-            if os.path.isfile(os.path.join(folder, name)):
-                return os.path.join(folder, name)
+        for path in itertools.starmap(os.path.join, places):
+            if os.path.isfile(path):
+                return path
         raise UserError(
             f"the images of {val} lie in no folders, and there is no list of their "
             f"classes: set data.val_labels to one of {', '.join(LABEL_FILES[:4])}."

@@ -23,27 +23,15 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    HELD_OUT,
-    HeldOutShare,
-    check_different,
-    class_indices,
-    class_list,
-    counted,
-    enumerated,
-    evaluated,
-    expanded,
-    explaining,
-    in_test_share,
-    is_image,
-    note,
-    note_missing_classes,
-    parsed_json,
-    require,
-)
+from jaxcls.data.formats.classes import check_different, class_indices, class_list
+from jaxcls.data.formats.fields import field_of, json_fields
 from jaxcls.data.formats.folder import SCAN_THREADS, FileImages
+from jaxcls.data.formats.image_list import Labels
+from jaxcls.data.formats.paths import expanded, is_image
+from jaxcls.data.formats.splits import HELD_OUT, HeldOutShare, split_names, split_rows
+from jaxcls.data.notes import counted, enumerated, explaining, note, require
 from jaxcls.data.sources import Split
-from jaxcls.errors import UserError, did_you_mean, printable
+from jaxcls.errors import UserError, printable
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 SEPARATOR = ";"
@@ -51,7 +39,7 @@ SEPARATOR = ";"
 TRAINING = ("train", "training")
 """What the split column says of a training image."""
 MAX_CHECKED = 1_000_000
-"""Files that are looked for before training begins; 100,000 on a local disk take half a second."""
+"""The most files to look for before training begins; 100,000 on a local disk take half a second."""
 
 
 class Row(NamedTuple):
@@ -77,10 +65,11 @@ class Manifest(Images):
     CSV is UTF-8, with or without a byte-order mark, its columns separated by comma,
     semicolon or tab; what is called .jsonl, .ndjson or .json is JSON.
 
-    `test_path` says which images are for testing, else `split_column`, else the images' paths:
-    the SHA-256 of a path as it is written, read as a fraction, lies below `test_share`. Classes are those of the training images (in the last case, of all),
-    sorted: whole numbers by value, other names as text. An image that is listed twice with the
-    same classes counts once.
+    `test_path` says which images are for testing, else `split_column` does. Without either, an
+    image is for testing if the SHA-256 of its path as it is written, read as a fraction, lies
+    below `test_share`. Classes are those of the training images (in the last case, of all
+    images), sorted: whole numbers by value, other names as text. An image that is listed twice
+    with the same classes counts once.
 
     Attributes:
       path: the manifest.
@@ -134,14 +123,12 @@ class Manifest(Images):
         name = f"{printable(os.path.basename(manifest))}[{split}]"
         if not chosen:
             raise UserError(f"{manifest} has no image to {split} on.")
-        labels = self._labels(chosen, class_names, manifest)
-        note_missing_classes(class_names, labels, name)
+        labels = self._labels(chosen, class_names, name, manifest)
         folder = self._root(manifest)
-        files = [row.path for row in chosen]
-        if len(files) <= MAX_CHECKED:
-            paths = [os.path.join(folder, file) for file in files]
-            self._check_files(chosen, paths, manifest)
-        return FileImages(name, folder, files, labels, class_names)
+        if len(chosen) <= MAX_CHECKED:
+            self._check_files(chosen, folder, manifest)
+        files = (row.path for row in chosen)
+        return FileImages(Labels(name, labels, class_names), folder, files)
 
     def _root(self, manifest: str) -> str:
         return expanded(self.root) if self.root else os.path.dirname(manifest)
@@ -149,52 +136,47 @@ class Manifest(Images):
     def _divided(self, manifest: str, split: Split) -> tuple[list[Row], list[Row]]:
         """Returns the rows that the classes are taken from, and those of the split."""
         rows = self._rows(manifest)
+        if not self.test_path and not self.split_column:
+            paths = (row.path for row in rows)
+            chosen = split_rows(paths, self.test_share, split)
+            return rows, [rows[i] for i in chosen]
         if self.test_path:
             train, test = rows, self._rows(expanded(self.test_path))
-        elif self.split_column:
-            train, test = _by_column(rows, self.split_column, manifest)
-            rows = train
         else:
-            train, test = [], []
-            for row in rows:
-                held_out = in_test_share(row.path, self.test_share)
-                (test if held_out else train).append(row)
-        both = {row.path for row in train} & {row.path for row in test}
-        if both and split == "test":
+            train, test = _by_column(rows, self.split_column, manifest)
+        if split == "train":
+            return train, train
+        if both := {row.path for row in train} & {row.path for row in test}:
             note(
                 f"the training images hold {counted(len(both), 'test image')}, so that the "
                 f"accuracy will be too high: {min(both)}."
             )
-        return rows, train if split == "train" else test
+        return train, test
 
     def _labels(
-        self, rows: Sequence[Row], class_names: Sequence[str], manifest: str
+        self, rows: Sequence[Row], class_names: Sequence[str], name: str, manifest: str
     ) -> np.ndarray:
         """Returns int32 [n], or uint8 [n, classes] with multi_label."""
-        owners = np.repeat(np.arange(len(rows)), [len(row.classes) for row in rows])
+        owners = [i for i, row in enumerate(rows) for _ in row.classes]
 
         def where(i: int) -> str:
             row = rows[owners[i]]
             return f"{row.path} (line {row.line} of {manifest})"
 
-        indices = class_indices(
-            (name for row in rows for name in row.classes),
-            class_names,
-            where,
-            numbers=bool(self.class_names),
-        )
+        written = itertools.chain.from_iterable(row.classes for row in rows)
+        numbers = bool(self.class_names)
+        indices = class_indices(written, class_names, name, where, numbers=numbers)
         if not self.multi_label:
             return indices
         labels = np.zeros((len(rows), len(class_names)), np.uint8)
         labels[owners, indices] = 1
         return labels
 
-    def _check_files(
-        self, rows: Sequence[Row], paths: Sequence[str], manifest: str
-    ) -> None:
+    def _check_files(self, rows: Sequence[Row], folder: str, manifest: str) -> None:
         """Raises UserError if files are missing (with on_bad_image="skip", if all are) or are
         no plain files."""
         missing = []
+        paths = [os.path.join(folder, row.path) for row in rows]
         for row, path, plain in zip(rows, paths, are_plain_files(paths), strict=True):
             if plain is False:
                 raise UserError(
@@ -213,12 +195,26 @@ class Manifest(Images):
         )
 
     def _rows(self, manifest: str) -> list[Row]:
-        """Reads a manifest; a repeated row counts once."""
+        """Reads a manifest; a repeated row counts once.
+
+        Raises:
+          UserError: if a column is missing or empty, or two rows contradict each other.
+        """
         found: dict[str, Row] = {}
         repeated = 0
         prefix = os.path.join(self._root(manifest), "")
         for line, fields in read_table(manifest, self.path_column):
-            row = self._row(line, fields, prefix, manifest)
+            where = f"line {line} of {manifest}"
+            path = field_of(fields, self.path_column, "path_column", where)
+            label = field_of(fields, self.label_column, "label_column", where)
+            split = self.split_column
+            if split:
+                split = str(field_of(fields, split, "split_column", where))
+            if not isinstance(path, str) or not path or "\0" in path:
+                raise UserError(f"{where} has no path of an image, but {path!r}.")
+            path = os.path.normpath(path).removeprefix(prefix)
+            classes = self._classes(label, where)
+            row = Row(line, path, classes, split.strip().lower())
             before = found.setdefault(row.path, row)
             if (before.classes, before.split) != (row.classes, row.split):
                 raise UserError(
@@ -233,38 +229,6 @@ class Manifest(Images):
         if not found:
             raise UserError(f"{manifest} lists no images.")
         return list(found.values())
-
-    def _row(
-        self, line: int, fields: dict[str, Any], prefix: str, manifest: str
-    ) -> Row:
-        """Reads one row.
-
-        Raises:
-          UserError: if a column is missing or empty.
-        """
-        where = f"line {line} of {manifest}"
-        path = self._field(fields, "path_column", where)
-        label = self._field(fields, "label_column", where)
-        split = self._field(fields, "split_column", where) if self.split_column else ""
-        if not isinstance(path, str) or not path or "\0" in path:
-            raise UserError(f"{where} has no path of an image, but {path!r}.")
-        return Row(
-            line=line,
-            path=os.path.normpath(path).removeprefix(prefix),
-            classes=self._classes(label, where),
-            split=str(split).strip().lower(),
-        )
-
-    def _field(self, fields: dict[str, Any], option: str, where: str) -> Any:
-        """Returns a row's value in the column that an option names."""
-        column = getattr(self, option)
-        if column not in fields:
-            columns = [name for name in fields if name]
-            raise UserError(
-                f"{where} has no column '{column}'.{did_you_mean(column, columns)} It has "
-                f"{', '.join(columns) or 'none'}; set data.{option} to one of them."
-            )
-        return fields[column]
 
     def _classes(self, label: Any, where: str) -> tuple[str, ...]:
         """Returns the class of a row, or its classes in alphabetical order."""
@@ -306,13 +270,13 @@ def _by_column(
                 f"'{column}'; expected train, {', '.join(HELD_OUT)}."
             )
         by_split.setdefault(name, []).append(row)
-    held_out = [name for name in HELD_OUT if name in by_split]
-    if "train" not in by_split or not held_out:
+    splits = split_names(by_split, manifest)
+    if splits is None:
         raise UserError(
             f"the column '{column}' of {manifest} says {', '.join(by_split)} alone; "
             f"expected train and one of {', '.join(HELD_OUT)}."
         )
-    return by_split["train"], by_split[evaluated(held_out, manifest)]
+    return by_split[splits["train"]], by_split[splits["test"]]
 
 
 def read_table(path: str, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -341,13 +305,10 @@ def are_plain_files(paths: Sequence[str]) -> list[bool | None]:
       For each path None if it does not exist, False if it is no plain file, and True for a file
       and whatever reading it will tell.
     """
-
-    def checked(start: int) -> list[bool | None]:
-        return [_is_plain_file(path) for path in paths[start : start + 1000]]
-
+    parts = (paths[start : start + 1000] for start in range(0, len(paths), 1000))
     with concurrent.futures.ThreadPoolExecutor(SCAN_THREADS) as pool:
-        parts = pool.map(checked, range(0, len(paths), 1000))
-        return list(itertools.chain.from_iterable(parts))
+        checked = pool.map(lambda part: [*map(_is_plain_file, part)], parts)
+        return list(itertools.chain.from_iterable(checked))
 
 
 def _is_plain_file(path: str) -> bool | None:
@@ -361,15 +322,8 @@ def _is_plain_file(path: str) -> bool | None:
 
 def _read_json(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {path}"
-        fields = parsed_json(line, where)
-        if not isinstance(fields, dict):
-            raise UserError(
-                f'{where} is not an object like {{"path": "a/1.jpg", "label": "cat"}}.'
-            )
-        yield number, fields
+        if line.strip():
+            yield number, json_fields(line, f"line {number} of {path}")
 
 
 def _read_csv(

@@ -23,6 +23,7 @@ index.json is written last: a folder without it is not complete. It holds
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -32,13 +33,15 @@ import numpy as np
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import expanded, explaining, require
 from jaxcls.data.formats import shards
-from jaxcls.data.formats.image_list import ImageList
+from jaxcls.data.formats.image_list import ImageList, Labels
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.host_crop import CenterSquare
+from jaxcls.data.notes import explaining, require
 from jaxcls.data.sources import Batch, Source, Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, printable
+from jaxcls.files import replacing
 
 INDEX = "index.json"
 PLAN = "plan.json"
@@ -77,13 +80,11 @@ class RecordFiles(ImageList):
             shards.RecordFile(str(folder / f["name"]), f["records"], f["sha256"])
             for f in part["files"]
         ]
-        self._ends = np.cumsum([file.count for file in self._files])
-        super().__init__(
-            f"records-{split}",
-            _label_array(part["labels"], len(index["class_names"])),
-            index["class_names"],
-            (file.sha256.encode() for file in self._files),
-        )
+        self._starts = np.cumsum([0, *(file.count for file in self._files)])
+        class_names = index["class_names"]
+        values = _label_array(part["labels"], len(class_names))
+        labels = Labels(f"records-{split}", values, class_names)
+        super().__init__(labels, (file.sha256.encode() for file in self._files))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._folder, self._split)
@@ -94,13 +95,18 @@ class RecordFiles(ImageList):
         Raises:
           OSError: naming the file that is damaged.
         """
-        numbers = np.searchsorted(self._ends, ids, side="right")
-        records: list[bytes] = [b""] * len(ids)
+        numbers, places = self._places(ids)
+        records = [b""] * len(ids)
         for number in np.unique(numbers):
-            file = self._files[number]
             rows = np.flatnonzero(numbers == number)
-            places = ids[rows] - (self._ends[number] - file.count)
-            for row, record in zip(rows, _read(file, places.tolist()), strict=True):
+            try:
+                found = shards.read(self._files[number], places[rows].tolist())
+            except OSError as error:
+                raise OSError(
+                    f"{error}: copy that file again, or make the records again; python -m "
+                    f"jaxcls.prepare verify --path {printable(str(self._folder))} finds all such files."
+                ) from None
+            for row, record in zip(rows, found, strict=True):
                 records[row] = record
         return records
 
@@ -110,37 +116,24 @@ class RecordFiles(ImageList):
         Raises:
           OSError: if it cannot be read.
         """
-        file, place = self._place(index)
-        return shards.unpack(_read(file, [place])[0])
+        return shards.unpack(self.records(np.array([index]))[0])
 
-    def _place(self, index: int) -> tuple[shards.RecordFile, int]:
-        """Returns the file that a record lies in, and which one it is there."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        file = self._files[number]
-        return file, index - int(self._ends[number]) + file.count
+    def _places(self, ids: Any) -> tuple[Any, Any]:
+        """Returns the number of the file that each record lies in, and which one it is there."""
+        numbers = np.searchsorted(self._starts, ids, side="right") - 1
+        return numbers, ids - self._starts[numbers]
 
     def read(self, index: int) -> bytes:
         return self.item(index).image
 
     def where(self, index: int) -> str:
         """Returns where an image came from, and the file that its record lies in."""
-        file, place = self._place(index)
+        number, place = self._places(index)
+        path = self._files[number].path
         try:
-            return printable(f"{self.item(index).name} in {file.path}")
+            return printable(f"{self.item(index).name} in {path}")
         except OSError:
-            return printable(f"record {place} of {file.path}")
-
-
-def _read(file: shards.RecordFile, places: list[int]) -> list[bytes]:
-    """Returns records of a file, as shards.read does; the error says what to do about it."""
-    try:
-        return shards.read(file, places)
-    except OSError as error:
-        folder = printable(os.path.dirname(file.path))
-        raise OSError(
-            f"{error}: copy that file again, or make the records again; python -m "
-            f"jaxcls.prepare verify --path {folder} finds all such files."
-        ) from None
+            return printable(f"record {place} of {path}")
 
 
 class RawRecords(RecordFiles, Source):
@@ -154,16 +147,13 @@ class RawRecords(RecordFiles, Source):
         Raises:
           RuntimeError: naming the file that is damaged.
         """
-        images = np.empty((len(indices), *self.shape), np.uint8)
-        size = int(np.prod(self.shape))
         try:
             records = self.records(indices)
         except OSError as error:
             raise RuntimeError(str(error)) from None
-        for row, record in zip(
-            images.reshape(len(indices), size), records, strict=True
-        ):
-            row[:] = np.frombuffer(record, np.uint8, size, len(record) - size)
+        size = math.prod(self.shape)
+        pixels = [np.frombuffer(r, np.uint8, size, len(r) - size) for r in records]
+        images = np.stack(pixels).reshape(len(indices), *self.shape)
         return {"image": images, "label": self.labels[indices]}
 
 
@@ -234,18 +224,15 @@ def read_index(folder: Path) -> dict[str, Any]:
         text = (folder / INDEX).read_bytes()
     except OSError as error:
         raise UserError(_why_no_index(folder, error)) from error
-    try:
+    again = "make the records again with python -m jaxcls.prepare records"
+    kinds = (ValueError, KeyError, TypeError)
+    with explaining(f"{folder}/{INDEX} is damaged", kinds, f": remove it and {again}"):
         index = json.loads(text)
         version = index["version"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{folder}/{INDEX} is damaged: remove it and make the records again with "
-            "python -m jaxcls.prepare records."
-        ) from None
     if version != VERSION:
         raise UserError(
             f"{folder} is of version {version} of the records' format, this program reads "
-            f"{VERSION}: make the records again with python -m jaxcls.prepare records."
+            f"{VERSION}: {again}."
         )
     return index
 
@@ -304,8 +291,7 @@ def _copied(url: str, split: Split) -> Path:
         folder = cache_folder() / "records" / hashlib.sha256(text).hexdigest()[:16]
         with shards.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with shards.replacing(folder / INDEX) as temporary, shards.writing(folder):
-            temporary.write_bytes(text)
+        shards.write_bytes(folder / INDEX, text)
         for file in read_index(folder)["splits"][split]["files"]:
             path = folder / file["name"]
             if not path.exists() or path.stat().st_size != file["bytes"]:
@@ -315,7 +301,7 @@ def _copied(url: str, split: Split) -> Path:
 
 def _copy(remote: Any, path: Path, sha256: str) -> None:
     """Copies a file from a server, whole or not at all."""
-    with shards.replacing(path) as temporary:
+    with replacing(path, shards.writing) as temporary:
         with remote.open("rb") as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
         with temporary.open("rb") as copy:

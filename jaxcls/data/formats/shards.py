@@ -20,15 +20,16 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import struct
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from array_record.python import array_record_module
 
 from jaxcls.errors import UserError
+from jaxcls.files import UNFINISHED, replacing
 
 MAGIC = b"JXR1"
 HEADER = struct.Struct("<4sBxHIQIII")
@@ -39,7 +40,6 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 OPEN_FILES = 256
 """Files that a process keeps open at most: its limit may be 1,024."""
-_TEMPORARY = ".tmp-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +58,15 @@ class Item:
     labels: tuple[int, ...]
     name: str
     image: bytes
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def pack(item: Item) -> bytes:
     """Returns the record of an item."""
     name = item.name.encode("utf-8", "surrogateescape")
+    kind, sides = (PIXELS, item.shape) if item.shape else (FILE, (0, 0, 0))
     count = len(item.labels)
-    header = HEADER.pack(
-        MAGIC,
-        FILE if item.shape is None else PIXELS,
-        count,
-        len(name),
-        item.position,
-        *(item.shape or (0, 0, 0)),
-    )
+    header = HEADER.pack(MAGIC, kind, count, len(name), item.position, *sides)
     return b"".join([header, struct.pack(f"<{count}i", *item.labels), name, item.image])
 
 
@@ -87,9 +81,9 @@ def unpack(record: bytes) -> Item:
     _, kind, count, length, position, *sides = HEADER.unpack_from(record)
     names_at = HEADER.size + 4 * count
     image_at = names_at + length
-    shape = (sides[0], sides[1], sides[2]) if kind == PIXELS else None
+    shape = tuple(sides) if kind == PIXELS else None
     size = len(record) - image_at
-    if size < 0 or (shape and size != shape[0] * shape[1] * shape[2]):
+    if size < 0 or (shape and size != math.prod(shape)):
         raise ValueError("a record has not the length that its header says")
     return Item(
         position,
@@ -107,7 +101,7 @@ def write(path: Path, items: Iterable[Item]) -> None:
       UserError: if it cannot be written; whatever iterating over the items raises. Nothing is
         left behind then.
     """
-    with replacing(path) as temporary:
+    with replacing(path, writing) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         try:
             for item in items:
@@ -122,31 +116,14 @@ def write(path: Path, items: Iterable[Item]) -> None:
             writer.close()
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`. In the end, what was written there replaces `path`,
-    whole and on the disk; if anything fails, it is removed."""
-    temporary = path.with_name(
-        f"{path.name}{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    )
-    try:
-        yield temporary
-        with writing(path):
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
 
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Raises:
+      UserError: if it cannot be written.
+    """
+    with replacing(path, writing) as temporary, writing(path):
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -160,20 +137,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        full = "No space left" in reason or "quota" in reason.lower()
-        way_out = (
-            "make room on that disk and run the same command again; finished files are kept"
-            if full
-            else "mend that and run the same command again"
-        )
-        raise UserError(
-            f"cannot write {path} ({'the disk is full' if full else reason}): {way_out}."
-        ) from error
+        way_out = "mend that and run the same command again"
+        if "No space left" in reason or "quota" in reason.lower():
+            reason = "the disk is full"
+            way_out = "make room on that disk and run the same command again; finished files are kept"
+        raise UserError(f"cannot write {path} ({reason}): {way_out}.") from error
 
 
 def remove_abandoned(folder: Path) -> None:
     """Removes what was being written when a process was killed."""
-    for path in folder.glob(f"*{_TEMPORARY}*"):
+    for path in folder.glob(f"*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
@@ -258,21 +231,17 @@ def inspect(path: Path) -> Contents:
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    positions, labels = [], []
     reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
     try:
         if not reader.ok():
             raise OSError(f"{path} is damaged or cut off")
-        items = []
         for place in range(reader.num_records()):
             item = unpack(reader.read([place])[0])
-            items.append((item.position, item.labels))
+            positions.append(item.position)
+            labels.append(item.labels)
     except (RuntimeError, ValueError) as error:
         raise OSError(f"{path} is damaged ({_first_part(error)})") from None
     finally:
         _close(reader)
-    return Contents(
-        path.stat().st_size,
-        digest,
-        tuple(position for position, _ in items),
-        tuple(labels for _, labels in items),
-    )
+    return Contents(path.stat().st_size, digest, tuple(positions), tuple(labels))

@@ -2,9 +2,9 @@
 
     Tfds(name="cifar10", train="train[:90%]", test="train[90%:]").encoded("train").read(0)
 
-TFDS writes array_record files, which need no TensorFlow to read; its images come as they were
-stored, and are decoded as all others are. What its builders do before, to download and to
-encode, mostly needs TensorFlow: that is done once, wherever TensorFlow is installed.
+TFDS writes array_record files, which can be read without TensorFlow. Images come as they were
+stored, and are decoded like all others. Its builders download and encode the data first, for
+which most need TensorFlow: run them once, wherever TensorFlow is installed.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import expanded, explaining, note, require
-from jaxcls.data.formats.image_list import TableImages, chosen_feature, fingerprint
+from jaxcls.data.formats.image_list import Labels, TableImages, digest_of, feature_name
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.shards import replacing
+from jaxcls.data.notes import explaining, note, require
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
 from jaxcls.errors import UserError, did_you_mean
@@ -73,38 +74,29 @@ class Tfds(Images):
 
             builder = self._prepared(tfds)
             features = builder.info.features
-            image_key, label_key = (
-                chosen_feature(self, option, features, kind)
-                for option, kind in (
-                    ("image_key", tfds.features.Image),
-                    ("label_key", tfds.features.ClassLabel),
-                )
-            )
-            part = self.train if split == "train" else self.test
-            name = f"{builder.info.full_name}[{part}]"
-            records = self._records(tfds, builder, part, split, image_key)
+            kinds = tfds.features
+            image_key = feature_name(self, "image_key", features, kinds.Image)
+            label_key = feature_name(self, "label_key", features, kinds.ClassLabel)
+            as_stored = {image_key: tfds.decode.SkipDecoding()}
+            records = self._records(builder, split, as_stored)
+            name = f"{builder.info.full_name}[{getattr(self, split)}]"
             labels = _labels(records, label_key, f"{builder.data_dir}", name)
-            return TableImages(
-                name, records, image_key, labels, tuple(features[label_key].names)
-            )
+            labelled = Labels(name, labels, features[label_key].names)
+            return TableImages(labelled, records, image_key)
 
-    def _records(
-        self, tfds: Any, builder: Any, part: str, option: str, image_key: str
-    ) -> Any:
-        """Returns the records of a split, whose images are bytes."""
+    def _records(self, builder: Any, split: Split, decoders: dict[str, Any]) -> Any:
+        """Returns the records of a split."""
+        part = getattr(self, split)
         try:
-            records = builder.as_data_source(
-                split=part, decoders={image_key: tfds.decode.SkipDecoding()}
-            )
+            return builder.as_data_source(split=part, decoders=decoders)
         except (ValueError, KeyError, AssertionError) as error:
             known = list(builder.info.splits)
             base = part.partition("[")[0]
             raise UserError(
-                f"data.{option} is '{part}', which gives no records of {self.name}."
+                f"data.{split} is '{part}', which gives no records of {self.name}."
                 f"{'' if base in known else did_you_mean(base, known)} It has "
                 f"{', '.join(known)}; a part of one is like train[:80%]."
             ) from error
-        return records
 
     def _prepared(self, tfds: Any) -> Any:
         """Returns the builder of the dataset, which is prepared as array_record.
@@ -165,14 +157,14 @@ class Tfds(Images):
 
 
 def _is_standard(builder: Any) -> bool:
-    """Whether a builder is one that TFDS itself brings. These need TensorFlow, most at once and
-    some after a long download."""
+    """Whether a builder comes with TFDS itself. These need TensorFlow: most at once, some after a
+    long download."""
     return type(builder).__module__.startswith("tensorflow_datasets.")
 
 
 @contextlib.contextmanager
 def _without_tensorflow() -> Iterator[None]:
-    """Makes `import tensorflow` fail for a while, unless somebody has imported it before: TFDS
+    """Makes `import tensorflow` fail within the block, unless it has been imported before: TFDS
     imports it where it can, which takes seconds and, on a GPU, its memory."""
     if "tensorflow" in sys.modules:
         yield
@@ -181,10 +173,8 @@ def _without_tensorflow() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.meta_path[:] = [
-            finder.finder if isinstance(finder, _Hiding) else finder
-            for finder in sys.meta_path
-        ]
+        finders = (f.finder if isinstance(f, _Hiding) else f for f in sys.meta_path)
+        sys.meta_path[:] = finders
 
 
 class _Hiding:
@@ -210,31 +200,22 @@ def _labels(records: Any, label_key: str, data_dir: str, name: str) -> np.ndarra
       data_dir: the folder of the prepared dataset.
       name: of the dataset and the split.
     """
-    description = [
-        (Path(data_dir) / file).read_bytes()
-        for file in ("dataset_info.json", "features.json")
-        if (Path(data_dir) / file).exists()
-    ]
-    key = fingerprint(
-        [*description, name.encode(), label_key.encode(), os.fsencode(data_dir)]
-    )
+    files = (Path(data_dir) / f"{part}.json" for part in ("dataset_info", "features"))
+    description = [file.read_bytes() for file in files if file.exists()]
+    description += [name.encode(), label_key.encode(), os.fsencode(data_dir)]
+    key = digest_of(description)
     kept = cache_folder() / "tfds" / f"{key}.labels.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
         labels = np.load(kept, allow_pickle=False)
         if labels.shape == (len(records),) and labels.dtype == np.int32:
             return labels
     labels = np.empty(len(records), np.int32)
-    bar = tqdm(
-        range(0, len(records), LABELS_AT_ONCE),
-        desc="reading the classes, once",
-        disable=not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    )
-    for first in bar:
-        rows = range(first, min(first + LABELS_AT_ONCE, len(records)))
-        labels[rows.start : rows.stop] = [
-            record[label_key] for record in records.__getitems__(rows)
-        ]
+    starts = range(0, len(records), LABELS_AT_ONCE)
+    title = "reading the classes, once"
+    for first in tqdm(starts, title, disable=None, dynamic_ncols=True):
+        rows = range(len(records))[first : first + LABELS_AT_ONCE]
+        some = records.__getitems__(rows)
+        labels[rows.start : rows.stop] = [record[label_key] for record in some]
     if labels.min() < 0:
         raise UserError(
             f"record {labels.argmin()} of {name} has no class: choose a split with classes."

@@ -11,7 +11,6 @@ at any time, and the order of training is exact.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import glob
@@ -19,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import tarfile
 import weakref
 import zipfile
@@ -29,44 +27,31 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from jaxcls import options
 from jaxcls.data.encoded_images import Images
-from jaxcls.data.file_lists import (
-    HELD_OUT,
-    HeldOutShare,
-    check_different,
-    class_indices,
-    class_list,
-    enumerated,
-    expanded,
-    explaining,
-    in_test_share,
-    is_hidden,
-    is_image,
-    note,
-    note_missing_classes,
-    parsed_json,
-    require,
-    similar_file,
-)
-from jaxcls.data.formats.image_list import ImageList, Names
+from jaxcls.data.formats.classes import check_different, class_indices, class_list
+from jaxcls.data.formats.fields import field_of, json_fields
+from jaxcls.data.formats.image_list import ImageList, Labels, Names
+from jaxcls.data.formats.paths import expanded, is_hidden, is_image, similar_file
 from jaxcls.data.formats.shards import replacing
+from jaxcls.data.formats.splits import HeldOutShare, split_names, split_rows
+from jaxcls.data.notes import enumerated, explaining, note, require
 from jaxcls.data.sources import Split
 from jaxcls.download import cache_folder
-from jaxcls.errors import UserError, did_you_mean, printable
+from jaxcls.errors import UserError, printable
 
 INDEX_ENDING = ".jaxcls.npz"
 INDEX_VERSION = 1
 INDEX_THREADS = 8
 """Tar files that are indexed at once: a network file system answers many at a time."""
 MAX_OPEN_FILES = 256
-"""Tar files that a process keeps open; of more, those that were read last."""
+"""The most tar files that a process keeps open: those that it has read last."""
 MAX_LABEL_SIZE = 2**20
-"""Bytes of a file with a class."""
+"""The most bytes that a file that holds a class may have."""
 BLOCK = 512
-"""A tar file consists of blocks of so many bytes: headers, content and at its end, zeros."""
+"""The bytes of a block of a tar file: blocks are headers, content and, at the end, zeros."""
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZ": "bzip2",
@@ -95,7 +80,7 @@ class TarFiles:
       offsets: of the image's bytes there, int64 [n].
       sizes: how many they are, int64 [n].
       members: the images' names there, [n].
-      classes: their classes as they are written, [n].
+      classes: their classes as they are written, printable, [n].
     """
 
     def __init__(self, pattern: str, label_key: str):
@@ -105,24 +90,21 @@ class TarFiles:
           UserError: if one of the files cannot be read, or has no images.
         """
         self.paths = tar_files(pattern)
-        with concurrent.futures.ThreadPoolExecutor(INDEX_THREADS) as pool:
-            bar = tqdm(
-                pool.map(lambda path: tar_index(path, label_key), self.paths),
-                desc="indexing tar files, once",
-                total=len(self.paths),
-                disable=not sys.stderr.isatty(),
-                delay=1,  # seconds: nobody waits for those that are kept
-                dynamic_ncols=True,
-            )
-            indexes = list(bar)
+        indexes = thread_map(
+            functools.partial(tar_index, label_key=label_key),
+            self.paths,
+            max_workers=INDEX_THREADS,
+            desc="indexing tar files, once",
+            disable=None,  # shown on a terminal
+            delay=1,  # seconds: nobody waits for those that are kept
+            dynamic_ncols=True,
+        )
         counts = [len(index["offsets"]) for index in indexes]
         self.tars = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         rows = {key: np.concatenate([i[key] for i in indexes]) for key in indexes[0]}
         self.offsets, self.sizes = rows["offsets"], rows["sizes"]
-        self.members, self.classes = (
-            os.fsdecode(rows[key].tobytes()).split("\0")[:-1]
-            for key in ("members", "classes")
-        )
+        self.members = _divided(rows["members"])
+        self.classes = [*map(printable, _divided(rows["classes"]))]
 
     def where(self, row: int) -> str:
         """Returns the tar file and the name of an image."""
@@ -132,29 +114,14 @@ class TarFiles:
 class TarImages(ImageList):
     """Images in tar files."""
 
-    def __init__(
-        self,
-        name: str,
-        files: TarFiles,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        class_names: Sequence[str],
-    ):
-        """Wraps some images of tar files.
-
-        Args:
-          name: of the data, for `repr()`.
-          files: the tar files.
-          rows: the images, int [n].
-          labels: int [n].
-          class_names: the name of each class.
-        """
+    def __init__(self, labels: Labels, files: TarFiles, rows: np.ndarray):
+        """Wraps the images in some rows (int [n]) of tar files."""
         self._paths = files.paths
         self._tars = files.tars[rows]
         self._offsets = files.offsets[rows]
         self._sizes = files.sizes[rows]
         self._members = Names(os.fsencode(files.members[row]) for row in rows)
-        super().__init__(name, labels, class_names, self._members)
+        super().__init__(labels, self._members)
 
     @functools.cached_property
     def _opened(self) -> "functools._lru_cache_wrapper[_OpenFile]":
@@ -166,8 +133,8 @@ class TarImages(ImageList):
 
     def read(self, index: int) -> bytes:
         file = self._opened(self._paths[self._tars[index]])
-        size, offset = int(self._sizes[index]), int(self._offsets[index])
-        content = os.pread(file.descriptor, size, offset)
+        size = int(self._sizes[index])
+        content = os.pread(file.descriptor, size, int(self._offsets[index]))
         if len(content) < size:
             raise OSError("the tar file has become shorter than it was")
         return content
@@ -178,7 +145,7 @@ class TarImages(ImageList):
 
 
 class _OpenFile:
-    """A file that is open until nobody refers to it any more. Threads and forked processes may
+    """A file that is closed when the last reference to it goes. Threads and forked processes may
     share it: it is read with pread, which has no position."""
 
     def __init__(self, path: str):
@@ -223,43 +190,34 @@ class WebTar(Images):
         check_different(self.class_names)
 
     def encoded(self, split: Split) -> TarImages:
-        """Indexes the tar files, where they are not yet, and picks the images of one split.
+        """Indexes the tar files that have no index yet, and picks the images of one split.
 
         Raises:
           UserError: if one cannot be read, or a class is unknown.
         """
         options.check(self, "data")
-        files = TarFiles(self.path, self.label_key)
-        splits = (
-            None if self.test_path else rows_of_split_folders(files.members, self.path)
-        )
-        # Where folders tell the splits, classes are those of training.
-        training = range(len(files.members)) if splits is None else splits["train"]
-        class_names = self.class_names or class_list(
-            {printable(files.classes[row]) for row in training}, self.path
-        )
-        pattern = self.path
-        if split == "test" and self.test_path:
-            pattern = self.test_path
-            files = TarFiles(pattern, self.label_key)
+        pattern, files = self.path, TarFiles(self.path, self.label_key)
+        training: Sequence[int] | np.ndarray = range(len(files.members))
         if self.test_path:
             rows = np.arange(len(files.members))
-        elif splits is not None:
-            rows = splits[split]
+        elif folders := rows_of_split_folders(files.members, pattern):
+            # Classes that only other folders have do not count.
+            training, rows = folders["train"], folders[split]
         else:
-            held_out = [in_test_share(name, self.test_share) for name in files.members]
-            rows = np.flatnonzero(np.array(held_out, bool) == (split == "test"))
+            rows = np.array(split_rows(files.members, self.test_share, split), int)
+        trained = {files.classes[row] for row in training}
+        class_names = self.class_names or class_list(trained, pattern)
+        if split == "test" and self.test_path:
+            pattern, files = self.test_path, TarFiles(self.test_path, self.label_key)
+            rows = np.arange(len(files.members))
         name = f"{printable(os.path.basename(pattern))}[{split}]"
         if not len(rows):
             raise UserError(f"{pattern} has no image to {split} on.")
+        written, numbers = (files.classes[row] for row in rows), bool(self.class_names)
         labels = class_indices(
-            (printable(files.classes[row]) for row in rows),
-            class_names,
-            lambda i: files.where(rows[i]),
-            numbers=bool(self.class_names),
+            written, class_names, name, lambda i: files.where(rows[i]), numbers=numbers
         )
-        note_missing_classes(class_names, labels, name)
-        return TarImages(name, files, rows, labels, class_names)
+        return TarImages(Labels(name, labels, class_names), files, rows)
 
 
 def rows_of_split_folders(
@@ -281,14 +239,9 @@ def rows_of_split_folders(
     start = len(os.path.join(top, ""))
     # Without a folder, "" and not the file's name.
     folders = [name[start:].rpartition("/")[0].partition("/")[0] for name in members]
-    by_name = {folder.lower(): folder for folder in sorted(set(folders))}
-    held_out = [name for name in HELD_OUT if name in by_name]
-    if "train" not in by_name or not held_out:
+    chosen = split_names(sorted(set(folders)), pattern)
+    if chosen is None:
         return None
-    chosen: dict[Split, str] = {
-        "train": by_name["train"],
-        "test": by_name[held_out[0]],
-    }
     others = sorted(f or "no folder" for f in {*folders} - {*chosen.values()})
     left_out = f"; left out is what lies in {enumerated(others)}" if others else ""
     note(
@@ -309,17 +262,13 @@ def tar_files(pattern: str) -> list[str]:
     """
     found: list[str] = []
     for name in expand_braces(expanded(pattern)):
-        if os.path.isfile(name):
-            found.append(name)
-        elif glob.has_magic(name) and not os.path.exists(name):
-            files = sorted(glob.glob(name))
-            if not files:
-                raise UserError(f"no file is named like {name}.")
-            found += files
-        else:
-            folder, base = os.path.split(name)
-            beside = os.listdir(folder) if os.path.isdir(folder) else []
-            raise UserError(f"there is no file {name}.{similar_file(base, beside)}")
+        places = [name] if os.path.exists(name) else sorted(glob.glob(name))
+        files = [*filter(os.path.isfile, places)]
+        if not files and glob.has_magic(name):
+            raise UserError(f"no file is named like {name}.")
+        if not files:
+            raise UserError(f"there is no file {name}.{similar_file(name)}")
+        found += files
     for path, times in collections.Counter(found).items():
         if times > 1:
             raise UserError(f"{pattern} names {path} twice.")
@@ -332,17 +281,17 @@ def expand_braces(pattern: str) -> list[str]:
     if match is None:
         return [pattern]
     first, last, listed = match.groups()
-    if listed is not None:
-        middle = listed.split(",")
-    else:
+    if listed is None:
         if not int(first) <= int(last) < int(first) + 1_000_000:
             raise UserError(
                 f"{match[0]} in {pattern} must count upwards, to a million at most."
             )
         width = len(first) if first.startswith("0") else 0
-        middle = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+        numbers = range(int(first), int(last) + 1)
+        listed = ",".join(f"{number:0{width}d}" for number in numbers)
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [name for part in middle for name in expand_braces(before + part + after)]
+    parts = listed.split(",")
+    return [name for part in parts for name in expand_braces(before + part + after)]
 
 
 def tar_index(path: str, label_key: str) -> Index:
@@ -355,13 +304,10 @@ def tar_index(path: str, label_key: str) -> Index:
         status = os.stat(path)
     # An index of another version is out of date.
     version = json.dumps([INDEX_VERSION, status.st_size, status.st_mtime_ns, label_key])
-    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    places = [
-        Path(path + INDEX_ENDING),
-        cache_folder() / "webtar" / f"{name}{INDEX_ENDING}",
-    ]
-    kept = filter(None, (load_index(place, version) for place in places))
-    index = next(kept, None)
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32] + INDEX_ENDING
+    places = [Path(path + INDEX_ENDING), cache_folder() / "webtar" / name]
+    kept = (load_index(place, version) for place in places)
+    index = next(filter(None, kept), None)
     if index is None:
         index = scan_tar(path, label_key)
         if not any(save_index(place, version, index) for place in places):
@@ -411,7 +357,7 @@ def scan_tar(path: str, label_key: str) -> Index:
                     continue
                 _check_member(member, path)
                 name = os.path.normpath(member.name)
-                if any(is_hidden(part) for part in name.split("/")):
+                if any(map(is_hidden, name.split("/"))):
                     continue
                 folder, base = os.path.split(name)
                 stem, _, ending = base.partition(".")
@@ -424,7 +370,12 @@ def scan_tar(path: str, label_key: str) -> Index:
                             "are the same up to the first dot."
                         )
                 elif ending in ("cls", "json"):
-                    texts[f"{key}.{ending}"] = _content(tar, member, path)
+                    if member.size > MAX_LABEL_SIZE:
+                        raise UserError(
+                            f"{path}:{member.name} has {member.size:,} bytes, too many for a class."
+                        )
+                    content = tar.extractfile(member)
+                    texts[f"{key}.{ending}"] = content.read() if content else b""
             _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise _unreadable(path, error) from error
@@ -439,7 +390,13 @@ def scan_tar(path: str, label_key: str) -> Index:
 
 
 def _joined(names: Iterable[str]) -> np.ndarray:
+    """Returns names as uint8 [n], each with a zero behind it."""
     return np.frombuffer(os.fsencode("".join(f"{name}\0" for name in names)), np.uint8)
+
+
+def _divided(joined: np.ndarray) -> list[str]:
+    """Returns the names that _joined has made one array of."""
+    return os.fsdecode(joined.tobytes()).split("\0")[:-1]
 
 
 def _check_member(member: tarfile.TarInfo, path: str) -> None:
@@ -453,17 +410,6 @@ def _check_member(member: tarfile.TarInfo, path: str) -> None:
         raise UserError(
             f"{what}, a name that leads out of the archive: pack it with names below a folder."
         )
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> bytes:
-    """Returns the content of a file with a class."""
-    if member.size > MAX_LABEL_SIZE:
-        raise UserError(
-            f"{path}:{member.name} has {member.size:,} bytes, too many for a class."
-        )
-    file = tar.extractfile(member)
-    assert file is not None  # a plain file
-    return file.read()
 
 
 def _check_end(path: str, end: int) -> None:
@@ -507,14 +453,8 @@ def _class_of(key: str, texts: dict[str, bytes], label_key: str, path: str) -> s
     if f"{key}.cls" in texts:
         written = os.fsdecode(texts[f"{key}.cls"].strip())
     elif f"{key}.json" in texts:
-        fields = parsed_json(texts[f"{key}.json"], f"{where}.json")
-        if not isinstance(fields, dict) or label_key not in fields:
-            known = list(fields) if isinstance(fields, dict) else []
-            raise UserError(
-                f"{where}.json has no '{label_key}'.{did_you_mean(label_key, known)} Set "
-                "data.label_key to the field that holds the class."
-            )
-        written = fields[label_key]
+        fields = json_fields(texts[f"{key}.json"], f"{where}.json")
+        written = field_of(fields, label_key, "label_key", f"{where}.json")
     elif not written:
         raise UserError(
             f"{where} has no class: expected {key}.cls or .json, or a folder of the class's name."

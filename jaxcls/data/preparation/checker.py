@@ -13,19 +13,23 @@ from PIL import Image
 from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.encoded_images import Encoded
-from jaxcls.data.file_lists import counted, expanded
 from jaxcls.data.formats import shards
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.records import INDEX, read_index
+from jaxcls.data.notes import counted
 from jaxcls.data.preparation import pool
-from jaxcls.data.preparation.images import ArrayImages, open_images
-from jaxcls.data.preparation.writer import check_ranges, write_text
+from jaxcls.data.preparation.images import open_images
+from jaxcls.data.preparation.writer import check_ranges
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, printable
 
 IMAGES_PER_TASK = 64
 
-Kind = tuple[str, str, str]
-"""What an image is: its file format, its mode in Pillow, and "WIDTHxHEIGHT"."""
+TITLES = ("formats", "modes", "sizes")
+"""What is counted: file formats, modes in Pillow, and sizes, "WIDTHxHEIGHT"."""
+
+Counts = collections.Counter[tuple[str, str]]
+"""(title, value) -> the number of good images that have it."""
 
 
 def check(
@@ -50,43 +54,40 @@ def check(
     splits = open_images(dataset)
     images = sum(map(len, splits.values()))
     tasks = [
-        (split, range(len(splits[split]))[first : first + IMAGES_PER_TASK])
-        for split in splits
-        for first in range(0, len(splits[split]), IMAGES_PER_TASK)
+        (split, range(len(encoded))[first : first + IMAGES_PER_TASK])
+        for split, encoded in splits.items()
+        for first in range(0, len(encoded), IMAGES_PER_TASK)
     ]
     scan = functools.partial(_scan, splits)
     results = pool.run(scan, tasks, workers=workers, images=images, title="check")
     lines: list[dict[str, Any]] = []
-    kinds: collections.Counter[Kind] = collections.Counter()
-    for _, (bad, kinds_of_task) in sorted(results):
+    counts: Counts = collections.Counter()
+    for _, (bad, counts_of_task) in sorted(results):
         lines += bad
-        kinds += kinds_of_task
+        counts += counts_of_task
     summary: dict[str, Any] = {"images": images, "bad": len(lines)}
-    for place, name in enumerate(("formats", "modes", "sizes")):
-        counts: collections.Counter[str] = collections.Counter()
-        for kind, number in kinds.items():
-            counts[kind[place]] += number
-        summary[name] = dict(counts.most_common())
+    for title in TITLES:
+        summary[title] = {
+            value: number for (of, value), number in counts.most_common() if of == title
+        }
     lines.append(summary)
-    write_text(Path(report), "".join(json.dumps(line) + "\n" for line in lines))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    shards.write_bytes(Path(report), text.encode())
     return lines
 
 
 def _scan(
-    splits: dict[Split, Encoded | ArrayImages],
-    task: tuple[Split, range],
-    progress: pool.Progress,
-) -> tuple[list[dict[str, str]], collections.Counter[Kind]]:
+    splits: dict[Split, Encoded], task: tuple[Split, range], progress: pool.Progress
+) -> tuple[list[dict[str, str]], Counts]:
     """Decodes the images at some positions of a split.
 
     Returns:
-      The lines of the report on those that cannot be read, and how many of the others are of
-      each kind.
+      The lines of the report on those that cannot be read, and the counts of the others.
     """
     split, positions = task
     images = splits[split]
     bad = []
-    kinds: collections.Counter[Kind] = collections.Counter()
+    counts: Counts = collections.Counter()
     for position in positions:
         try:
             data = images.read(position)
@@ -97,11 +98,12 @@ def _scan(
             bad.append({"split": split, "path": path, "reason": reason})
         else:
             with warnings.catch_warnings(action="ignore"):  # decode has its own limits
-                with Image.open(io.BytesIO(data)) as header:
-                    size = f"{header.width}x{header.height}"
-                    kinds[header.format or "unknown", header.mode, size] += 1
+                header = Image.open(io.BytesIO(data))
+            size = f"{header.width}x{header.height}"
+            values = (header.format or "unknown", header.mode, size)
+            counts.update(zip(TITLES, values, strict=True))
         progress(1)
-    return bad, kinds
+    return bad, counts
 
 
 def verify(folder: str | Path, *, workers: int = 1) -> int:

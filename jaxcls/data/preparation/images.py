@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image
 
 from jaxcls.data.dataset import Dataset
-from jaxcls.data.decode import decode
+from jaxcls.data.decode import decode, image_of, pixels_of
 from jaxcls.data.encoded_images import Encoded, Images
 from jaxcls.data.host_crop import CenterSquare
 from jaxcls.data.sources import Source, Split
@@ -46,7 +46,7 @@ class ArrayImages(Encoded):
         except RuntimeError as error:
             raise OSError(str(error)) from None
         file = io.BytesIO()
-        _picture(pixels).save(file, "PNG", compress_level=1)
+        image_of(pixels).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
     def where(self, index: int) -> str:
@@ -105,15 +105,7 @@ class Conversion:
         if scale == 1.0 and data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
             return data
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = _picture(pixels)
-        picture = picture.resize(
-            (width, height), Image.Resampling.BICUBIC
-        )  # antialiased
-        pixels = np.asarray(picture).reshape(height, width, self.channels)
+        # Antialiased.
+        image = image_of(pixels).resize((width, height), Image.Resampling.BICUBIC)
         colours = ("GRAY", "Gray") if self.channels == 1 else ("RGB", "420")
-        return simplejpeg.encode_jpeg(pixels, self.quality, *colours)
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """Returns a Pillow image of uint8 [height, width, 1 or 3]."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        return simplejpeg.encode_jpeg(pixels_of(image), self.quality, *colours)

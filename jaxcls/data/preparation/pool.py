@@ -12,11 +12,12 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
+from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from jaxcls.data.workers import held_back
+from jaxcls.data.workers import held_back, kill
 from jaxcls.errors import UserError
 
 Task = TypeVar("Task")
@@ -68,7 +69,7 @@ def _run_in_processes(
     progress: Progress,
 ) -> Generator[tuple[int, Result], None, None]:
     context = multiprocessing.get_context("spawn")
-    children = []
+    children: list[SpawnProcess] = []
     waiting = iter(enumerate(tasks))
     busy: dict[Any, int] = {}  # our end of a pipe -> the index of the task there
     try:
@@ -103,10 +104,7 @@ def _run_in_processes(
                 else:
                     connection.close()  # which ends the process
     finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.join()
+        kill(children)
 
 
 def _work(function: Callable[[Any, Progress], Any], connection: Any) -> None:

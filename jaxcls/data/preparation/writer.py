@@ -2,8 +2,8 @@
 
     write_records(ImageFolder(path="pets"), "pets-256", size=256, workers=8)
 
-Each file is written under a temporary name and renamed when it is complete, index.json comes
-last; plan.json says until then what the folder is to hold. After a kill the same call keeps the
+Each file is written under a temporary name and renamed when it is complete. index.json comes
+last; until then, plan.json says what the folder is to hold. After a kill the same call keeps the
 complete files, reads them through, and writes the others. The content of a file depends on the
 order of the data and on the options alone, so that the bytes are the same for any number of
 workers and kills.
@@ -25,8 +25,8 @@ import numpy as np
 from jaxcls.data.dataset import Dataset
 from jaxcls.data.decode import BadImage
 from jaxcls.data.encoded_images import Encoded
-from jaxcls.data.file_lists import expanded
 from jaxcls.data.formats import shards
+from jaxcls.data.formats.paths import expanded
 from jaxcls.data.formats.records import INDEX, PLAN, VERSION, read_index
 from jaxcls.data.preparation import pool
 from jaxcls.data.preparation.images import (
@@ -46,6 +46,9 @@ SAMPLE = 16
 LeftOut = list[tuple[int, str]]
 """The position in its split of each image that cannot be read, and the reason."""
 
+Written = tuple[shards.Contents, LeftOut]
+"""What a complete file holds, and the images that it should hold but that are left out."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -53,7 +56,7 @@ class Job:
 
     Attributes:
       folder: where the files go.
-      base: the folder of the data: names of images are relative to it; "" for none.
+      base: the folder of the data, with "/": names of images are relative to it; "" for none.
       splits: the images of each split.
       convert: makes what is stored of an image.
       skip: whether images that cannot be read are left out.
@@ -62,7 +65,7 @@ class Job:
 
     folder: Path
     base: str
-    splits: dict[Split, Encoded | ArrayImages]
+    splits: dict[Split, Encoded]
     convert: Conversion
     skip: bool
     max_bad_share: float
@@ -70,8 +73,12 @@ class Job:
     def name(self, split: Split, position: int) -> str:
         """Returns where an image came from, without the part of its path that depends on the
         machine."""
-        where = self.splits[split].where(position)
-        return where.removeprefix(self.base.rstrip("/") + "/") if self.base else where
+        return self.splits[split].where(position).removeprefix(self.base)
+
+    def labels(self, split: Split, position: int) -> tuple[int, ...]:
+        """Returns the indices of an image's classes: one, unless images have any number."""
+        label = self.splits[split].labels[position]
+        return tuple(np.flatnonzero(label).tolist()) if label.ndim else (int(label),)
 
     def image(self, split: Split, position: int) -> bytes:
         """Returns what is stored of an image.
@@ -107,15 +114,6 @@ class RecordFile:
     positions: range
 
 
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """A complete file: what it holds, and the position and reason of each image left out."""
-
-    file: RecordFile
-    contents: shards.Contents
-    left_out: LeftOut
-
-
 def write_records(
     dataset: Dataset,
     out: str | Path,
@@ -148,10 +146,12 @@ def write_records(
       UserError: for an option out of range, images that cannot be read, a full disk, or a
         folder with something else in it.
     """
-    check_ranges(size=(size, 1, 8192), quality=(quality, 1, 100))
-    check_ranges(workers=(workers, 1, 1024))
-    if max_size is not None:
-        check_ranges(max_size=(max_size, size, LONGEST_SIDE))
+    check_ranges(
+        workers=(workers, 1, 1024),
+        size=(size, 1, 8192),
+        quality=(quality, 1, 100),
+        max_size=(size if max_size is None else max_size, size, LONGEST_SIDE),
+    )
     if not 0 < shard_mb <= 1e6:
         raise UserError(
             f"--shard_mb must lie above 0 and up to 1000000, not {shard_mb}."
@@ -185,6 +185,8 @@ def write_records(
     with alone_in(job.folder):
         if not _begin(job.folder, plan):
             _write(job, plan, workers)
+        with shards.writing(job.folder / PLAN):
+            (job.folder / PLAN).unlink(missing_ok=True)
     return read_index(job.folder)
 
 
@@ -196,9 +198,12 @@ def check_ranges(**options: tuple[float, float, float]) -> None:
 
 
 def _base(path: str) -> str:
-    """Returns the folder of the data at `path`, "" for data without a path."""
-    path = expanded(path) if path else ""
-    return printable(path if os.path.isdir(path) else os.path.dirname(path))
+    """Returns the folder of the data at `path`, with "/" at its end; "" without a path."""
+    if not path:
+        return ""
+    path = expanded(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    return printable(os.path.join(folder, ""))
 
 
 def _records_per_file(job: Job, split: Split, file_bytes: float) -> int:
@@ -207,16 +212,15 @@ def _records_per_file(job: Job, split: Split, file_bytes: float) -> int:
     Raises:
       UserError: if an image cannot be read, or all of the sample are left out.
     """
+    if shape := job.convert.shape:
+        return max(1, int(file_bytes // math.prod(shape)))
     count = len(job.splits[split])
     lengths, complaint = [], ""
-    if shape := job.convert.shape:
-        lengths = [math.prod(shape)]
-    else:
-        for position in range(0, count, max(1, count // SAMPLE)):
-            try:
-                lengths.append(len(job.image(split, position)))
-            except BadImage as error:
-                complaint = job.complaint(split, position, str(error))
+    for position in range(0, count, max(1, count // SAMPLE)):
+        try:
+            lengths.append(len(job.image(split, position)))
+        except BadImage as error:
+            complaint = job.complaint(split, position, str(error))
     if complaint and not lengths:
         raise UserError(f"none of {SAMPLE} images of {split} can be read. {complaint}")
     return max(1, int(file_bytes // np.mean(lengths))) if lengths else 1
@@ -233,14 +237,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another process writes records into {printable(str(folder))}: wait for it, "
-                    "or give another --out."
-                ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process writes records into {printable(str(folder))}: wait for it, or "
+                "give another --out."
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
         yield
     finally:
         os.close(descriptor)
@@ -257,14 +262,11 @@ def _begin(folder: Path, plan: dict[str, Any]) -> bool:
         found = {path.name for path in folder.iterdir()}
     if INDEX in found:
         _check_same(folder, read_index(folder)["made_from"], plan)
-        with shards.writing(folder / PLAN):
-            (folder / PLAN).unlink(missing_ok=True)
         return True
     if PLAN in found:
-        try:
+        old = None
+        with contextlib.suppress(OSError, ValueError):
             old = json.loads((folder / PLAN).read_bytes())
-        except (OSError, ValueError):
-            old = None
         _check_same(folder, old, plan)
     elif found:
         raise UserError(
@@ -272,7 +274,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> bool:
             "folder as --out."
         )
     else:
-        write_text(folder / PLAN, json.dumps(plan) + "\n")
+        shards.write_bytes(folder / PLAN, f"{json.dumps(plan)}\n".encode())
     return False
 
 
@@ -292,14 +294,8 @@ def _check_same(folder: Path, old: Any, new: dict[str, Any]) -> None:
         )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    with shards.replacing(path) as temporary, shards.writing(path):
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
-    """Writes the files of a folder, and the index in place of the plan."""
+    """Writes the files of a folder, and its index in the end."""
     files = _files(job, plan["records_per_file"])
     written: dict[int, Written] = {}
     left_out: dict[Split, LeftOut] = {split: [] for split in SPLITS}
@@ -313,25 +309,21 @@ def _write(job: Job, plan: dict[str, Any], workers: int) -> None:
     try:
         for number, result in results:
             written[number] = result
-            split = result.file.split
-            left_out[split] += result.left_out
+            split = files[number].split
+            left_out[split] += result[1]
             _check_left_out(job, split, left_out[split])
     finally:
         results.close()
         shards.remove_abandoned(job.folder)
-    in_order = [written[number] for number in range(len(files))]
-    shape = job.convert.shape
     index = {
         "version": VERSION,
         "format": job.convert.format,
-        "shape": list(shape) if shape else None,
+        "shape": job.convert.shape,
         "class_names": list(job.splits["train"].class_names),
-        "splits": {split: _index_of(job, split, in_order) for split in SPLITS},
+        "splits": _splits_of_index(job, files, written),
         "made_from": plan,
     }
-    write_text(job.folder / INDEX, json.dumps(index) + "\n")
-    with shards.writing(job.folder / PLAN):
-        (job.folder / PLAN).unlink()
+    shards.write_bytes(job.folder / INDEX, f"{json.dumps(index)}\n".encode())
 
 
 def _files(job: Job, records_per_file: dict[Split, int]) -> list[RecordFile]:
@@ -355,12 +347,12 @@ def write_file(job: Job, file: RecordFile, progress: pool.Progress) -> Written:
     """
     path = job.folder / file.name
     contents = _complete(job, file, path)
-    if contents is not None:
+    if contents:
         progress(len(file.positions))
     else:
         shards.write(path, _items(job, file, progress))
         contents = _complete(job, file, path)
-    if contents is None:
+    if not contents:
         raise UserError(
             f"{printable(str(path))} is not what was written there a moment ago: the disk is "
             "perhaps failing, give another --out."
@@ -371,7 +363,7 @@ def write_file(job: Job, file: RecordFile, progress: pool.Progress) -> Written:
             job.image(file.split, position)
         except BadImage as error:
             left_out.append((position, str(error)))
-    return Written(file, contents, left_out)
+    return contents, left_out
 
 
 def _complete(job: Job, file: RecordFile, path: Path) -> shards.Contents | None:
@@ -383,33 +375,21 @@ def _complete(job: Job, file: RecordFile, path: Path) -> shards.Contents | None:
     positions = list(contents.positions)
     if positions != sorted({*positions} & {*file.positions}):
         return None
-    labels = job.splits[file.split].labels
-    expected = [_label_tuple(labels[position]) for position in positions]
-    return contents if list(contents.labels) == expected else None
+    expected = tuple(job.labels(file.split, position) for position in positions)
+    return contents if contents.labels == expected else None
 
 
 def _items(
     job: Job, file: RecordFile, progress: pool.Progress
 ) -> Iterator[shards.Item]:
     """Yields the records of a file."""
-    labels = job.splits[file.split].labels
     for position in file.positions:
-        try:
+        with contextlib.suppress(BadImage):  # write_file lists it
             image = job.image(file.split, position)
-        except BadImage:
-            pass  # write_file lists it
-        else:
+            labels = job.labels(file.split, position)
             name = job.name(file.split, position)
-            label = _label_tuple(labels[position])
-            yield shards.Item(position, label, name, image, job.convert.shape)
+            yield shards.Item(position, labels, name, image, job.convert.shape)
         progress(1)
-
-
-def _label_tuple(label: np.ndarray) -> tuple[int, ...]:
-    """Returns the classes of a label: a number, or uint8 [classes] with ones."""
-    if np.ndim(label):
-        return tuple(np.flatnonzero(label).tolist())
-    return (int(label),)
 
 
 def _check_left_out(job: Job, split: Split, left_out: LeftOut) -> None:
@@ -423,28 +403,24 @@ def _check_left_out(job: Job, split: Split, left_out: LeftOut) -> None:
         )
 
 
-def _index_of(job: Job, split: Split, written: list[Written]) -> dict[str, Any]:
-    """Returns what the index says of one split: see records.py."""
-    parts = [part for part in written if part.file.split == split]
-    several_labels = job.splits[split].labels.ndim == 2
-    return {
-        "files": [
-            {
-                "name": part.file.name,
-                "records": len(part.contents.positions),
-                "bytes": part.contents.bytes,
-                "sha256": part.contents.sha256,
-            }
-            for part in parts
-        ],
-        "labels": [
-            list(labels) if several_labels else labels[0]
-            for part in parts
-            for labels in part.contents.labels
-        ],
-        "left_out": [
-            [job.name(split, position), reason]
-            for part in parts
-            for position, reason in part.left_out
-        ],
+def _splits_of_index(
+    job: Job, files: list[RecordFile], written: dict[int, Written]
+) -> dict[Split, dict[str, list[Any]]]:
+    """Returns what the index says of each split: see records.py."""
+    parts: dict[Split, dict[str, list[Any]]] = {
+        split: {"files": [], "labels": [], "left_out": []} for split in SPLITS
     }
+    for number, file in enumerate(files):
+        contents, left_out = written[number]
+        part, one_label = parts[file.split], job.splits[file.split].labels.ndim == 1
+        part["files"].append(
+            {
+                "name": file.name,
+                "records": len(contents.positions),
+                "bytes": contents.bytes,
+                "sha256": contents.sha256,
+            }
+        )
+        part["labels"] += [each[0] if one_label else each for each in contents.labels]
+        part["left_out"] += [[job.name(file.split, at), why] for at, why in left_out]
+    return parts

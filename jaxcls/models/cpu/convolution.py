@@ -10,6 +10,7 @@ every other kernel, it calls lax.conv_general_dilated.
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,10 +70,8 @@ def convolution(
     height, width = kernel.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
-    (above, below), (left, right) = padding
-    pads = ((int(above), int(below)), (int(left), int(right)))
-    down, across = (int(stride) for stride in strides)
-    windows = Windows((height, width), (down, across), pads)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    windows = Windows((height, width), tuple(strides), pads)
     pointwise = windows.size == (1, 1) and pads == ((0, 0), (0, 0))
     if feature_group_count > 1 or pointwise or _covers(windows, x):
         return _convolution(windows, x, kernel)
@@ -151,10 +150,8 @@ def _few_groups(windows: Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
     kernels = jnp.einsum("hwipmo,mn->phwnimo", blocks, diagonal)
     kernels = kernels.reshape(parts, height, width, merged * inputs, merged * outputs)
     plain = _matrix_product if _covers(windows, x) else _by_xla
-    results = [
-        plain(windows, part, kernels[index])
-        for index, part in enumerate(jnp.split(x, parts, axis=-1))
-    ]
+    shares = jnp.split(x, parts, axis=-1)
+    results = [plain(windows, part, kernels[i]) for i, part in enumerate(shares)]
     return jnp.concatenate(results, axis=-1)
 
 
@@ -193,10 +190,7 @@ def _gradient_of_kernel(
     products = tuple(shift * grad for shift in shifts)
     zeros = (jnp.zeros((), grad.dtype),) * len(products)
     per_image = lax.reduce(
-        products,
-        zeros,
-        lambda a, b: tuple(p + q for p, q in zip(a, b, strict=True)),
-        (1, 2),
+        products, zeros, lambda a, b: tuple(map(operator.add, a, b)), (1, 2)
     )
     return jnp.stack(per_image).sum(1).reshape(kernel.shape).astype(kernel.dtype)
 

@@ -42,8 +42,7 @@ def max_pool(
                 found -= 1
             beyond = (found - 1) * stride + window - (side + 2 * padding)
         pads.append((padding, padding + max(beyond, 0)))
-    size, strides = (window, window), (stride, stride)
-    return _max_pool(Windows(size, strides, (pads[0], pads[1])), x)
+    return _max_pool(Windows((window,) * 2, (stride,) * 2, tuple(pads)), x)
 
 
 def _by_xla(windows: Windows, x: jax.Array) -> jax.Array:
@@ -85,13 +84,8 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     if size == 1:
         return x.mean((1, 2), keepdims=True)
     rows, columns = (_window_means(side, size) for side in x.shape[1:3])
-    return jnp.einsum(
-        "bhwc,ih,jw->bijc",
-        x,
-        rows.astype(x.dtype),
-        columns.astype(x.dtype),
-        precision=lax.Precision.HIGHEST,
-    )
+    means = (rows.astype(x.dtype), columns.astype(x.dtype))
+    return jnp.einsum("bhwc,ih,jw->bijc", x, *means, precision=lax.Precision.HIGHEST)
 
 
 def _window_means(side: int, size: int) -> np.ndarray:

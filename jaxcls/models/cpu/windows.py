@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Pads = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +26,18 @@ class Windows:
       pads: ((above, below), (left, right)) of the images.
     """
 
-    size: tuple[int, int]
-    strides: tuple[int, int]
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
     pads: Pads
 
-    def count(self, x: jax.Array) -> tuple[int, int]:
+    def count(self, x: jax.Array) -> tuple[int, ...]:
         """Returns how many windows fit below and beside one another on images [batch, height,
         width, channels] before their padding."""
         sides = zip(x.shape[1:3], self.pads, self.size, self.strides, strict=True)
-        rows, columns = (
+        return tuple(
             (side + sum(pads) - size) // stride + 1
             for side, pads, size, stride in sides
         )
-        return rows, columns
 
     def shifts(self, padded: jax.Array, count: Sequence[int]) -> Iterator[jax.Array]:
         """Yields for each place in a window, row by row, the pixels that lie there.
@@ -50,12 +50,11 @@ class Windows:
           [batch, windows below one another, windows beside one another, channels].
         """
         batch, _, _, channels = padded.shape
-        for i in range(self.size[0]):
-            for j in range(self.size[1]):
-                bottom = i + (count[0] - 1) * self.strides[0] + 1
-                right = j + (count[1] - 1) * self.strides[1] + 1
-                stop = (batch, bottom, right, channels)
-                yield lax.slice(padded, (0, i, j, 0), stop, (1, *self.strides, 1))
+        for i, j in np.ndindex(*self.size):
+            bottom = i + (count[0] - 1) * self.strides[0] + 1
+            right = j + (count[1] - 1) * self.strides[1] + 1
+            stop = (batch, bottom, right, channels)
+            yield lax.slice(padded, (0, i, j, 0), stop, (1, *self.strides, 1))
 
     def gather(
         self,
@@ -93,13 +92,12 @@ class Windows:
         places = jnp.pad(places, ((0, past[0]), (0, past[1]), (0, 0)))
         places = places.reshape(tall, down, wide, across, -1)
         total: Any = 0
-        for i in range(tall):
-            for j in range(wide):
-                start = (0, tall - 1 - i, wide - 1 - j, 0)
-                stop = (batch, start[1] + rows, start[2] + columns, channels)
-                shifted = [lax.slice(x, start, stop) for x in padded]
-                shifted = [x[:, :, None, :, None] for x in shifted]
-                total += term(*shifted, places[i, :, j][:, None])
+        for i, j in np.ndindex(tall, wide):
+            start = (0, tall - 1 - i, wide - 1 - j, 0)
+            stop = (batch, start[1] + rows, start[2] + columns, channels)
+            shifted = [lax.slice(x, start, stop) for x in padded]
+            shifted = [x[:, :, None, :, None] for x in shifted]
+            total += term(*shifted, places[i, :, j][:, None])
         total = total.reshape(batch, rows * down, columns * across, channels)
         below, right = height + above - rows * down, width + left - columns * across
         return pad(total, ((-above, below), (-left, right)))

@@ -27,10 +27,7 @@ HUB = "https://huggingface.co"
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "clip": (
-        (0.48145466, 0.4578275, 0.40821073),
-        (0.26862954, 0.26130258, 0.27577711),
-    ),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 """Mean and standard deviation of red, green and blue in 0..1, by their name in weights.csv."""
 
@@ -136,8 +133,7 @@ def find_weights(name: str) -> WeightSet:
         return WEIGHTS[name]
     near = _of_network(name)
     if near:
-        has_version = ":" in name or "." in name
-        hint = did_you_mean(name, near) if has_version else ""
+        hint = did_you_mean(name, near) if re.search("[:.]", name) else ""
         raise UserError(
             f"there are no weights '{name}'.{hint} Those of that network: "
             f"{', '.join(near)}."
@@ -176,10 +172,6 @@ def _is_address(url: str) -> bool:
     return scheme in ("http", "https") and url.isascii()
 
 
-def _resource(name: str) -> str:
-    return (importlib.resources.files(__package__) / name).read_text(encoding="utf-8")
-
-
 def _weight_set(row: dict[str, Any]) -> WeightSet:
     """Returns the weight set of a row of weights.csv; an empty field is the default."""
     options: dict[str, Any] = {}
@@ -193,9 +185,10 @@ def _weight_set(row: dict[str, Any]) -> WeightSet:
     return WeightSet(**row, options=options, mean=mean, std=std)
 
 
+_TABLE = importlib.resources.files(__package__) / "weights.csv"
 WEIGHTS: dict[str, WeightSet] = {
     row["name"]: _weight_set(row)
-    for row in csv.DictReader(_resource("weights.csv").splitlines())
+    for row in csv.DictReader(_TABLE.read_text(encoding="utf-8").splitlines())
 }
 """All weight sets by name."""
 

@@ -21,8 +21,7 @@ Dialect = Literal["torchvision", "timm"]
 
 def dialects(module: Any) -> tuple[Dialect, ...]:
     """Returns the dialects that have a counterpart of a network."""
-    known, _ = _NETWORKS.get(type(module), ((), None))
-    return known
+    return _NETWORKS[type(module)][0] if type(module) in _NETWORKS else ()
 
 
 def torch_layer(module: Any, layer: str, dialect: Dialect) -> str:

@@ -52,21 +52,19 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             raise UserError(f"there is no file {path}.")
         if not path.is_file():
             raise UserError(f"{path} is not a file: give one with weights in it.")
-    if path.name.endswith(".safetensors"):
-        with _sentence(path):
+        if path.name.endswith(".safetensors"):
             arrays: Mapping[Any, Any] = safetensors.numpy.load_file(path)
-    elif path.name.endswith(PYTORCH_SUFFIXES):
-        check_torch(str(path))
-        arrays = _read_pytorch(path)
-    else:
-        raise UserError(
-            f"{path} does not end as a file of weights does: expected .safetensors, or "
-            f"{', '.join(PYTORCH_SUFFIXES)} of PyTorch."
-        )
+        elif path.name.endswith(PYTORCH_SUFFIXES):
+            check_torch(str(path))
+            arrays = _read_pytorch(path)
+        else:
+            raise UserError(
+                f"{path} does not end as a file of weights does: expected .safetensors, or "
+                f"{', '.join(PYTORCH_SUFFIXES)} of PyTorch."
+            )
     if not arrays:
         raise UserError(f"{path} has no tensors in it.")
-    shared = all(name.startswith("module.") for name in arrays)
-    prefix = "module." if shared else ""
+    prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
     found = {name.removeprefix(prefix): array for name, array in arrays.items()}
     return {name: _usable(array, name, path) for name, array in found.items()}
 
@@ -103,7 +101,7 @@ def _read_pytorch(path: Path) -> Mapping[Any, Any]:
     Raises:
       UserError: if there is none, or the file holds anything but data.
     """
-    with _sentence(path), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Old files make PyTorch warn of deprecated storage; nobody here can do anything about it.
         warnings.simplefilter("ignore")
         import torch
@@ -120,10 +118,8 @@ def _read_pytorch(path: Path) -> Mapping[Any, Any]:
                     "Save model.state_dict()."
                 )
         return {
-            name: (tensor.float() if tensor.is_floating_point() else tensor)
-            .detach()
-            .numpy()
-            for name, tensor in state_dict.items()
+            name: (t.float() if t.is_floating_point() else t).numpy(force=True)
+            for name, t in state_dict.items()
         }
 
 

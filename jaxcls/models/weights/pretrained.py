@@ -7,6 +7,7 @@ state_dict = to_torch("resnet50", variables)
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,13 @@ LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "layer_scale": "gamma",  # timm's; torchvision's has our name
 }
 """Torch's name of an array, by ours."""
 COUNTER = "num_batches_tracked"  # torch's, of each batch norm; nothing here reads it
+
+# A kernel's axes: ours are height, width, inputs, outputs; torch's outputs, inputs, height, width.
+_TO_TORCH, _FROM_TORCH = (3, 2, 0, 1), (2, 3, 1, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +69,15 @@ class Tensor:
         """Returns the array as the variables have it, float32."""
         array = np.asarray(array, np.float32)
         if self.kernel is not None:
-            height, width, inputs, outputs = self.kernel
-            array = array.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
+            there = [self.kernel[axis] for axis in _TO_TORCH]
+            array = array.reshape(there).transpose(_FROM_TORCH)
         return np.ascontiguousarray(array.reshape(self.shape))
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """Returns the array as the state dict has it, float32."""
         array = np.asarray(array, np.float32)
         if self.kernel is not None:
-            array = array.reshape(self.kernel).transpose(3, 2, 0, 1)
+            array = array.reshape(self.kernel).transpose(_TO_TORCH)
         return np.ascontiguousarray(array.reshape(self.torch_shape))
 
 
@@ -97,25 +102,19 @@ def tensors(module: Any, dialect: Dialect, channels: int = 3) -> tuple[Tensor, .
 
 
 def _tensor(module: Any, dialect: Dialect, path: str, shape: tuple[int, ...]) -> Tensor:
-    _, _, inner = path.partition("/")
-    layer, _, leaf = inner.rpartition("/")
+    _, *parts, leaf = path.split("/")
+    layer = "/".join(parts)
     prefix = torch_layer(module, layer, dialect)
-    if leaf == "layer_scale":
-        if dialect == "timm":
-            return Tensor(path, shape, f"{prefix}.gamma", shape)
+    if leaf == "layer_scale" and dialect == "torchvision":
         return Tensor(path, shape, f"{prefix}.layer_scale", (*shape, 1, 1))
     key = f"{prefix}.{LEAVES[leaf]}"
     if leaf != "kernel":
         return Tensor(path, shape, key, shape)
-    kernel = shape
-    if len(shape) == 2:
-        side = flattened_side(module, layer)
-        kernel = (side, side, shape[0] // side**2, shape[1])
-    height, width, inputs, outputs = kernel
-    torch_shape: tuple[int, ...] = (outputs, inputs, height, width)
+    side = flattened_side(module, layer)
+    kernel = (side, side, shape[0] // side**2, shape[1]) if len(shape) == 2 else shape
     if len(shape) == 2 and not is_convolution_there(module, layer, dialect):
-        torch_shape = shape[::-1]
-    return Tensor(path, shape, key, torch_shape, kernel)
+        return Tensor(path, shape, key, shape[::-1], kernel)
+    return Tensor(path, shape, key, tuple(kernel[i] for i in _TO_TORCH), kernel)
 
 
 def from_torch(
@@ -144,17 +143,14 @@ def from_torch(
     def shared(dialect: Dialect) -> int:
         return len({t.key for t in tensors(module, dialect)} & set(state_dict))
 
-    # Every network with a counterpart has one in torchvision; of others torch_layer says so.
+    # Raises the error for a network without counterpart: every other has one in torchvision.
     torch_layer(module, module.STEM, "torchvision")
     dialect = max(dialects(module), key=shared)
     paths = {tensor.key: tensor.path for tensor in tensors(module, dialect)}
     by_path = {paths.get(key, key): array for key, array in state_dict.items()}
-    wanted = _tensors_like(by_path, name, options, dialect, outputs=0, inputs=1)
-    _check_same_tensors(name, wanted, state_dict)
-    _check_values(name, wanted, state_dict)
-    arrays = {
-        tensor.path: tensor.from_torch(state_dict[tensor.key]) for tensor in wanted
-    }
+    wanted = _tensors_like(by_path, name, options, dialect, inputs=1)
+    _check_tensors(name, wanted, state_dict)
+    arrays = {one.path: one.from_torch(state_dict[one.key]) for one in wanted}
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
@@ -177,12 +173,8 @@ def to_torch(
       UserError: for variables of another network, or a network without counterpart there.
     """
     arrays = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
-    wanted = _tensors_like(arrays, name, options, dialect, outputs=1, inputs=2)
-    differences = _differences(
-        expected={tensor.path: tensor.shape for tensor in wanted},
-        found={path: array.shape for path, array in arrays.items()},
-    )
-    if differences:
+    wanted = _tensors_like(arrays, name, options, dialect, inputs=2)
+    if differences := _differences({one.path: one.shape for one in wanted}, arrays):
         raise UserError(f"these are not the variables of {name}: {differences}.")
     state_dict = {}
     for tensor in wanted:
@@ -262,21 +254,19 @@ def fit(
     for head in getattr(module, "HEADS", ()):  # a user's own network need not have it
         kernel, bias = (f"params/{head}/{leaf}" for leaf in ("kernel", "bias"))
         if kernel in old and kernel in new:
-            before, after = old[kernel].shape[-1], new[kernel].shape[-1]
-            is_new = before != after or not same_classes
-            if is_new and old[kernel].shape[:-1] == new[kernel].shape[:-1]:
+            (*inputs, before), (*wanted, after) = old[kernel].shape, new[kernel].shape
+            if inputs == wanted and (before != after or not same_classes):
                 old |= {path: new[path] for path in (kernel, bias)}
                 were = before if before != after else f"the {before} that it told apart"
                 changes.append(f"the head {head} is new: {after} classes, not {were}")
     for head in _auxiliary(module):
         parts = (f"params/{head}/", f"batch_stats/{head}/")
-        theirs = {path: old[path] for path in old if path.startswith(parts)}
-        ours = {path: new[path] for path in new if path.startswith(parts)}
+        theirs, ours = ([p for p in flat if p.startswith(parts)] for flat in (old, new))
         if theirs and not ours:
             old = {path: old[path] for path in old if path not in theirs}
             changes.append(f"the auxiliary head {head} is left out")
         elif ours and not theirs:
-            old |= ours
+            old |= {path: new[path] for path in ours}
             changes.append(f"the auxiliary head {head} is new: the weights have none")
     stem = f"params/{getattr(module, 'STEM', '')}/kernel"
     if stem in old and stem in new:
@@ -286,10 +276,7 @@ def fit(
             changes.append(
                 f"{module.STEM} is adapted from {before} channels to {after}"
             )
-    differences = _differences(
-        expected={path: tuple(leaf.shape) for path, leaf in new.items()},
-        found={path: tuple(leaf.shape) for path, leaf in old.items()},
-    )
+    differences = _differences({path: leaf.shape for path, leaf in new.items()}, old)
     if differences:
         raise UserError(
             f"the weights do not fit the network: {differences}. Only heads and the channels "
@@ -325,7 +312,6 @@ def _tensors_like(
     options: dict[str, Any],
     dialect: Dialect,
     *,
-    outputs: int,
     inputs: int,
 ) -> tuple[Tensor, ...]:
     """Returns the tensors of the network whose classes, channels and auxiliary heads are those
@@ -336,19 +322,16 @@ def _tensors_like(
       name: of the network.
       options: of the network.
       dialect: whose state dict.
-      outputs: axis of the head's kernel on which the classes lie.
       inputs: axis of the first kernel on which the channels lie.
     """
     module = _network(name, options, num_classes=1, has_auxiliary=True)
     auxiliary = tuple(f"params/{head}/" for head in _auxiliary(module))
     has_auxiliary = any(path.startswith(auxiliary) for path in arrays)
-    classes, channels = 1, 3  # where there are no kernels, which the caller finds out
-    head = arrays.get(f"params/{module.HEADS[0]}/kernel", np.empty(0))
-    if head.ndim == 2 and head.size:
-        classes = head.shape[outputs]
+    # If either array is missing or has an odd shape, the caller's comparison says so.
+    bias = arrays.get(f"params/{module.HEADS[0]}/bias", np.empty(1))
+    classes = max(math.prod(bias.shape), 1)
     stem = arrays.get(f"params/{module.STEM}/kernel", np.empty(0))
-    if stem.ndim == 4 and stem.size:
-        channels = stem.shape[inputs]
+    channels = stem.shape[inputs] if stem.ndim == 4 and stem.size else 3
     module = _network(name, options, num_classes=classes, has_auxiliary=has_auxiliary)
     return tensors(module, dialect, channels)
 
@@ -358,7 +341,7 @@ def _network(
 ) -> Any:
     """Returns a network with auxiliary heads, if it knows any, or without.
 
-    What the caller says of their loss does not count: its weight's default gives heads, 0 none.
+    An `aux_weight` among the options is ignored: its default builds the heads, 0 builds none.
     """
     if "aux_weight" in model_options(name):
         options = {key: options[key] for key in options if key != "aux_weight"}
@@ -367,31 +350,19 @@ def _network(
     return create_model(name, num_classes=num_classes, **options)
 
 
-def _check_same_tensors(
+def _check_tensors(
     name: str, wanted: Iterable[Tensor], state_dict: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises UserError unless a state dict has exactly these tensors; the counters of their
-    batch norms may be there too."""
+    """Raises UserError unless a state dict has exactly these tensors, with values that weights
+    can have; the counters of their batch norms may be there too."""
     shapes = {tensor.key: tensor.torch_shape for tensor in wanted}
-    counters = {
-        key.replace("running_var", COUNTER) for key in shapes if "running_var" in key
-    }
-    found = {
-        key: tuple(array.shape)
-        for key, array in state_dict.items()
-        if key not in counters
-    }
+    counters = {k.replace("running_var", COUNTER) for k in shapes if "running_var" in k}
+    found = {key: array for key, array in state_dict.items() if key not in counters}
     tensors_alone = {key: found[key] for key in found if not key.endswith(COUNTER)}
     # What is wrong besides tells more than the counters of another network's norms.
     differences = _differences(shapes, tensors_alone) or _differences(shapes, found)
     if differences:
         raise UserError(f"these are not the weights of {name}: {differences}.")
-
-
-def _check_values(
-    name: str, wanted: Iterable[Tensor], state_dict: Mapping[str, np.ndarray]
-) -> None:
-    """Raises UserError for tensors that cannot be weights."""
     for tensor in wanted:
         array = np.asarray(state_dict[tensor.key])
         # bfloat16 is a type of ml_dtypes' that NumPy files under "V".
@@ -404,16 +375,16 @@ def _check_values(
 
 
 def _differences(
-    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]
 ) -> str:
-    """Says in words how names with shapes differ; "" where they do not."""
+    """Says in words how arrays differ from the names and shapes expected; "" if they do not."""
     kinds = {
         "missing": [key for key in expected if key not in found],
         "left over": [key for key in found if key not in expected],
         "of another shape": [
-            f"{key} is {list(found[key])}, expected {list(expected[key])}"
-            for key in expected
-            if key in found and found[key] != expected[key]
+            f"{key} is {list(found[key].shape)}, expected {list(shape)}"
+            for key, shape in expected.items()
+            if key in found and found[key].shape != shape
         ],
     }
     return "; ".join(

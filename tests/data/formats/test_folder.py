@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxcls import options
 from jaxcls.data.formats.folder import FileImages, ImageFolder
+from jaxcls.data.formats.image_list import Labels
 from jaxcls.errors import UserError
 
 
@@ -102,7 +103,8 @@ def test_a_copy_elsewhere_is_the_same_data(pets: Path, tmp_path: Path) -> None:
 def test_a_million_files_travel_as_bytes() -> None:
     names = [f"class{i % 1000:04d}/image{i:07d}.jpg" for i in range(100_000)]
     labels = np.arange(100_000) % 1000
-    images = FileImages("many", "/", names, labels, [str(i) for i in range(1000)])
+    classes = [str(i) for i in range(1000)]
+    images = FileImages(Labels("many", labels, classes), "/", names)
     assert len(pickle.dumps(images)) < 50 * len(names)
     assert images.where(99_999) == "/class0999/image0099999.jpg"
 

@@ -134,7 +134,7 @@ def test_other_columns(images: Path) -> None:
     assert listed(train(path, path_column="file", label_column="kind"), images) == ROWS
     said = error_of(path, path_column="fille")
     assert (
-        "has no column 'fille'. Did you mean 'file'? It has file, kind; set data.path_column"
+        "has no 'fille'. Did you mean 'file'? It has file, kind; set data.path_column"
         in said
     )
     assert "data.label_column" in error_of(path, path_column="file")

@@ -325,7 +325,7 @@ def test_compressed_tar_files_are_refused(tmp_path: Path, mode: Any, name: str) 
         ({"1.png": b"x"}, "1 has no class"),
         ({"1.png": b"x", "1.cls": b" "}, "neither text nor a whole number"),
         ({"1.png": b"x", "1.json": b"{"}, "1.json is not JSON"),
-        ({"1.png": b"x", "1.json": b"[1]"}, "no 'label'"),
+        ({"1.png": b"x", "1.json": b"[1]"}, "1.json is not an object"),
         ({"1.png": b"x", "1.json": b'{"label": "\\ud800"}'}, "1.json is not JSON"),
         ({"1.png": b"x", "1.json": b'{"label": 1.5}'}, "the class 1.5, neither"),
         ({"1.png": b"x", "1.json": b'{"label": null}'}, "the class None, neither"),

@@ -154,7 +154,7 @@ def changed(state_dict: StateDict, **changes: Any) -> StateDict:
         (
             # Not only as counters left over, of which another network has many.
             {"fc.weight": None, "x.num_batches_tracked": np.zeros(())},
-            r": 1 missing \(fc.weight\); 1 of another shape",
+            r": 1 missing \(fc.weight\)\.",
         ),
         (
             {"conv1.weight": np.zeros((8, 0, 7, 7), np.float32)},

@@ -102,14 +102,13 @@ def rotate(
         def places(size: int, along: _Split, across: _Split) -> Places:
             """Of 2^-16 pixels: size / 2 + along * (x - width / 2) + across * (y - height / 2)."""
             (a, a_rest), (b, b_rest) = along, across
-            from_middle = (
-                -a * (width - 1) - b * (height - 1),
-                -a_rest * (width - 1) - b_rest * (height - 1),
-            )
+            whole = -a * (width - 1) - b * (height - 1)
+            rest = -a_rest * (width - 1) - b_rest * (height - 1)
+            start = _fixed((whole, rest), ONE // _COARSE // 2, ONE // 2)
             return Places(
                 _fixed(along, ONE // _COARSE, ONE),
                 _fixed(across, ONE // _COARSE, ONE),
-                size * (ONE // 2) + _fixed(from_middle, ONE // _COARSE // 2, ONE // 2),
+                size * (ONE // 2) + start,
             )
 
         columns = places(width, (cos, cos_rest), (-sin, -sin_rest))

@@ -70,10 +70,7 @@ def _resample_axis(
 ) -> jax.Array:
     """Resizes one axis by one matrix product; rounds to whole grey levels 0..255."""
     weights = _weights(images.shape[axis], size, interpolation)
-    # weights = coarse * 2^11 + fine, with |fine| of 2^10 at most.
-    coarse = (weights + (1 << _FINE_BITS - 1)) >> _FINE_BITS
-    fine = weights - (coarse << _FINE_BITS)
-    halves = np.concatenate([coarse, fine]).astype(np.float32)
+    halves = np.concatenate(_split(weights)).astype(np.float32)
     # Whole numbers in float32, because hardware multiplies matrices of floats fastest.
     sums = jnp.tensordot(halves, images, (1, axis), precision=jax.lax.Precision.HIGHEST)
     sums = sums.astype(jnp.int32)
@@ -96,6 +93,12 @@ def _weights(side: int, size: int, interpolation: Interpolation) -> np.ndarray:
     weights = kernel((place - middle + 0.5) * (1 / stretch), interpolation)
     weights = weights / weights.sum(1, keepdims=True) * 2**_BITS
     return np.trunc(weights + np.copysign(0.5, weights)).astype(np.int64)
+
+
+def _split(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the parts of weights = coarse * 2^11 + fine, with |fine| of 2^10 at most."""
+    coarse = (weights + (1 << _FINE_BITS - 1)) >> _FINE_BITS
+    return coarse, weights - (coarse << _FINE_BITS)
 
 
 def kernel(x: Any, interpolation: Interpolation, numpy: ModuleType = np) -> Any:

@@ -39,10 +39,8 @@ def schedule_plot(
         {round((value - bottom) / span * (height - 1)) for value in column}
         for column in _columns(values, width)
     ]
-    labels = {
-        height - 1: top,
-        height // 2: bottom + span * (height // 2) / (height - 1),
-    }
+    middle = height // 2
+    labels = {height - 1: top, middle: bottom + span * middle / (height - 1)}
     labels[0] = bottom
     texts = {row: f"{value:.3g}" for row, value in labels.items()}
     margin = max(map(len, texts.values()))

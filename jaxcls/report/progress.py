@@ -79,12 +79,7 @@ def eval_line(values: dict[str, Any]) -> str:
 def _measured(values: dict[str, Any], suffix: str) -> str:
     """Returns the metrics of one set of weights, as far as there are any, in percent, and the
     loss."""
-    titles = {
-        "top1": "top-1",
-        "balanced_top1": "balanced",
-        "top5": "top-5",
-        "mAP": "mAP",
-    }
+    titles = dict(top1="top-1", balanced_top1="balanced", top5="top-5", mAP="mAP")
     parts = [
         f"{title} {values[f'eval/{name}{suffix}']:.2%}"
         for name, title in titles.items()

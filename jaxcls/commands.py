@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from jaxcls import parallel
 from jaxcls.errors import Diverged, UserError
 
 COMPLETE, MISTAKE, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
@@ -25,6 +24,9 @@ def exit_code(
 
     @functools.wraps(main)
     def command(argv: Sequence[str]) -> int:
+        # Not at the top: the processes of jaxcls.prepare import this file, and need no JAX.
+        from jaxcls import parallel
+
         parallel.keep_freed_memory()
         try:
             code = main(argv)

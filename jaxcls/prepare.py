@@ -32,6 +32,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jaxcls.commands import RUN_AGAIN, exit_code
 from jaxcls.data.dataset import Dataset
 from jaxcls.data.formats.records import INDEX
 from jaxcls.data.notes import counted
@@ -75,9 +76,10 @@ FLAGS: dict[str, dict[str, Any]] = {
 REQUIRED = ("source", "out", "path")
 
 
+@exit_code
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit code: 0; 2 for a mistake, or for images that cannot
-    be read; 75 if it was stopped by Ctrl-C and the same command goes on."""
+    """Runs the command; returns its exit code: 0; 2 for images that cannot be read; 75 if
+    Ctrl-C stopped it and the same command goes on."""
     known, others = _parser().parse_known_args(argv)
     given = vars(known)
     command, parser = given.pop("command"), given.pop("parser")
@@ -100,11 +102,10 @@ def main(argv: Sequence[str]) -> int:
         dataset = source_options.parse(given.pop("source"), others)
         return (_records if command == "records" else _check)(dataset, **given)
     except UserError as error:
-        print(f"error: {source_options.reworded(str(error))}", file=sys.stderr)
-        return 2
+        raise UserError(source_options.reworded(str(error))) from None
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was.", file=sys.stderr)
-        return 75
+        return RUN_AGAIN
 
 
 def _parser() -> argparse.ArgumentParser:

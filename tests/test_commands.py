@@ -1,0 +1,77 @@
+"""How commands end, and how they are listed."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from jaxcls.__main__ import COMMANDS
+from jaxcls.commands import exit_code
+from jaxcls.errors import Diverged, UserError
+from tests.commands import command
+
+
+def fails_with(error: BaseException) -> Callable[[Sequence[str]], int]:
+    @exit_code
+    def main(argv: Sequence[str]) -> None:
+        print(*argv)
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("a bad option"), 2, "error: a bad option\n"),
+        (Diverged("from step 3 on"), 3, "diverged: from step 3 on\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_become_a_line_and_a_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails_with(error)(["one", "two"]) == code
+    assert capsys.readouterr() == ("one two\n", said)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(ZeroDivisionError):
+        fails_with(ZeroDivisionError())([])
+
+
+def test_a_code_is_handed_on_and_none_is_complete() -> None:
+    assert exit_code(lambda argv: 75)([]) == 75
+    assert exit_code(lambda argv: None)([]) == 0
+
+
+def test_nobody_reads_what_is_printed() -> None:
+    """As in `python -m jaxcls.models | true`."""
+    with subprocess.Popen(**command("jaxcls.models")) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
+def test_stdout_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert exit_code(lambda argv: print("nobody hears"))([]) == 0
+
+
+def test_every_command_is_listed_and_runs_by_its_name() -> None:
+    for name in COMMANDS:
+        assert importlib.util.find_spec(f"jaxcls.{name}") is not None, name
+    listed = subprocess.run(**command("jaxcls"))
+    assert listed.returncode == 0
+    for name, what in COMMANDS.items():
+        assert f"  {name} " in listed.stdout and what in listed.stdout
+    wrong = subprocess.run(**command("jaxcls", "trian"))
+    assert wrong.returncode == 2 and "Did you mean 'train'?" in wrong.stderr
+    ways = [("jaxcls", "models", "lenet5"), ("jaxcls.models", "lenet5")]
+    one, other = (subprocess.run(**command(*way)) for way in ways)
+    assert (one.returncode, one.stdout) == (other.returncode, other.stdout)
+    assert one.returncode == 0 and "61,706" in one.stdout
+    # The command's own exit code is the program's.
+    assert subprocess.run(**command("jaxcls", "train", "--confg")).returncode == 2

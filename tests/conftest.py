@@ -1,6 +1,11 @@
 """What all tests share: eight fake devices, one cache of compiled programs."""
 
 import os
+import signal
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything imports jax: it reads these once.
 os.environ["XLA_FLAGS"] = (

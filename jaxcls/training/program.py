@@ -261,7 +261,7 @@ class Program(Forward):
         Args:
           batch: "image", "label" and "mask", or "id" alone if the images lie on the devices.
         """
-        rows = batch["id"]
+        rows = batch["mask" if self.num_records is None else "id"]
         return put(self._call_shapes(1 if rows.ndim == 1 else len(rows)), batch)
 
     def trace_moments_step(self) -> Traced:

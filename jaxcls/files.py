@@ -1,11 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process holds."""
 
 import contextlib
+import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+from jaxcls.errors import UserError
 
 UNFINISHED = ".part"
 """What the names of files end with while they are being written."""
@@ -42,5 +45,29 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(descriptor: int, taken: str) -> Iterator[None]:
+    """Holds a lock on an open folder, which ends with the process however it ends, and closes it
+    in the end. Where the file system has no locks, it holds nothing.
+
+    Args:
+      descriptor: of the folder.
+      taken: what to say where another process holds it.
+
+    Raises:
+      UserError: if another process holds it.
+    """
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(taken) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
     finally:
         os.close(descriptor)

@@ -7,7 +7,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "jaxcls"
 
 LAYERS = (
-    ("errors", "files"),
+    ("errors",),
+    ("files",),
     ("duration", "options", "parallel", "download", "imagenet_classes"),
     ("augment", "data", "losses", "models", "optim", "report"),
     ("metrics",),

@@ -49,7 +49,7 @@ class Network(nn.Module):
         calls them, save that auxiliary heads come last. Learning rates that decay from layer
         to layer follow it (Howard & Ruder 2018, https://arxiv.org/abs/1801.06146, section 3.2).
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not name its layers.")
 
     @nn.nowrap
     def heads(self) -> tuple[str, ...]:

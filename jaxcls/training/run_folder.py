@@ -1,7 +1,6 @@
 """A run's folder: one trainer at a time, one run a folder, and nothing is ever deleted."""
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from jaxcls import config as config_lib
 from jaxcls.checkpoint import checkpoints
 from jaxcls.data.notes import explaining
 from jaxcls.errors import UserError
+from jaxcls.files import held
 from jaxcls.report.progress import say
 
 
@@ -47,24 +47,12 @@ def locked(workdir: Path, fresh: bool) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _held(workdir: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which ends with the process however it ends. Where the file
-    system has no locks, it holds nothing."""
-    descriptor = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {workdir}: wait for it, or choose another "
-                "--workdir."
-            ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
+def _held(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds the folder against a second trainer."""
+    return held(
+        os.open(workdir, os.O_RDONLY),
+        f"another process is training in {workdir}: wait for it, or choose another --workdir.",
+    )
 
 
 def _move_aside(workdir: Path) -> None:

@@ -11,7 +11,6 @@ workers and kills.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import math
@@ -39,6 +38,7 @@ from jaxcls.data.preparation.images import (
 )
 from jaxcls.data.sources import Split
 from jaxcls.errors import UserError, printable
+from jaxcls.files import held
 
 SAMPLE = 16
 """Number of images of a split that are converted to estimate how many fit into a file."""
@@ -236,19 +236,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     with shards.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process writes records into {printable(str(folder))}: wait for it, or "
-                "give another --out."
-            ) from None
-        except OSError:
-            pass  # some network file systems have no locks
+    taken = (
+        f"another process writes records into {printable(str(folder))}: wait for it, or give "
+        "another --out."
+    )
+    with held(descriptor, taken):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> bool:

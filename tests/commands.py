@@ -33,9 +33,11 @@ def load_config(path: Path, *arguments: str) -> Config:
 
 def command(*arguments: str | Path, devices: int = 1) -> dict[str, Any]:
     """Returns what subprocess.Popen and run need for `python -m ARGUMENTS`."""
+    flags = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # The last of several counts is taken.
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
     return {

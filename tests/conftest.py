@@ -1,34 +1,57 @@
-"""What all tests share: eight fake devices, one cache of compiled programs."""
+"""What all tests share: fake devices, quick compilation, one cache of compiled programs."""
 
+import gc
 import os
+import shutil
 import signal
-
-# A shell that starts the suite in the background has it ignore Ctrl-C, which some tests send.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Before anything imports jax: it reads these once.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-os.environ["JAX_PLATFORMS"] = "cpu"
-
+import tempfile
 from pathlib import Path
 
 import pytest
 
+DEVICES = "--xla_force_host_platform_device_count=8"
+# Most of the suite's time goes into compiling, and its programs run once.
+UNOPTIMIZED = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false"
+)
+LARGEST_CACHE = 2**31
+"""Bytes of compiled programs that are kept from run to run."""
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that all test processes of a run share, and the commands that they start."""
-    base = tmp_path_factory.getbasetemp()
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the process up before anything imports jax, which reads these variables once."""
+    # A shell that starts the suite in the background has it ignore Ctrl-C, which some tests
+    # send.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Slow tests measure speed and what fusion does to rounding.
+    flags = [os.environ.get("XLA_FLAGS", ""), DEVICES]
+    if "not slow" in config.option.markexpr:
+        flags.append(UNOPTIMIZED)
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache(config))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # Tracing makes many short-lived objects; collecting less often saves a sixth of its time.
+    gc.set_threshold(100_000, 50, 100)
+
+
+def compilation_cache(config: pytest.Config) -> Path:
+    """Returns the folder of compiled programs that all processes of all runs share.
+
+    Every version of every program stays in it, so it is emptied when it has grown too large.
+    A checkout that cannot be written to has none from run to run.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    folder = base / "xla"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    try:
+        folder = config.cache.mkdir("xla")  # type: ignore[union-attr]
+        (folder / "writable").touch()
+    except (AttributeError, OSError):
+        return Path(tempfile.mkdtemp(prefix="jaxcls-xla-"))
+    if sum(file.stat().st_size for file in folder.iterdir()) > LARGEST_CACHE:
+        shutil.rmtree(folder)
+        folder.mkdir()
     return folder

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 # Most of the suite's time goes into compiling, and its programs run once.
 UNOPTIMIZED = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false"
 )
+if metadata.version("jaxlib").startswith("0.10."):
+    # The older emitters compile in two thirds of the time. Later versions lack them, and end a
+    # process that is given a flag they do not know.
+    UNOPTIMIZED += " --xla_cpu_use_fusion_emitters=false"
 LARGEST_CACHE = 2**31
 """Bytes of compiled programs that are kept from run to run."""
 

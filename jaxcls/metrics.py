@@ -25,15 +25,17 @@ def metric_names(multi_label: bool) -> list[str]:
 
 @flax.struct.dataclass
 class Mean:
-    """A mean over images: the sum of their values, float32 scalar, and their number, int32."""
+    """A mean over images: the sum of their values, a scalar of float32 (float64 where the values
+    are), and their number, int32."""
 
     total: jax.Array
     count: jax.Array
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array) -> "Mean":
-        """Adds up values [batch], as float32, where mask [batch] is True."""
-        total = jnp.where(mask, values.astype(jnp.float32), 0).sum()
+        """Adds up values [batch], as float32 or wider, where mask [batch] is True."""
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        total = jnp.where(mask, values, 0).sum()
         return cls(total, jnp.where(mask, 1, 0).sum())
 
     def compute(self) -> Any:

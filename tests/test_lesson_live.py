@@ -164,7 +164,7 @@ def losses_of(
         taken = {name: batch[name] for name in ("image", "label", "mask")}
         state = dataclasses.replace(state, metrics=TrainMetrics.empty())
         state, _ = step(state, taken, {})
-        losses.append(float(state.metrics.compute()["loss"]))
+        losses.append(float(state.metrics.loss.compute()))
     return losses
 
 

@@ -1,9 +1,11 @@
 """Averages of checkpoints, against NumPy; and what can and cannot be done with them."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,14 +19,22 @@ from jaxcls.duration import steps
 from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.inference.trained import load_trained
+from jaxcls.models import MODELS
+from jaxcls.models.resnet import ResNet
 from jaxcls.optim import EMA, ScheduleFreeAdamW
 from jaxcls.train import train
 from jaxcls.training.weight_average import average, mean
 from tests import commands
 
+# One block: half the time to compile of those two that the recipe has.
+SHALLOW = "resnet_shallow"
+MODELS[SHALLOW] = functools.partial(ResNet, stage_sizes=(1,))
 
-def narrow(**changes: Any) -> Config:
+
+def shallow(**changes: Any) -> Config:
     config = commands.load_config(commands.RECIPES / "narrow.py")
+    config.model.name, config.augment = SHALLOW, config.eval_transform
+    config.clip, config.log.tensorboard = None, False
     config.checkpoint.every, config.checkpoint.keep = steps(20), 4
     config.evaluation.every = steps(20)
     config.optimizer.learning_rate = 0.3
@@ -37,8 +47,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of 80 steps with checkpoints at 20, 40, 60 and 80, and another from other random
     weights."""
     folder = tmp_path_factory.mktemp("runs")
-    train(narrow(), folder / "one")
-    train(narrow(seed=1, ema=None), folder / "other")
+    train(shallow(), folder / "one")
+    train(shallow(seed=1, ema=None), folder / "other")
     return {name: folder / name for name in ("one", "other")}
 
 
@@ -85,11 +95,11 @@ def test_a_soup_of_runs_evaluates_like_its_weights(
 ) -> None:
     made = average([runs["one"], step(runs["other"], 60)], tmp_path / "out")
     found = commands.nested(commands.arrays(made))
-    config = narrow()
+    config = shallow()
     model = config.model.create(10)
     source = config.data.source("test")
     images = (source.images.astype(np.float32) / 255 - 0.5) / 0.5
-    logits = np.asarray(model.apply(found, images, train=False))
+    logits = np.asarray(jax.jit(model.apply)(found, images))
     top1 = np.mean(logits.argmax(1) == source.labels)
     results = evaluate_checkpoint(tmp_path / "out")
     assert results["eval/top1"] == pytest.approx(top1, abs=1e-12)
@@ -105,7 +115,7 @@ def test_a_soup_of_runs_evaluates_like_its_weights(
     ],
 )
 def test_the_config_of_raw_weights_is_valid_without_an_average(averaging: Any) -> None:
-    config = narrow(**averaging, stop_early=StopEarly(metric="eval/top1_ema"))
+    config = shallow(**averaging, stop_early=StopEarly(metric="eval/top1_ema"))
     config.checkpoint.best = "eval/top1_ema"
     config_lib.validate(config)
     raw = weights_only.without_average(config)
@@ -150,7 +160,7 @@ def test_an_average_begins_a_run_but_is_not_continued(
     out = tmp_path / "out"
     made = average([runs["one"]], out, last=2, weights="ema")
     before = commands.arrays(made)
-    for config in (narrow(), narrow(ema=None, duration=steps(81))):
+    for config in (shallow(), shallow(ema=None, duration=steps(81))):
         with pytest.raises(UserError, match="weights alone"):
             train(config, out)
     with pytest.raises(UserError, match=r"weights alone \(the average of the ema.*"):
@@ -158,7 +168,7 @@ def test_an_average_begins_a_run_but_is_not_continued(
     weights_only.refuse_training(checkpoint.read_info(step(runs["one"], 80)), out)
     for name, leaf in commands.arrays(made).items():
         np.testing.assert_array_equal(leaf, before[name])
-    trained = load_trained(str(out), "resnet_narrow")
+    trained = load_trained(str(out), SHALLOW)
     assert trained.model.num_classes == 10  # type: ignore[attr-defined]
     kernel = trained.variables["params"]["fc"]["kernel"]
     np.testing.assert_array_equal(kernel, before["params/fc/kernel"])
@@ -188,7 +198,7 @@ def like(run: Path, out: Path, **changes: Any) -> Path:
             r"differ in the classes: 0, 1, 2, 3, 4, ... \(10 in all\) and zero, 1, 2",
         ),
         ({"width": 4}, "differ in the options of the network: .*'width': 4"),
-        ({"name": "resnet20"}, "differ in model.name: resnet_narrow and resnet20"),
+        ({"name": "resnet20"}, "differ in model.name: resnet_shallow and resnet20"),
         (
             {"eval_transform": (Normalize(mean=(0.4,), std=(0.5,)),)},
             r"differ in eval_transform: .*mean=\(0.4,\)",

@@ -4,6 +4,7 @@ tests/references/finetune_study.py shows the same on photographs, which takes lo
 """
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,18 @@ from jaxcls.data import ArraySource, Digits, Sampling
 from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.losses import SoftmaxCrossEntropy
-from jaxcls.models import Model
+from jaxcls.models import MODELS, Model
+from jaxcls.models.resnet import ResNet
 from jaxcls.optim import SGD
 from jaxcls.probe import probe
 from jaxcls.report.writers import read_metrics
 from jaxcls.train import train
 from tests import commands
-from tests.recipes import narrow  # noqa: F401 (registers the network)
+from tests.recipes import tiny  # noqa: F401 (registers the network)
+
+# One block of two convolutions.
+SHALLOW = "resnet_shallow"
+MODELS[SHALLOW] = functools.partial(ResNet, stage_sizes=(1,))
 
 FIRST, OTHER = (0, 1, 2, 3), (4, 5, 6, 7, 8)
 
@@ -55,10 +61,10 @@ class SomeDigits(Digits):
 
 
 def config(data: Digits, length: int, *, rate: float = 0.05, **changes: Any) -> Config:
-    """Returns a run of a network of six convolutions, evaluated and saved at its end."""
+    """Returns a run of a network of three convolutions, evaluated and saved at its end."""
     normalize = Normalize(mean=(0.5,), std=(0.5,))
     made = Config(
-        model=Model(name="resnet_narrow", stem="small", width=8),
+        model=Model(name=SHALLOW, stem="small", width=24),
         data=data,
         augment=(RandomCrop(padding=1), normalize),
         eval_transform=(normalize,),
@@ -88,9 +94,9 @@ FEW = SomeDigits(classes=OTHER, sampling=Sampling(limit=5))
 
 def begins_with(weights: Path) -> Model:
     return Model(
-        name="resnet_narrow",
+        name=SHALLOW,
         stem="small",
-        width=8,
+        width=24,
         weights=str(weights),
         head_init="zero",
     )
@@ -107,9 +113,9 @@ def test_a_trained_network_learns_more_from_few_images(
 
 
 # Learning rate and layers of each line of the table of groups, from the head to the stem.
-DECAYED = [("0.08", "fc"), ("0.04", "layer2_0"), ("0.02", "layer1_0")]
-DECAYED += [("0.01", "conv1"), ("0.01", "bn1")]  # of which kernels alone decay
-HEAD_ONLY = [("0.08", "fc"), ("-", "bn1, conv1, ... layer2_0 (4 layers)")]
+DECAYED = [("0.08", "fc"), ("0.04", "layer1_0")]
+DECAYED += [("0.02", "conv1"), ("0.02", "bn1")]  # of which kernels alone decay
+HEAD_ONLY = [("0.08", "fc"), ("-", "bn1, conv1, layer1_0")]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,8 @@ def test_class_weights_raise_the_recall_of_the_rare_class(tmp_path: Path) -> Non
     balanced = {}
     for weights in (None, "auto"):
         loss = SoftmaxCrossEntropy(class_weights=weights)
-        metrics = train(config(data, 100, loss=loss), tmp_path / str(weights)).metrics
+        made = config(data, 30, loss=loss, model=Model(name="tiny"))
+        metrics = train(made, tmp_path / str(weights)).metrics
         balanced[weights] = metrics["eval/balanced_top1"]
     # Without weights it has learned something too: at 0.5 it would call every image frequent.
     assert balanced[None] > 0.6

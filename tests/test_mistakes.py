@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxcls import evaluate as evaluate_command
 from jaxcls import train as train_command
+from jaxcls.config import to_dict
 from jaxcls.data import CenterSquare, ImageFolder
 from jaxcls.errors import UserError
 from jaxcls.training import run_folder
@@ -18,16 +19,20 @@ from tests import commands
 from tests.recipes.narrow import get_config
 
 RECIPE = str(commands.RECIPES / "narrow.py")
+TINY = str(commands.RECIPES / "tiny.py")  # where a run is made
 
 
 def fails(
-    capsys: pytest.CaptureFixture[str], workdir: Path | str, *arguments: str
+    capsys: pytest.CaptureFixture[str],
+    workdir: Path | str,
+    *arguments: str,
+    recipe: str = RECIPE,
 ) -> str:
     """Runs the train command, which must refuse; returns what it says."""
     code = train_command.main(
         [
             "--config",
-            RECIPE,
+            recipe,
             "--config.devices=1",
             "--workdir",
             str(workdir),
@@ -88,8 +93,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = train_command.main(
         [
             "--config",
-            RECIPE,
-            "--config.devices=1",
+            TINY,
             "--config.duration=10 steps",
             "--workdir",
             str(workdir),
@@ -112,14 +116,16 @@ def test_changed_config_shows_the_difference(
     capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:
     before = commands.metrics(run)
-    message = fails(capsys, run, TEN, "--config.optimizer.learning_rate=0.1")
+    message = fails(
+        capsys, run, TEN, "--config.optimizer.learning_rate=0.1", recipe=TINY
+    )
     assert "optimizer.learning_rate: 0.05 -> 0.1" in message
     assert "--fresh" in message
     assert commands.metrics(run) == before
     # What does not change the result may change.
     code = train_command.main(
         [
-            *("--config", RECIPE, "--workdir", str(run), TEN),
+            *("--config", TINY, "--workdir", str(run), TEN),
             *("--config.data.workers=2", "--config.devices=2"),
             "--config.log.every=1 steps",
         ]
@@ -133,10 +139,12 @@ def test_checkpoint_of_another_network(
     # As if the code of the network had changed under an unchanged config.
     metadata = run / "checkpoints" / "10" / "run" / "metadata"
     saved = json.loads(metadata.read_text())
-    saved["config"]["model"]["width"] = 16
+    saved["config"] |= {"model": to_dict(get_config())["model"]}
     metadata.write_text(json.dumps(saved))
     (run / "metrics.jsonl").unlink()  # or the run would just be complete
-    message = fails(capsys, run, TEN, "--config.model.width=16")
+    network = ["name=resnet_narrow", "stem=small", "width=8"]
+    options = [f"--config.model.{option}" for option in network]
+    message = fails(capsys, run, TEN, *options, recipe=TINY)
     assert "another network" in message and "params/" in message
     code = evaluate_command.main(["--checkpoint", str(run)])
     assert code == 2
@@ -159,14 +167,14 @@ def test_half_deleted_checkpoint(
     else:
         target.unlink()
     (run / "metrics.jsonl").unlink()
-    message = fails(capsys, run, TEN)
+    message = fails(capsys, run, TEN, recipe=TINY)
     assert str(newest) in message
     assert "go back to step 5" in message
     assert evaluate_command.main(["--checkpoint", str(run)]) == 2
     assert str(newest) in capsys.readouterr().err
     # The way out that it names is one.
     shutil.rmtree(newest)
-    arguments = ["--config", RECIPE, "--config.devices=1", "--workdir", str(run), TEN]
+    arguments = ["--config", TINY, "--workdir", str(run), TEN]
     assert train_command.main(arguments) == 0
     assert "continuing at step 5" in capsys.readouterr().out
 
@@ -181,7 +189,7 @@ def test_flipped_bits_in_a_checkpoint_are_noticed(
     content = bytearray(biggest.read_bytes())
     content[len(content) // 2] ^= 0b100
     biggest.write_bytes(content)
-    assert str(run / "checkpoints" / "10") in fails(capsys, run, TEN)
+    assert str(run / "checkpoints" / "10") in fails(capsys, run, TEN, recipe=TINY)
 
 
 def test_nothing_to_evaluate(

@@ -23,6 +23,8 @@ from jaxcls.inference import features as features_module
 from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.inference.features import features as features_of
 from jaxcls.losses import MultiLabelBinaryCrossEntropy
+from jaxcls.models import MODELS
+from jaxcls.models.resnet import ResNet
 from jaxcls.probe import main as probe_main
 from jaxcls.train import train
 from jaxcls.training import linear_head
@@ -48,8 +50,15 @@ def penalty(features: np.ndarray, strength: float) -> float:
     return strength * np.float64(features).var(0).mean()
 
 
-def narrow(**changes: Any) -> Config:
+# One block, with as many features as the recipe's network of two.
+SHALLOW = "resnet_shallow"
+MODELS[SHALLOW] = functools.partial(ResNet, stage_sizes=(1,))
+OPTIONS = [f"--config.model.name={SHALLOW}", "--config.model.width=16"]
+
+
+def shallow(**changes: Any) -> Config:
     config = commands.load_config(commands.RECIPES / "narrow.py")
+    config.model.name, config.model.width = SHALLOW, 16
     return dataclasses.replace(config, **{"devices": 1, **changes})
 
 
@@ -169,19 +178,22 @@ def test_features_that_do_not_differ_are_refused() -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps, with averaged weights."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train(narrow(duration=steps(10)), workdir)
+    train(shallow(duration=steps(10)), workdir)
     return workdir
+
+
+@functools.cache
+def features_and_logits() -> Any:
+    return jax.jit(functools.partial(features_of, shallow().model.create(10)))
 
 
 def seen(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features and logits that the network of a checkpoint gives for a split of the digits,
     without the package's loading and evaluation; and the labels."""
-    config = narrow()
-    source = config.data.source(split)
+    source = shallow().data.source(split)
     variables = commands.nested(commands.arrays(folder))
     images = (source.images.astype(np.float32) / 255 - 0.5) / 0.5
-    apply = jax.jit(functools.partial(features_of, config.model.create(10)))
-    found, logits = apply(variables, images)
+    found, logits = features_and_logits()(variables, images)
     return np.asarray(found), np.asarray(logits), source.labels
 
 
@@ -190,7 +202,7 @@ def test_a_probe_of_a_run_is_a_checkpoint_of_its_own(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     out = tmp_path / "probe"
-    config = narrow(eval_views=FlipViews())  # which a probe does without
+    config = shallow(eval_views=FlipViews())  # which a probe does without
     config.model.weights = str(weights)
     strength = 1e-3 if kind == "logistic" else None
     results = probe(config, out, head=kind, strength=strength)
@@ -201,7 +213,7 @@ def test_a_probe_of_a_run_is_a_checkpoint_of_its_own(
     top1 = np.mean(logits.argmax(1) == labels)
     assert results["eval/top1"] == pytest.approx(top1, abs=1e-12)
     assert evaluate_checkpoint(out) == results
-    assert top1 > evaluate_checkpoint(weights)["eval/top1_ema"] + 0.3
+    assert top1 > commands.metrics(weights)[-1]["eval/top1_ema"] + 0.3
     # Everything but the head is that of the run, whose averaged weights were taken.
     before, after = (
         commands.arrays(checkpoint.find_checkpoint(weights)),
@@ -228,7 +240,7 @@ def test_random_features_serve_too_and_the_user_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = commands.RECIPES / "narrow.py"
-    arguments = ["--config", str(recipe), "--config.devices=1", "--out"]
+    arguments = ["--config", str(recipe), *OPTIONS, "--config.devices=1", "--out"]
     assert probe_main([*arguments, str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert "model.weights is None" in said.err
@@ -268,7 +280,7 @@ def test_images_that_cannot_be_read_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """100 images in batches of 64, of which the last is not full."""
-    whole = narrow().data.source("train")
+    whole = shallow().data.source("train")
     seen = []
 
     def step(variables: Any, images: Any) -> Any:
@@ -280,7 +292,7 @@ def test_images_that_cannot_be_read_are_left_out(
     )
 
     class Bound:
-        config = narrow()
+        config = shallow()
         mesh = features_module.parallel.make_mesh(1)
 
     found, labels = features_module.compute_features(Bound(), {}, Torn(whole))  # type: ignore[arg-type]
@@ -299,7 +311,7 @@ def test_training_images_are_cut_as_test_images_are() -> None:
     assert isinstance(still.canvas, CenterSquare)  # type: ignore[attr-defined]
     mixed = without_chance(Mixture(datasets=(folder, folder), weights=(1.0, 2.0)))
     assert mixed == Mixture(datasets=(still, still), weights=(1.0, 2.0))
-    assert without_chance(narrow().data) == narrow().data
+    assert without_chance(shallow().data) == shallow().data
 
 
 def test_mistakes_are_sentences(
@@ -308,9 +320,9 @@ def test_mistakes_are_sentences(
     out = tmp_path / "out"
     tiny = commands.load_config(commands.RECIPES / "tiny.py")
     for config, options, said in (
-        (narrow(), {"head": "rigde"}, "unknown head 'rigde'. Did you mean 'ridge'"),
-        (narrow(), {"strength": 0.0}, "strength must be a number above 0"),
-        (narrow(loss=MultiLabelBinaryCrossEntropy()), {}, "a probe for exactly one"),
+        (shallow(), {"head": "rigde"}, "unknown head 'rigde'. Did you mean 'ridge'"),
+        (shallow(), {"strength": 0.0}, "strength must be a number above 0"),
+        (shallow(loss=MultiLabelBinaryCrossEntropy()), {}, "a probe for exactly one"),
         (tiny, {}, "tiny does not say which of its layers"),
     ):
         with pytest.raises(UserError, match=said):

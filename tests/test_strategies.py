@@ -27,9 +27,29 @@ from tests.training.test_loop import train_and_stop
 
 
 def tiny(**options: Any) -> Config:
-    """40 steps on digits, evaluated and logged every 10, saved every 5."""
+    """40 steps on digits, evaluated and logged every 10, saved every 20."""
     config = commands.load_config(commands.RECIPES / "tiny.py")
+    config.checkpoint.every, config.log.tensorboard = steps(20), False
+    # Runs of any length have one program.
+    config.schedule = Constant(warmup=steps(4))
     return dataclasses.replace(config, **options)
+
+
+def long(length: int, **options: Any) -> Config:
+    """More steps, saved and evaluated at their end alone."""
+    config = tiny(duration=steps(length), **options)
+    config.evaluation.every = config.checkpoint.every = steps(length)
+    return config
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of ten steps, saved at 5 and 10."""
+    workdir = tmp_path_factory.mktemp("ten") / "run"
+    config = tiny(duration=steps(10))
+    config.checkpoint.every = steps(5)
+    train(config, workdir)
+    return workdir
 
 
 def lines(workdir: Path, having: str) -> list[dict[str, Any]]:
@@ -44,6 +64,7 @@ def test_a_plateau_ends_the_run_for_good(
 ) -> None:
     # Nothing rises by 0.9: the second evaluation is one patience after the best, the first.
     config = tiny(stop_early=StopEarly(patience=steps(10), min_delta=0.9))
+    config.checkpoint.every = steps(5)
     result = train(config, tmp_path / "run")
     assert (result.complete, result.step) == (True, 20)
     assert "on a plateau at step 20" in capsys.readouterr().out
@@ -53,18 +74,30 @@ def test_a_plateau_ends_the_run_for_good(
     assert (again.complete, again.step, again.metrics) == (True, 20, result.metrics)
     assert "is complete at step 20" in capsys.readouterr().out
     # More patience is another run.
+    config.stop_early = StopEarly(patience=steps(15))
     with pytest.raises(UserError, match=r"stop_early\.patience"):
-        train(tiny(stop_early=StopEarly(patience=steps(15))), tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 # ---------------------------------------------------------------------- batch statistics
 
 
-def test_estimated_statistics_are_those_of_the_images(tmp_path: Path) -> None:
-    config = tiny(ema=EMA(decay=0.8), precise_bn=130, duration=steps(20))
+def flipping() -> Config:
+    config = long(20, ema=EMA(decay=0.8), precise_bn=130)
     config.augment = (HorizontalFlip(), *config.augment)
-    train(config, tmp_path / "run")
-    state = commands.nested(commands.arrays(tmp_path / "run" / "checkpoints" / "20"))
+    return config
+
+
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run whose statistics are estimated once, at its end."""
+    workdir = tmp_path_factory.mktemp("estimated") / "run"
+    train(flipping(), workdir)
+    return workdir / "checkpoints" / "20"
+
+
+def test_estimated_statistics_are_those_of_the_images(estimated: Path) -> None:
+    config, state = flipping(), commands.nested(commands.arrays(estimated))
     # 130 images are three batches of 48, the first of the run.
     batches = TrainBatches(
         config.data.source("train"), seed=0, batch_size=48, num_steps=3
@@ -83,24 +116,20 @@ def test_estimated_statistics_are_those_of_the_images(tmp_path: Path) -> None:
     assert np.abs(raw["mean"] - found["mean"]).max() > 1e-3
 
 
-def test_when_statistics_are_estimated_does_not_change_the_run(tmp_path: Path) -> None:
-    ends = []
-    for every in (10, 40):
-        config = tiny(ema=EMA(decay=0.8), precise_bn=48)
-        config.evaluation.every = steps(every)
-        config.checkpoint.every = steps(every)
-        train(config, tmp_path / str(every))
-        ends.append(commands.arrays(tmp_path / str(every) / "checkpoints" / "40"))
-    assert ends[0].keys() == ends[1].keys()
-    for name, values in ends[0].items():
-        np.testing.assert_array_equal(values, ends[1][name], err_msg=name)
+def test_when_statistics_are_estimated_does_not_change_the_run(
+    estimated: Path, tmp_path: Path
+) -> None:
+    config = flipping()
+    config.evaluation.every = config.checkpoint.every = steps(5)
+    train(config, tmp_path / "run")
+    commands.assert_same_arrays(tmp_path / "run" / "checkpoints" / "20", estimated)
 
 
 # --------------------------------------------------------------------------------- averages
 
 
 def test_after_a_hundred_steps_the_average_is_as_good(tmp_path: Path) -> None:
-    config = tiny(ema=EMA(decay=0.9999), duration=steps(100))
+    config = long(100, ema=EMA(decay=0.9999))
     config.optimizer.learning_rate = 0.1
     found = train(config, tmp_path / "run").metrics
     assert found["eval/top1"] > 0.8
@@ -136,13 +165,13 @@ def test_a_stopped_run_goes_on_with_the_same_rates(
 def test_a_run_teaches_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(duration=steps(100))
+    config = long(100)
     config.optimizer.learning_rate = 0.1
     teacher = train(config, tmp_path / "teacher").metrics["eval/top1"]
     assert teacher > 0.8
     # By the teacher alone: what is learned did not come from labels.
-    student = tiny(
-        duration=steps(100),
+    student = long(
+        100,
         distill=Distillation(teacher=str(tmp_path / "teacher"), alpha=1.0),
         seed=1,
     )
@@ -157,25 +186,22 @@ def test_a_run_teaches_another(
 
 
 def test_a_run_keeps_its_teacher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seed in (0, 1):
-        train(tiny(duration=steps(10), seed=seed), tmp_path / f"teacher-{seed}")
     name = tmp_path / "teacher"
-    shutil.copytree(tmp_path / "teacher-0", name)
-    student = tiny(distill=Distillation(teacher=str(name)))
-    train_and_stop(student, tmp_path / "student", monkeypatch, at=17)
-    shutil.rmtree(name)
-    shutil.copytree(tmp_path / "teacher-1", name)
+    shutil.copytree(ten, name)
+    student = tiny(distill=Distillation(teacher=str(name)), duration=steps(20))
+    train_and_stop(student, tmp_path / "student", monkeypatch, at=7)
+    shutil.rmtree(name / "checkpoints" / "10")  # the weights are those of step 5
     with pytest.raises(UserError, match=r"distill\.teacher: its weights are others"):
         train(student, tmp_path / "student")
     shutil.rmtree(name)
-    shutil.copytree(tmp_path / "teacher-0", name)
+    shutil.copytree(ten, name)
     assert train(student, tmp_path / "student").complete
 
 
-def test_a_teacher_of_other_images_or_in_the_way(tmp_path: Path) -> None:
-    train(tiny(duration=steps(10)), tmp_path / "teacher")
+def test_a_teacher_of_other_images_or_in_the_way(ten: Path, tmp_path: Path) -> None:
+    shutil.copytree(ten, tmp_path / "teacher")
     student = tiny(distill=Distillation(teacher=str(tmp_path / "teacher")))
     with pytest.raises(UserError, match="lies in the run's own folder"):
         train(student, tmp_path / "teacher", fresh=True)
@@ -197,9 +223,9 @@ def test_a_teacher_of_other_images_or_in_the_way(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_costs_no_earlier_run(
-    options: dict[str, Any], words: str, tmp_path: Path
+    options: dict[str, Any], words: str, ten: Path, tmp_path: Path
 ) -> None:
-    train(tiny(duration=steps(10)), tmp_path / "run")
+    shutil.copytree(ten, tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=words):
         train(tiny(**options), tmp_path / "run", fresh=True)
@@ -227,7 +253,11 @@ def test_evaluations_that_decide_about_the_end_may_not_change(
 def test_a_dry_run_says_everything_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(ema=EMA(decay=0.9), groups=(Group(pattern="Dense", rate=0.5),))
+    config = tiny(
+        ema=EMA(decay=0.9),
+        groups=(Group(pattern="Dense", rate=0.5),),
+        schedule=WarmupCosine(warmup=steps(4)),
+    )
     config.optimizer.learning_rate, config.optimizer.rate_per = 0.1, 256
     monkeypatch.chdir(tmp_path)
     dry_run(config)
@@ -301,7 +331,7 @@ def test_images_of_any_number_of_classes(tmp_path: Path) -> None:
         "device": MultiLabelAsymmetric(),
     }
     for placement, loss in losses.items():
-        config = tiny(data=Strokes(placement=placement), loss=loss, duration=steps(80))
+        config = long(80, data=Strokes(placement=placement), loss=loss)
         config.optimizer.learning_rate = 0.1
         config.checkpoint.best = "eval/mAP"
         found = train(config, tmp_path / placement).metrics
@@ -322,13 +352,7 @@ def test_preview_shows_images_of_several_classes() -> None:
     assert label_text(np.array([0.0, 0.0]), ("loop", "even")) == ""
 
 
-def test_deterministic_is_the_same_run_on_a_cpu(tmp_path: Path) -> None:
-    ends = []
-    for deterministic in (False, True):
-        config = tiny(duration=steps(10), deterministic=deterministic)
-        folder = tmp_path / str(deterministic)
-        train(config, folder)
-        ends.append(commands.arrays(folder / "checkpoints" / "10"))
-    assert ends[0].keys() == ends[1].keys()
-    for name, values in ends[0].items():
-        np.testing.assert_array_equal(values, ends[1][name], err_msg=name)
+def test_deterministic_is_the_same_run_on_a_cpu(ten: Path, tmp_path: Path) -> None:
+    train(long(10, deterministic=True), tmp_path / "run")
+    one, other = (run / "checkpoints" / "10" for run in (ten, tmp_path / "run"))
+    commands.assert_same_arrays(one, other)

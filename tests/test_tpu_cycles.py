@@ -43,7 +43,7 @@ def test_only_gathers_of_pixels_are_found() -> None:
     assert "%many" in found
 
 
-@pytest.mark.slow
+@pytest.mark.tpu
 def test_all_augmentation_costs_less_than_a_tenth_of_a_resnet50_step() -> None:
     pytest.importorskip("libtpu", reason='needs the compiler: pip install -e ".[tpu]"')
     mesh = tpu_cycles.v5e_mesh()

@@ -3,6 +3,7 @@ behind when loading ends: nothing."""
 
 import contextlib
 import gc
+import json
 import multiprocessing
 import os
 import re
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -53,15 +53,15 @@ class Probe(Source):
         return f"probe({self.n})"
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
-        from jax._src import xla_bridge
-
         if index == self.bad:
             raise KeyError("broken jpeg")
         if index % 3 == 0:
             time.sleep(0.002)  # so that later batches are ready before earlier ones
         image = np.zeros((2, 4, 1), np.uint8)
         image[0, :2, 0] = divmod(index, 256)
-        image[1, 0] = xla_bridge.backends_are_initialized()
+        # A process that has not imported it has no backend, and does not import it for this.
+        bridge = sys.modules.get("jax._src.xla_bridge")
+        image[1, 0] = bridge is not None and bridge.backends_are_initialized()
         image[1, 1] = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
         return {"image": image, "label": os.getpid()}
 
@@ -277,16 +277,18 @@ class Complaining(Odd):
         raise RuntimeError("a/b.jpg: it is no image. Remove it.")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+DISK_ON_FIRE = "records 0, 1, 2, ... of odd(10) cannot be read: OSError: disk on fire"
+# The source has named the file: nothing is put before it.
+NO_IMAGE = "a/b.jpg: it is no image. Remove it."
+
+
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "said", "workers"),
     [
-        (
-            Failing,
-            "records 0, 1, 2, ... of odd(10) cannot be read: OSError: disk on fire",
-        ),
-        # The source has named the file: nothing is put before it.
-        (Complaining, "a/b.jpg: it is no image. Remove it."),
+        (Failing, DISK_ON_FIRE, 0),
+        (Failing, DISK_ON_FIRE, 1),
+        (Complaining, NO_IMAGE, 0),
+        pytest.param(Complaining, NO_IMAGE, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_batch_that_cannot_be_gathered_is_named(
@@ -430,7 +432,7 @@ def check_order(num_hosts: int, workers: int, start: int) -> None:
 
 @pytest.mark.parametrize(
     ("num_hosts", "workers", "start"),
-    [(1, 0, 0), (2, 0, 30), (4, 0, 1000), (1, 3, 30), (2, 1, 1000)],
+    [(1, 0, 0), (2, 0, 30), (4, 0, 1000), (1, 2, 30)],
 )
 def test_the_order_does_not_depend_on_the_machine(
     num_hosts: int, workers: int, start: int
@@ -648,7 +650,10 @@ def nothing_left() -> Iterator[None]:
 def test_worker_processes_keep_the_order_and_touch_no_device(
     workers: int, start: int, repeat: bool
 ) -> None:
-    assert jax.devices()  # this process has a backend, its workers must not
+    # This process has a backend, its workers must not. They import this module, but no jax.
+    import jax
+
+    assert jax.devices()
     batches = train_batches(num_steps=10)
     main, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, [])
     number = 14 if repeat else 3
@@ -676,8 +681,10 @@ def test_worker_processes_keep_the_order_and_touch_no_device(
     assert no_gpu == {1}, "a worker sees the accelerators"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("bad", [0, 30])
+@pytest.mark.parametrize(
+    ("bad", "workers"),
+    [(0, 0), (30, 0), (30, 2), pytest.param(0, 2, marks=pytest.mark.slow)],
+)
 def test_a_record_that_cannot_be_read_is_named(workers: int, bad: int) -> None:
     batches = EvalBatches(Probe(40, bad=bad), batch_size=4)
     said = f"record {bad} of probe(40) cannot be read: KeyError: 'broken jpeg'"
@@ -705,7 +712,7 @@ class Broken:
 def test_a_mistake_in_the_code_shows_its_traceback() -> None:
     with nothing_left():
         workers = Workers(
-            Broken(), range(1, 3), False, workers=2, threads=1, prefetch=1
+            Broken(), range(1, 3), False, workers=1, threads=1, prefetch=1
         )
         with pytest.raises(
             multiprocessing.ProcessError,
@@ -742,10 +749,11 @@ PLAIN = (
     + SOURCE
     + """
 from jaxcls.data.loader import EvalBatches, Loader
-with Loader(EvalBatches(Numbers(), batch_size=16), workers=2, start=int(sys.argv[1])) as loader:
-    for batch in loader:
-        print(*batch["image"][:, 0, 0, 0])
-print("end")
+for start in (0, 3):  # at its very end there is no batch left
+    with Loader(EvalBatches(Numbers(), batch_size=16), workers=2, start=start) as loader:
+        for batch in loader:
+            print(*batch["image"][:, 0, 0, 0])
+    print("end")
 """
 )
 
@@ -762,7 +770,7 @@ def test_a_plain_script_can_load_in_processes(way: str, tmp_path: Path) -> None:
     file = tmp_path / "plain.py"
     file.write_text(PLAIN)
     done = subprocess.run(
-        [sys.executable, file if way == "file" else "-", "0"],
+        [sys.executable, file if way == "file" else "-"],
         input=PLAIN,
         capture_output=True,
         text=True,
@@ -770,18 +778,8 @@ def test_a_plain_script_can_load_in_processes(way: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     # "begin" once: no worker has run the script again.
-    assert done.stdout.splitlines() == ["begin", *ROWS, "end"]
+    assert done.stdout.splitlines() == ["begin", *ROWS, "end", "end"]
     assert done.stderr == ""
-
-
-def test_a_plain_script_can_load_nothing_in_processes(tmp_path: Path) -> None:
-    """A run continued at its very end has no batch left."""
-    file = tmp_path / "plain.py"
-    file.write_text(PLAIN)
-    done = subprocess.run(
-        [sys.executable, file, "3"], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.splitlines() == ["begin", "end"], done.stderr
 
 
 KILLED = (
@@ -901,7 +899,7 @@ def test_workers_end_when_the_trainer_is_killed(tmp_path: Path) -> None:
 LARGE = (
     SOURCE
     + """
-import multiprocessing, threading
+import json, multiprocessing, threading
 from jaxcls.data.loader import EvalBatches, Loader
 
 class Large(Numbers):
@@ -920,6 +918,7 @@ def close(loader):
     loader.close()
     return time.monotonic() - began
 
+seconds = {}
 for way in sys.argv[1:]:
     loader = Loader(EvalBatches(Large(), batch_size=40), workers=2, repeat=True)
     if way != "at once":
@@ -928,32 +927,45 @@ for way in sys.argv[1:]:
         assert not batch["image"].any()
         assert not any(map(shared, [os.getpid(), *(p.pid for p in multiprocessing.active_children())]))
     if way == "full":
-        time.sleep(1)  # until the workers can write no more
+        time.sleep(0.3)  # until the workers can write no more
     if way == "reading":
         reader = threading.Thread(target=lambda: list(loader))
         threading.excepthook = lambda args: None  # the reader's batch is lost
         reader.start()
         time.sleep(0.2)
     if way != "never":
-        seconds = close(loader)
-        assert seconds < 1, (way, seconds)
+        seconds[way] = close(loader)
         assert multiprocessing.active_children() == []
         assert list(loader) == []
     if way == "reading":
         reader.join()
-    print(way)
+print(json.dumps(seconds))
 """
 )
 
 
-@pytest.mark.parametrize("way", ["at once", "busy", "full", "reading", "never"])
-def test_large_batches_do_not_hold_up_the_end(way: str, tmp_path: Path) -> None:
-    """40 x 224 x 224 x 3 bytes are far more than a pipe holds: the workers wait in writing."""
-    file = tmp_path / "large.py"
+def seconds_to_close(folder: Path) -> dict[str, float]:
+    """Closes loaders whose workers are at different places; leaves one that is not closed."""
+    file = folder / "large.py"
     file.write_text(LARGE)
-    began = time.monotonic()
+    ways = ["at once", "busy", "full", "reading"]
     done = subprocess.run(
-        [sys.executable, file, way], capture_output=True, text=True, timeout=60
+        [sys.executable, file, *ways, "never"],
+        capture_output=True,
+        text=True,
+        timeout=60,  # workers that are waited for never end
     )
-    assert (done.stdout, done.stderr, done.returncode) == (f"{way}\n", "", 0)
-    assert time.monotonic() - began < 20
+    assert (done.stderr, done.returncode) == ("", 0)
+    seconds: dict[str, float] = json.loads(done.stdout)
+    assert list(seconds) == ways
+    return seconds
+
+
+def test_large_batches_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    """40 x 224 x 224 x 3 bytes are far more than a pipe holds: the workers wait in writing."""
+    seconds_to_close(tmp_path)
+
+
+@pytest.mark.slow  # not that it is long: other work on the machine disturbs it
+def test_large_batches_end_at_once(tmp_path: Path) -> None:
+    assert max(seconds_to_close(tmp_path).values()) < 1

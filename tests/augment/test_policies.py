@@ -259,7 +259,9 @@ def test_augmix_of_unchanged_images_is_the_image(
     for name in NAMES:
         monkeypatch.setitem(OPERATIONS, name, lambda images, *rest: images)
     images = np.random.default_rng(0).integers(0, 256, (16, 4, 5, 3)).astype(np.float32)
-    mixed, _ = AugMix()(jax.random.key(0), images, jnp.zeros((16, 2)))
+    mixed, _ = jax.jit(AugMix().__call__)(
+        jax.random.key(0), images, np.zeros((16, 2), np.float32)
+    )
     np.testing.assert_array_equal(mixed, images)
 
 
@@ -272,9 +274,11 @@ def test_augmix_mixes_chains_of_one_to_three_operations(
     def mean(depth: int) -> float:
         policy = AugMix(depth=depth)
         mixed, _ = jax.jit(policy.__call__)(
-            jax.random.key(1), jnp.zeros((1024, 1, 1, 1)), jnp.zeros((1024, 2))
+            jax.random.key(1),
+            np.zeros((1024, 1, 1, 1), np.float32),
+            np.zeros((1024, 2), np.float32),
         )
-        return float(mixed.mean()) / 1000
+        return float(np.mean(mixed)) / 1000
 
     # Half of the weight is the chains', whose weights sum to 1; two operations on average.
     assert abs(mean(1) - 0.5) < 0.06
@@ -303,16 +307,23 @@ def test_three_augment_is_one_of_three() -> None:
 
 def test_an_operation_by_name() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 7, 3)).astype(np.float32)
-    inverted = apply_op("Invert", images, np.zeros(2))
+    magnitudes = np.array([0.0, 100.0]), np.array([0.0, 2.9])
+    inverted, added, moved = jax.device_get(
+        jax.jit(
+            lambda images: (
+                apply_op("Invert", images, np.zeros(2)),
+                apply_op("SolarizeAdd", images, magnitudes[0]),
+                apply_op("TranslateX", images, magnitudes[1], fill=7),
+            )
+        )(images)
+    )
     np.testing.assert_array_equal(inverted, 255 - images)
-    added = apply_op("SolarizeAdd", images, np.array([0.0, 100.0]))
     np.testing.assert_array_equal(added[0], images[0])
     expected = np.where(images[1] < 128, np.minimum(images[1] + 100, 255), images[1])
     np.testing.assert_array_equal(added[1], expected)
-    moved = apply_op("TranslateX", images, np.array([0.0, 2.9]), fill=7)
     np.testing.assert_array_equal(moved[0], images[0])
     np.testing.assert_array_equal(moved[1, :, 2:], images[1, :, :-2])
-    assert (np.asarray(moved)[1, :, :2] == 7).all()
+    assert (moved[1, :, :2] == 7).all()
     with pytest.raises(UserError, match=r"unknown operation 'Rotat'.*'Rotate'"):
         apply_op("Rotat", images, np.zeros(2))
     with pytest.raises(

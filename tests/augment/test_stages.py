@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +31,9 @@ from jaxcls.config import Config
 from jaxcls.data import Digits
 from jaxcls.duration import steps
 from jaxcls.errors import UserError
-from jaxcls.models import Model
+from jaxcls.models import MODELS, Model
 from jaxcls.optim import SGD
 from jaxcls.train import train
-from tests.recipes import narrow  # noqa: F401 (registers the network)
 
 NORMALIZE = Normalize(mean=(0.5,), std=(0.25,))
 
@@ -113,20 +114,35 @@ def test_a_whole_number_is_a_value_of_an_option_with_fractions() -> None:
     np.testing.assert_array_equal(found, images[:, :, ::-1])
 
 
-def config(*sizes: int, name: str = "resnet_narrow") -> Config:
-    options = {"stem": "small", "width": 4} if name == "resnet_narrow" else {}
+class Pooled(nn.Module):
+    """A convolution and the mean over its pixels, of images of any size."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.relu(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+def config(*sizes: int, name: str = "pooled") -> Config:
     return Config(
-        model=Model(name=name, **options),
+        model=Model(name=name),
         data=Digits(),
         augment=(staged(*sizes), NORMALIZE),
         eval_transform=(Resize(size=sizes[-1]), NORMALIZE),
         optimizer=SGD(learning_rate=0.1),
         batch_size=16,
+        devices=1,
         duration=steps(6),
     )
 
 
-def test_the_stages_of_a_run_are_trained_on(tmp_path: Path) -> None:
+def test_the_stages_of_a_run_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "pooled", Pooled)
     losses = {}
     for name, sizes in (("staged", (4, 8)), ("again", (4, 8)), ("plain", (8,))):
         run = train(config(*sizes), tmp_path / name)

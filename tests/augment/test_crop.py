@@ -1,5 +1,6 @@
 """Boxes of random size, against Pillow and the published procedure in NumPy."""
 
+import functools
 import math
 
 import jax
@@ -41,6 +42,20 @@ def drawn(
     return {name: np.asarray(value) for name, value in draw(jax.random.key(3)).items()}
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def compiled(
+    images: jax.Array,
+    boxes: dict[str, jax.Array],
+    size: int,
+    interpolation: Interpolation,
+    antialiased: bool,
+) -> jax.Array:
+    transform = RandomResizedCrop(
+        size=size, interpolation=interpolation, antialiased=antialiased
+    )
+    return transform.resized(images, crop.Boxes(**boxes))
+
+
 def resized(
     images: np.ndarray,
     boxes: dict[str, np.ndarray],
@@ -48,14 +63,8 @@ def resized(
     interpolation: Interpolation,
     antialiased: bool = True,
 ) -> np.ndarray:
-    @jax.jit
-    def run(images: jax.Array, boxes: dict[str, jax.Array]) -> jax.Array:
-        transform = RandomResizedCrop(
-            size=size, interpolation=interpolation, antialiased=antialiased
-        )
-        return transform.resized(images, crop.Boxes(**boxes))
-
-    return np.asarray(run(images.astype(np.float32), boxes))
+    levels = images.astype(np.float32)
+    return np.asarray(compiled(levels, boxes, size, interpolation, antialiased))
 
 
 def pillow_resized(

@@ -153,8 +153,20 @@ def test_every_operation_is_pillows(name: str, kind: str) -> None:
     assert equal.mean() == 1
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateY", "Rotate"])
+# The moves themselves are tested with all interpolations in test_pillow_warp.py.
+@pytest.mark.parametrize(
+    ("name", "interpolation"),
+    [
+        ("ShearX", "bilinear"),
+        ("ShearY", "bicubic"),
+        ("TranslateY", "bilinear"),
+        ("Rotate", "bicubic"),
+        pytest.param("ShearX", "bicubic", marks=pytest.mark.slow),
+        pytest.param("ShearY", "bilinear", marks=pytest.mark.slow),
+        pytest.param("TranslateY", "bicubic", marks=pytest.mark.slow),
+        pytest.param("Rotate", "bilinear", marks=pytest.mark.slow),
+    ],
+)
 def test_moves_with_interpolation_are_pillows(name: str, interpolation: str) -> None:
     for kind in ("photographs", "random"):
         _, equal, near = compare(name, interpolation, pictures()[kind][:1])

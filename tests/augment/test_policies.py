@@ -306,13 +306,13 @@ def test_three_augment_is_one_of_three() -> None:
 
 def test_an_operation_by_name() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 7, 3)).astype(np.float32)
-    magnitudes = np.array([0.0, 100.0]), np.array([0.0, 2.9])
-    inverted, added, moved = jax.device_get(
+    # As it stands, and within jax.jit.
+    inverted = apply_op("Invert", images, np.zeros(2))
+    added, moved = jax.device_get(
         jax.jit(
             lambda images: (
-                apply_op("Invert", images, np.zeros(2)),
-                apply_op("SolarizeAdd", images, magnitudes[0]),
-                apply_op("TranslateX", images, magnitudes[1], fill=7),
+                apply_op("SolarizeAdd", images, np.array([0.0, 100.0])),
+                apply_op("TranslateX", images, np.array([0.0, 2.9]), fill=7),
             )
         )(images)
     )

@@ -166,8 +166,8 @@ def test_posterize_is_pillows_at_every_number_of_bits(kind: type) -> None:
     assert not run(pillow_color.posterize, images, np.zeros(len(images), kind)).any()
 
 
-# Every fifth pair has every level as its least and as its greatest too.
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+# Every fourth pair has nearly every level as its least, and as its greatest.
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_autocontrast_is_pillows_for_every_least_and_greatest_level(step: int) -> None:
     low, high = (levels[::step] for levels in np.triu_indices(256, 1))
     assert len(np.unique(low)) > 250 and len(np.unique(high)) > 250

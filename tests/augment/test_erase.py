@@ -15,7 +15,7 @@ from jaxcls.errors import UserError
 
 
 def run(transform: Transform, images: np.ndarray, seed: int = 0) -> np.ndarray:
-    targets = jnp.zeros((len(images), 2))
+    targets = np.zeros((len(images), 2), np.float32)
     call = jax.jit(transform.__call__)
     return np.asarray(call(jax.random.key(seed), images.astype(np.float32), targets)[0])
 

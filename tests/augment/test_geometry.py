@@ -1,6 +1,8 @@
 """Pixels that move, against Pillow and NumPy."""
 
 import itertools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ PILLOW = {
 
 def run(transform: Transform, images: np.ndarray, seed: int = 0) -> np.ndarray:
     """Applies one transform, compiled, to images as the pipeline hands them over."""
-    targets = jnp.zeros((len(images), 2))
+    targets = np.zeros((len(images), 2), np.float32)
     call = jax.jit(transform.__call__)
     return np.asarray(call(jax.random.key(seed), images.astype(np.float32), targets)[0])
 
@@ -270,18 +272,25 @@ def test_random_crop_draws_each_offset_equally_often_for_each_image() -> None:
 
 
 def test_random_crop_depends_on_its_key_alone() -> None:
-    images = random_images(32, 6, 5, 1)
-    crop = RandomCrop(padding=2, mode="edge")
-    first = run(crop, images, seed=1)
-    np.testing.assert_array_equal(run(crop, images, seed=1), first)
-    assert (run(crop, images, seed=2) != first).any()
+    images = random_images(32, 6, 5, 1).astype(np.float32)
+    targets = np.zeros((32, 2), np.float32)
+    crop = jax.jit(RandomCrop(padding=2, mode="edge").__call__)
+    first, again, other = (
+        np.asarray(crop(jax.random.key(seed), images, targets)[0]) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(again, first)
+    assert (other != first).any()
 
 
 def test_random_crop_without_padding_changes_nothing() -> None:
-    images = random_images(8, 6, 5, 1)
-    for mode in ("constant", "edge", "reflect"):
-        cropped = run(RandomCrop(padding=0, mode=mode, fill=9.0), images)
-        np.testing.assert_array_equal(cropped, images)
+    images = random_images(8, 6, 5, 1).astype(np.float32)
+    targets = np.zeros((8, 2), np.float32)
+    modes: tuple[Literal["constant", "edge", "reflect"], ...]
+    modes = ("constant", "edge", "reflect")
+    crops = [RandomCrop(padding=0, mode=mode, fill=9.0) for mode in modes]
+    call = jax.jit(lambda key: [crop(key, images, targets)[0] for crop in crops])
+    for mode, cropped in zip(modes, call(jax.random.key(0)), strict=True):
+        np.testing.assert_array_equal(cropped, images, err_msg=mode)
 
 
 def test_horizontal_flip_mirrors_columns() -> None:
@@ -305,17 +314,18 @@ def test_horizontal_flip_always_and_never() -> None:
 
 
 def test_random_says_which_transforms_use_their_key() -> None:
-    images = random_images(32, 6, 6, 1)
-    for transform in (
+    images = random_images(32, 6, 6, 1).astype(np.float32)
+    targets = np.zeros((32, 2), np.float32)
+    transforms = (
         Resize(size=5),
         CenterCrop(size=5),
         RandomCrop(padding=1),
         HorizontalFlip(),
-    ):
-        changes = (
-            run(transform, images, seed=1) != run(transform, images, seed=2)
-        ).any()
-        assert changes == transform.random
+    )
+    call = jax.jit(lambda key: [each(key, images, targets)[0] for each in transforms])
+    first, second = (jax.device_get(call(jax.random.key(seed))) for seed in (1, 2))
+    for transform, one, other in zip(transforms, first, second, strict=True):
+        assert (one != other).any() == transform.random, transform
 
 
 @pytest.mark.parametrize(
@@ -399,8 +409,9 @@ def test_vertical_flip_mirrors_rows() -> None:
     np.testing.assert_array_equal(run(VerticalFlip(p=1.0), images), images[:, ::-1])
 
 
-def in_epoch(epoch: int, images: np.ndarray, *transforms: Transform) -> np.ndarray:
-    """Applies transforms to uint8 images in the last step of an epoch of 7."""
+def in_an_epoch(*transforms: Transform) -> Callable[[int, np.ndarray], np.ndarray]:
+    """Returns a function that applies transforms to uint8 images in the last step of an epoch
+    of 7, compiled once."""
 
     @jax.jit
     def call(images: jax.Array, step: jax.Array) -> jax.Array:
@@ -408,7 +419,7 @@ def in_epoch(epoch: int, images: np.ndarray, *transforms: Transform) -> np.ndarr
         key = jax.random.fold_in(jax.random.key(0), step)
         return apply(transforms, key, images, jnp.zeros((len(images), 2)), position)[0]
 
-    return np.asarray(call(jnp.asarray(images), jnp.int32(7 * epoch + 6)))
+    return lambda epoch, images: np.asarray(call(images, np.int32(7 * epoch + 6)))
 
 
 def test_alternating_flip_shows_each_image_and_its_mirror_in_turn() -> None:
@@ -418,9 +429,10 @@ def test_alternating_flip_shows_each_image_and_its_mirror_in_turn() -> None:
     images[500:, 1, 2, 0] = np.arange(500) % 256
     images[756:, 1, 2, 1] ^= 1
     flip = AlternatingFlip()
+    in_epoch = in_an_epoch(flip)
     mirrored = images[:, :, ::-1]
     both = images.astype(int) + mirrored
-    first = in_epoch(0, images, flip)
+    first = in_epoch(0, images)
     was_flipped = (first == mirrored).all((1, 2, 3))
     np.testing.assert_array_equal(was_flipped, ~(first == images).all((1, 2, 3)))
     for half in (was_flipped[:500], was_flipped[500:]):
@@ -431,16 +443,16 @@ def test_alternating_flip_shows_each_image_and_its_mirror_in_turn() -> None:
         < 3 * (0.25 / 999) ** 0.5
     )
     for epoch in (1, 2, 3):
-        now = in_epoch(epoch, images, flip)
-        np.testing.assert_array_equal(now, both - in_epoch(epoch - 1, images, flip))
-    np.testing.assert_array_equal(in_epoch(2, images, flip), first)
+        now = in_epoch(epoch, images)
+        np.testing.assert_array_equal(now, both - in_epoch(epoch - 1, images))
+    np.testing.assert_array_equal(in_epoch(2, images), first)
     # The places of the pixels count: a mirror image decides anew.
-    mirror_flipped = (in_epoch(0, mirrored, flip) == images).all((1, 2, 3))
+    mirror_flipped = (in_epoch(0, mirrored) == images).all((1, 2, 3))
     agree = (mirror_flipped == was_flipped)[:500].mean()
     assert abs(agree - 0.5) < 3 * np.sqrt(0.25 / 500)
     # Each image decides for itself, wherever it is in whichever batch.
     order = np.random.default_rng(1).permutation(len(images))
-    np.testing.assert_array_equal(in_epoch(0, images[order], flip), first[order])
+    np.testing.assert_array_equal(in_epoch(0, images[order]), first[order])
     np.testing.assert_array_equal(run(flip, images), first)
 
 
@@ -449,9 +461,11 @@ def angles(maps: np.ndarray) -> np.ndarray:
     return np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0]))
 
 
-def matrices(warp: Warp, batch: int, height: int, width: int) -> np.ndarray:
+def matrices(
+    warp: Warp, batch: int, height: int, width: int, seed: int = 5
+) -> np.ndarray:
     call = jax.jit(warp.matrices, static_argnums=(1, 2, 3))
-    return np.asarray(call(jax.random.key(5), batch, height, width))
+    return np.asarray(call(jax.random.key(seed), batch, height, width))
 
 
 @pytest.mark.parametrize(
@@ -495,8 +509,8 @@ def test_random_rotation_is_pillows_rotate(interpolation: str) -> None:
 def test_random_rotation_turns_each_image_by_its_own_matrix() -> None:
     images = random_images(8, 20, 31, 3)
     rotation = RandomRotation(degrees=180.0)
-    maps = rotation.matrices(jax.random.key(0), 8, 20, 31)
-    assert_warped(run(rotation, images), images, np.asarray(maps), "nearest")
+    maps = matrices(rotation, 8, 20, 31, seed=0)
+    assert_warped(run(rotation, images), images, maps, "nearest")
 
 
 def assert_warped(
@@ -601,7 +615,7 @@ def test_perspective_maps_are_torchvisions() -> None:
     corners = corners_of(20, 31) + random.integers(-7, 8, (50, 4, 2))
     corners[0] = corners_of(20, 31)
     call = jax.jit(rectangle_from, static_argnums=(1, 2))
-    maps = np.asarray(call(jnp.asarray(corners, jnp.float32), 20, 31))
+    maps = np.asarray(call(corners.astype(np.float32), 20, 31))
     np.testing.assert_array_equal(maps[0], np.eye(3))
     for found, places in zip(maps, corners, strict=True):
         # torchvision solves for the eight coefficients.
@@ -653,8 +667,7 @@ def test_warps_sample_as_pillow_by_their_matrices(warp: Warp) -> None:
     images = np.concatenate(
         [random_images(10, 20, 31, 3), smooth_images(10, 20, 31, 3)]
     )
-    call = jax.jit(warp.matrices, static_argnums=(1, 2, 3))
-    maps = np.asarray(call(jax.random.key(0), 20, 20, 31))
+    maps = matrices(warp, 20, 20, 31, seed=0)
     assert len(np.unique(maps, axis=0)) > 5
     assert_warped(run(warp, images), images, maps, warp.interpolation)
 
@@ -665,7 +678,7 @@ def test_neighbouring_warps_are_one_warp_of_the_product() -> None:
         RandomAffine(degrees=(20.0, 20.0), scale=(1.3, 1.3), interpolation="bilinear"),
         RandomRotation(degrees=(70.0, 70.0), interpolation="bilinear"),
     )
-    found = in_epoch(0, images, *transforms)
+    found = in_an_epoch(*transforms)(0, images)
     # First the one, then, counter-clockwise, the other.
     both = elementary(-70, (0, 0), 1, (0, 0)) @ elementary(20, (0, 0), 1.3, (0, 0))
     maps = np.stack([np.linalg.inv(both)] * 10)
@@ -902,10 +915,9 @@ def test_values_at_the_end_of_the_range_of_warps_are_allowed(
 def test_a_probability_may_be_a_whole_number(
     whole: Transform, fraction: Transform
 ) -> None:
-    images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).round()
-    images = images.astype(np.float32)
-    found, expected = (
-        transform(jax.random.key(0), images, jnp.zeros((4, 2)))[0]
-        for transform in (whole, fraction)
-    )
+    images = random_images(4, 8, 8, 3).astype(np.float32)
+    targets = np.zeros((4, 2), np.float32)
+    found, expected = jax.jit(
+        lambda key: [each(key, images, targets)[0] for each in (whole, fraction)]
+    )(jax.random.key(0))
     np.testing.assert_array_equal(found, expected)

@@ -28,13 +28,13 @@ def mix(
     Returns:
       images [seeds, batch, height, width, 1] and targets [seeds, batch, batch].
     """
-    images = jnp.broadcast_to(
-        jnp.arange(batch, dtype=jnp.float32)[:, None, None, None],
+    images = np.broadcast_to(
+        np.arange(batch, dtype=np.float32)[:, None, None, None],
         (batch, HEIGHT, WIDTH, 1),
     )
     call = jax.vmap(transform, (0, None, None))
     keys = jax.random.split(jax.random.key(0), seeds)
-    mixed, targets = jax.jit(call)(keys, images, jnp.eye(batch))
+    mixed, targets = jax.jit(call)(keys, images, np.eye(batch, dtype=np.float32))
     return np.asarray(mixed), np.asarray(targets)
 
 
@@ -66,7 +66,8 @@ def pasted(images: np.ndarray) -> np.ndarray:
 )
 def test_images_and_labels_are_mixed_alike(mode: str, batch: int) -> None:
     transform = MixUpOrCutMix(mode=mode, p=0.8)  # type: ignore[arg-type]
-    seeds = 40
+    # In the other modes the images of one batch are mixed in many ways.
+    seeds = 15 if batch == 64 and mode != "batch" else 40
     images, targets = mix(transform, batch, seeds)
     own, partners = weights_and_partners(targets)
     numbers = np.arange(batch)
@@ -118,11 +119,14 @@ def test_one_image_alone_stays_as_it_is(mode: str) -> None:
 
 
 def test_label_weight_is_the_fraction_of_ones_pasted_into_zeros() -> None:
-    images = jnp.stack([jnp.zeros((HEIGHT, WIDTH, 3)), jnp.ones((HEIGHT, WIDTH, 3))])
+    images = np.zeros((2, HEIGHT, WIDTH, 3), np.float32)
+    images[1] = 1
     call = jax.jit(CutMix(mode="image").__call__)
     seen = []
     for seed in range(60):
-        mixed, targets = call(jax.random.key(seed), images, jnp.eye(2))
+        mixed, targets = jax.device_get(
+            call(jax.random.key(seed), images, np.eye(2, dtype=np.float32))
+        )
         seen.append(float(targets[0, 1]))
         np.testing.assert_allclose(mixed[0].mean(), targets[0, 1], atol=1e-6)
         np.testing.assert_allclose(mixed[1].mean(), targets[1, 1], atol=1e-6)
@@ -132,10 +136,12 @@ def test_label_weight_is_the_fraction_of_ones_pasted_into_zeros() -> None:
 
 def test_soft_labels_are_mixed_too() -> None:
     soft = np.random.default_rng(0).dirichlet(np.ones(5), 8).astype(np.float32)
-    images = jnp.asarray(soft[:, :, None, None])
+    images = soft[:, :, None, None]
     # The images are the labels: what happens to one happens to the other.
-    mixed, targets = jax.jit(MixUp(alpha=1.0, mode="image").__call__)(
-        jax.random.key(0), images, soft
+    mixed, targets = jax.device_get(
+        jax.jit(MixUp(alpha=1.0, mode="image").__call__)(
+            jax.random.key(0), images, soft
+        )
     )
     np.testing.assert_allclose(mixed[:, :, 0, 0], targets, rtol=1e-6)
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
@@ -385,11 +391,18 @@ def test_values_at_the_end_of_the_range_are_allowed(transform: Transform) -> Non
 
 
 def test_a_probability_may_be_a_whole_number() -> None:
-    images, targets = jnp.arange(64.0).reshape(4, 4, 4, 1), jnp.eye(4)
-    for p in (0, 1):
-        found, expected = (
-            MixUpOrCutMix(switch_prob=q)(jax.random.key(0), images, targets)
-            for q in (p, float(p))
-        )
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(one, other)
+    images = np.arange(64, dtype=np.float32).reshape(4, 4, 4, 1)
+    targets = np.eye(4, dtype=np.float32)
+
+    @jax.jit
+    def mixed(key: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        return [
+            MixUpOrCutMix(switch_prob=p)(key, images, targets) for p in (0, 0.0, 1, 1.0)
+        ]
+
+    never, never_too, always, always_too = mixed(jax.random.key(0))
+    np.testing.assert_array_equal(never[0], never_too[0])
+    np.testing.assert_array_equal(never[1], never_too[1])
+    np.testing.assert_array_equal(always[0], always_too[0])
+    np.testing.assert_array_equal(always[1], always_too[1])
+    assert (np.asarray(never[0]) != always[0]).any()

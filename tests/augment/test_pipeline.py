@@ -62,6 +62,11 @@ def compiled(transforms: Sequence[Transform], mesh: Mesh) -> jax.stages.Compiled
     )
 
 
+@functools.cache
+def whole_pipeline(devices: int) -> jax.stages.Compiled:
+    return compiled(WHOLE, make_mesh(devices))
+
+
 def run(
     program: jax.stages.Compiled, mesh: Mesh, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -96,9 +101,8 @@ def test_grey_levels_stay_whole_until_they_are_normalized() -> None:
 
 def test_eight_devices_give_the_same_bits_as_one() -> None:
     images = batch_of_images()
-    one, eight = make_mesh(1), make_mesh(8)
-    alone, _ = run(compiled(WHOLE, one), one, images)
-    spread, _ = run(compiled(WHOLE, eight), eight, images)
+    alone, _ = run(whole_pipeline(1), make_mesh(1), images)
+    spread, _ = run(whole_pipeline(8), make_mesh(8), images)
     assert len(spread.sharding.device_set) == 8
     np.testing.assert_array_equal(np.asarray(spread), np.asarray(alone))
 
@@ -107,7 +111,7 @@ COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
 
 
 def test_no_pixel_travels_between_devices() -> None:
-    text = compiled(WHOLE, make_mesh(8)).as_text()
+    text = whole_pipeline(8).as_text()
     assert text is not None
     assert "num_partitions=8" in text  # or there would be nothing to find
     for collective in COLLECTIVES:
@@ -127,11 +131,16 @@ def test_a_pixel_that_travels_would_be_seen() -> None:
     assert any(collective in text for collective in COLLECTIVES)
 
 
+def applied(
+    transforms: Sequence[Transform], images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    call = jax.jit(functools.partial(apply, transforms))
+    return jax.device_get(call(jax.random.key(0), images, TARGETS))
+
+
 def test_each_transform_has_a_key_of_its_own() -> None:
     images = batch_of_images()
-    twice, _ = apply(
-        (HorizontalFlip(), HorizontalFlip()), jax.random.key(0), images, TARGETS
-    )
+    twice, _ = applied((HorizontalFlip(), HorizontalFlip()), images)
     kept = (np.asarray(twice) == images).all((1, 2, 3))
     # One key for both would mirror every image back. Half of 64, three standard deviations.
     assert 20 <= kept.sum() <= 44
@@ -143,7 +152,7 @@ def test_transforms_are_applied_in_order() -> None:
         (Normalize(mean=(0.0,), std=(1.0,)), RandomCrop(padding=8, fill=255.0)),
         (RandomCrop(padding=8, fill=255.0), Normalize(mean=(0.0,), std=(1.0,))),
     ):
-        result, _ = apply(transforms, jax.random.key(0), images, TARGETS)
+        result, _ = applied(transforms, images)
         filled = 255.0 if isinstance(transforms[-1], RandomCrop) else 1.0
         assert np.max(result) == filled
 
@@ -155,11 +164,8 @@ def test_targets_may_change_on_the_way() -> None:
         ) -> tuple[jax.Array, jax.Array]:
             return images, (targets + jnp.roll(targets, -1, axis=0)) / 2
 
-    _, targets = apply(
-        (MixWithNext(), HorizontalFlip(), MixWithNext()),
-        jax.random.key(0),
-        batch_of_images(),
-        TARGETS,
+    _, targets = applied(
+        (MixWithNext(), HorizontalFlip(), MixWithNext()), batch_of_images()
     )
     reference = (
         TARGETS + 2 * np.roll(TARGETS, -1, axis=0) + np.roll(TARGETS, -2, axis=0)

@@ -51,6 +51,17 @@ IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
 TARGETS = np.eye(2, dtype=np.float32)
 
 
+def applied(
+    transform: Transform,
+    images: np.ndarray,
+    targets: np.ndarray,
+    position: RunPosition | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    call = jax.jit(lambda key: apply((transform,), key, images, targets, position))
+    return jax.device_get(call(jax.random.key(seed)))
+
+
 def added(transform: Transform, total_steps: int) -> list[float]:
     """What a transform adds to a pixel in each step of a run, all by one program."""
 
@@ -59,7 +70,9 @@ def added(transform: Transform, total_steps: int) -> list[float]:
         position = RunPosition(step, 1, total_steps)
         return apply((transform,), jax.random.key(0), IMAGES, TARGETS, position)[0]
 
-    return [float(at(jnp.int32(step))[0, 0, 0, 0]) for step in range(total_steps)]
+    return [
+        float(np.asarray(at(np.int32(step)))[0, 0, 0, 0]) for step in range(total_steps)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +119,7 @@ def test_without_a_position_scheduled_acts_and_growing_has_its_last_value() -> N
         (Scheduled(transform=Add(magnitude=3.0), start=0.5), 3),
         (Growing(transform=Add(), first=2.0, last=7.0), 7),
     ):
-        images, _ = apply((transform,), jax.random.key(0), IMAGES, TARGETS)
+        images, _ = applied(transform, IMAGES, TARGETS)
         np.testing.assert_array_equal(images, value)
 
 
@@ -116,8 +129,8 @@ def test_scheduled_passes_key_and_targets_on() -> None:
     inner = MixUp(alpha=1.0)
     position = RunPosition(jnp.int32(0), 1, 10)
     wrapped = Scheduled(transform=inner, stop=0.5)
-    expected = apply((inner,), jax.random.key(5), images, targets)
-    found = apply((wrapped,), jax.random.key(5), images, targets, position)
+    expected = applied(inner, images, targets, seed=5)
+    found = applied(wrapped, images, targets, position, seed=5)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     assert (np.asarray(found[1]) != targets).any()
@@ -151,7 +164,7 @@ def test_whole_options_grow_in_whole_steps() -> None:
     growing = Growing(transform=Add(magnitude=0.0), field="whole", first=1.0, last=3.0)
     assert added(growing, 9) == [1, 1, 2, 2, 2, 2, 2, 3, 3]
     options.check(growing)
-    images, _ = apply((growing,), jax.random.key(0), IMAGES, TARGETS)
+    images, _ = applied(growing, IMAGES, TARGETS)
     np.testing.assert_array_equal(images, 3)
 
 
@@ -167,7 +180,7 @@ def test_a_key_is_used_as_if_the_option_were_configured() -> None:
     for step, p in ((0, 0.0), (2, 0.5), (4, 1.0)):
         position = RunPosition(jnp.int32(step), 1, 5)
         found, _ = apply((growing,), jax.random.key(1), images, targets, position)
-        expected, _ = apply((HorizontalFlip(p=p),), jax.random.key(1), images, targets)
+        expected, _ = applied(HorizontalFlip(p=p), images, targets, seed=1)
         np.testing.assert_array_equal(found, expected)
 
 

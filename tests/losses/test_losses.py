@@ -1,7 +1,8 @@
 """The losses against NumPy in float64. Beside torch and timm: test_losses_live.py."""
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,14 +51,17 @@ def soft_batch() -> tuple[np.ndarray, np.ndarray]:
     return logits, np.float32(targets)
 
 
+def losses(loss: Any, *arrays: Any) -> np.ndarray:
+    """What a loss, compiled anew with the options it has now, gives for each image."""
+    return np.asarray(jax.jit(lambda *arrays: loss(*arrays))(*arrays))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_loss_of_soft_targets(smoothing: float) -> None:
     logits, targets = soft_batch()
-    found = jax.jit(SoftmaxCrossEntropy(label_smoothing=smoothing).__call__)(
-        logits, targets
-    )
+    found = losses(SoftmaxCrossEntropy(label_smoothing=smoothing), logits, targets)
     assert found.shape == (20,)
-    assert found.dtype == jnp.float32
+    assert found.dtype == np.float32
     # Szegedy et al. 2015, section 7: smoothed once, also where targets are soft already.
     smoothed = (1 - smoothing) * targets + smoothing / 6
     np.testing.assert_allclose(found, cross_entropy(logits, smoothed), rtol=1e-5)
@@ -80,10 +84,19 @@ def test_loss_of_soft_targets(smoothing: float) -> None:
 def test_a_target_that_is_partly_missing_counts_in_part(loss: Loss) -> None:
     logits, targets = soft_batch()
     share = np.float32(np.linspace(0, 1, 20))[:, None]
-    found = jax.jit(loss.__call__)(logits, share * targets)
-    np.testing.assert_allclose(found, share[:, 0] * loss(logits, targets), rtol=1e-5)
-    assert found[0] == 0 and found.dtype == jnp.float32
-    slope = jax.grad(lambda logits: loss(logits, share * targets).sum())(logits)
+
+    @jax.jit
+    def both(logits: jax.Array) -> tuple[Any, jax.Array]:
+        def total(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+            each = loss(logits, share * targets)
+            return each.sum(), each
+
+        # Beside its gradient: what the loss is of whole targets.
+        return jax.grad(total, has_aux=True)(logits), loss(logits, targets)
+
+    (slope, found), whole = jax.device_get(both(logits))
+    np.testing.assert_allclose(found, share[:, 0] * whole, rtol=1e-5)
+    assert found[0] == 0 and found.dtype == np.float32
     assert np.isfinite(slope).all() and not slope[0].any()
 
 
@@ -92,7 +105,7 @@ def test_class_weights_are_factors_of_the_targets() -> None:
     loss = SoftmaxCrossEntropy(label_smoothing=0.1, class_weights=WEIGHTS)
     smoothed = 0.9 * targets + 0.1 / 6
     np.testing.assert_allclose(
-        jax.jit(loss.__call__)(logits, targets),
+        losses(loss, logits, targets),
         cross_entropy(logits, smoothed * WEIGHTS),
         rtol=1e-5,
     )
@@ -131,7 +144,7 @@ def test_impossible_class_weights_are_named(weights: tuple[float, ...]) -> None:
 def test_the_gradient_is_probability_minus_target() -> None:
     logits, targets = soft_batch()
     loss = SoftmaxCrossEntropy(label_smoothing=0.2)
-    found = jax.grad(lambda logits: loss(logits, targets).sum())(jnp.asarray(logits))
+    found = jax.jit(jax.grad(lambda logits: loss(logits, targets).sum()))(logits)
     exponentials = np.exp(np.float64(logits))
     probabilities = exponentials / exponentials.sum(-1, keepdims=True)
     np.testing.assert_allclose(
@@ -140,8 +153,8 @@ def test_the_gradient_is_probability_minus_target() -> None:
 
 
 def test_large_logits_do_not_overflow() -> None:
-    logits = jnp.array([[1e4, -1e4, 0.0]])
-    found = SoftmaxCrossEntropy()(logits, jnp.eye(3)[1:2])
+    logits = np.float32([[1e4, -1e4, 0.0]])
+    found = losses(SoftmaxCrossEntropy(), logits, np.eye(3, dtype=np.float32)[1:2])
     np.testing.assert_allclose(found, [2e4], rtol=1e-6)
 
 
@@ -167,7 +180,7 @@ def test_logit_adjustment_adds_the_log_of_the_priors() -> None:
     weighted = (counts / 1000) ** 1.5 * np.exp(np.float64(logits))
     probabilities = weighted / weighted.sum(-1, keepdims=True)
     np.testing.assert_allclose(
-        jax.jit(loss.__call__)(logits, targets),
+        losses(loss, logits, targets),
         -(targets * np.log(probabilities)).sum(-1),
         rtol=1e-5,
     )
@@ -197,10 +210,12 @@ def test_binary_cross_entropy_tells_each_class_by_itself(smoothing: float) -> No
     smoothed = (1 - smoothing) * targets + smoothing / 6
     expected = binary_cross_entropy(logits, smoothed)
     loss = BinaryCrossEntropy(label_smoothing=smoothing)
-    found = jax.jit(loss.__call__)(logits, targets)
+    found = losses(loss, logits, targets)
     np.testing.assert_allclose(found, expected.mean(-1), rtol=1e-5)
     loss.over_classes = "sum"
-    np.testing.assert_allclose(loss(logits, targets), expected.sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses(loss, logits, targets), expected.sum(-1), rtol=1e-5
+    )
 
 
 def test_targets_above_the_threshold_become_one() -> None:
@@ -209,21 +224,21 @@ def test_targets_above_the_threshold_become_one() -> None:
     ones = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1]])
     loss = BinaryCrossEntropy(target_threshold=0.2, over_classes="sum")
     expected = binary_cross_entropy(logits, ones).sum(-1)
-    np.testing.assert_allclose(loss(logits, targets), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(loss, logits, targets), expected, rtol=1e-5)
     # Smoothed by a half, 0.7 * 0.5 + 0.5 / 4 = 0.475 and 0.3 * 0.5 + 0.125 = 0.275.
     loss = BinaryCrossEntropy(
         target_threshold=0.28, label_smoothing=0.5, over_classes="sum"
     )
     expected = binary_cross_entropy(logits, ones * [[1, 0, 1, 1]]).sum(-1)
-    np.testing.assert_allclose(loss(logits, targets), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(loss, logits, targets), expected, rtol=1e-5)
 
 
 def test_class_weights_of_the_binary_loss_are_those_of_the_images() -> None:
     logits, targets = soft_batch()
     plain, weighted = BinaryCrossEntropy(), BinaryCrossEntropy(class_weights=WEIGHTS)
     np.testing.assert_allclose(
-        weighted(logits, targets),
-        (targets @ np.array(WEIGHTS)) * plain(logits, targets),
+        losses(weighted, logits, targets),
+        (targets @ np.array(WEIGHTS)) * losses(plain, logits, targets),
         rtol=1e-5,
     )
 
@@ -238,22 +253,24 @@ def test_focal_loss_is_the_formula(gamma: float) -> None:
     log_p = log_softmax(logits)
     smoothed = (0.9 * targets + 0.1 / 6) * WEIGHTS
     np.testing.assert_allclose(
-        jax.jit(loss.__call__)(logits, targets),
+        losses(loss, logits, targets),
         -(smoothed * (1 - np.exp(log_p)) ** gamma * log_p).sum(-1),
         rtol=1e-5,
     )
     if gamma == 0:
         plain = SoftmaxCrossEntropy(label_smoothing=0.1, class_weights=WEIGHTS)
         np.testing.assert_allclose(
-            loss(logits, targets), plain(logits, targets), rtol=1e-6
+            losses(loss, logits, targets), losses(plain, logits, targets), rtol=1e-6
         )
 
 
 def test_focal_loss_cares_less_for_what_is_sure() -> None:
     """Lin et al. 2017, section 3.2: at gamma 2 a hundredth of the loss at p = 0.9."""
-    logits = jnp.log(jnp.array([[0.9, 0.1], [0.968, 0.032]]))
-    targets = jnp.array([[1.0, 0.0], [1.0, 0.0]])
-    ratio = Focal()(logits, targets) / SoftmaxCrossEntropy()(logits, targets)
+    logits = np.log(np.float32([[0.9, 0.1], [0.968, 0.032]]))
+    targets = np.float32([[1.0, 0.0], [1.0, 0.0]])
+    ratio = losses(Focal(), logits, targets) / losses(
+        SoftmaxCrossEntropy(), logits, targets
+    )
     np.testing.assert_allclose(ratio, [0.01, 0.032**2], rtol=1e-4)
 
 
@@ -268,16 +285,14 @@ def test_focal_loss_cares_less_for_what_is_sure() -> None:
         MultiLabelAsymmetric(gamma_positive=0.5, gamma_negative=0.5, margin=0.0),
     ],
 )
-@pytest.mark.parametrize("size", [0.0, 30.0, 1e4])
-def test_gradients_are_numbers_however_sure_the_network_is(
-    loss: Loss, size: float
-) -> None:
-    logits = size * jnp.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])
-    found, slopes = jax.value_and_grad(
-        lambda logits: loss(logits, jnp.eye(3)[:2]).sum()
-    )(logits)
-    assert np.isfinite(found) and np.isfinite(slopes).all()
-    assert found >= 0
+def test_gradients_are_numbers_however_sure_the_network_is(loss: Loss) -> None:
+    targets = np.eye(3, dtype=np.float32)[:2]
+    slope = jax.jit(jax.value_and_grad(lambda logits: loss(logits, targets).sum()))
+    for size in (0.0, 30.0, 1e4):
+        logits = size * np.float32([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])
+        found, slopes = jax.device_get(slope(logits))
+        assert np.isfinite(found) and np.isfinite(slopes).all(), size
+        assert found >= 0, size
 
 
 # Any number of labels
@@ -305,11 +320,11 @@ def test_multi_label_loss_is_the_formula(
         label_smoothing=smoothing, positive_weights=weights
     )
     assert loss.multi_label and not SoftmaxCrossEntropy.multi_label
-    found = jax.jit(loss.__call__)(logits, np.float32(labels))
-    assert found.shape == (20,) and found.dtype == jnp.float32
+    found = losses(loss, logits, np.float32(labels))
+    assert found.shape == (20,) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected.mean(-1), rtol=1e-5)
     loss.over_classes = "sum"
-    found = loss(logits, np.float32(labels))
+    found = losses(loss, logits, np.float32(labels))
     np.testing.assert_allclose(found, expected.sum(-1), rtol=1e-5)
 
 
@@ -333,7 +348,7 @@ def test_asymmetric_loss_is_the_formula(gamma: float, margin: float) -> None:
     if_no = -(shifted**gamma) * np.log(1 - shifted)
     loss = MultiLabelAsymmetric(gamma_positive=1.5, gamma_negative=gamma, margin=margin)
     np.testing.assert_allclose(
-        jax.jit(loss.__call__)(logits, np.float32(labels)),
+        losses(loss, logits, np.float32(labels)),
         np.where(labels, if_yes, if_no).mean(-1),
         rtol=2e-5,
     )
@@ -350,9 +365,10 @@ def test_asymmetric_loss_without_asymmetry_is_the_binary_one() -> None:
     )
     plain = MultiLabelBinaryCrossEntropy(label_smoothing=0.1, positive_weights=WEIGHTS)
     for sure in (logits, 100 * logits):
-        np.testing.assert_allclose(
-            same(sure, np.float32(labels)), plain(sure, np.float32(labels)), rtol=1e-5
+        found, expected = (
+            losses(loss, sure, np.float32(labels)) for loss in (same, plain)
         )
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 # Distillation
@@ -365,18 +381,19 @@ def test_distillation_is_the_divergence_from_the_teacher(temperature: float) -> 
     log_student = log_softmax(student / temperature)
     log_teacher = log_softmax(teacher / temperature)
     each = np.exp(log_teacher) * (log_teacher - log_student)
-    found = jax.jit(distillation_loss)(student, teacher, temperature)
-    assert found.shape == (12,) and found.dtype == jnp.float32
+    distill = jax.jit(distillation_loss)
+    found = distill(student, teacher, temperature)
+    assert found.shape == (12,) and found.dtype == np.float32
     np.testing.assert_allclose(found, temperature**2 * each.sum(-1), rtol=1e-4)
-    np.testing.assert_allclose(
-        distillation_loss(teacher, teacher, temperature), 0, atol=1e-5
-    )
+    np.testing.assert_allclose(distill(teacher, teacher, temperature), 0, atol=1e-5)
 
 
 def test_distillation_keeps_its_gradients_at_high_temperatures() -> None:
     """Hinton et al. 2015, equation 4: of logits with mean 0, (student - teacher) / classes."""
-    student, teacher = jnp.array([[1.0, -2.0, 1.0]]), jnp.array([[0.5, 0.5, -1.0]])
-    slope = jax.grad(lambda logits: distillation_loss(logits, teacher, 1000.0).sum())
+    student, teacher = np.float32([[1.0, -2.0, 1.0]]), np.float32([[0.5, 0.5, -1.0]])
+    slope = jax.jit(
+        jax.grad(lambda logits: distillation_loss(logits, teacher, 1000.0).sum())
+    )
     np.testing.assert_allclose(slope(student), (student - teacher) / 3, rtol=1e-2)
 
 
@@ -388,6 +405,7 @@ def test_a_loss_does_not_change_the_logits_it_is_given() -> None:
     logits = np.array(logits)
     before = logits.copy()
     priors = (1, 2, 3, 4, 5, 6)
+    # Not compiled, where it could not.
     SoftmaxCrossEntropy(logit_adjustment=1.0, class_priors=priors)(logits, targets)
     np.testing.assert_array_equal(logits, before)
 
@@ -464,8 +482,8 @@ def test_a_threshold_tells_the_class_of_a_whole_image(
     loss = BinaryCrossEntropy(target_threshold=threshold, label_smoothing=smoothing)
     check(loss)
     # Where all targets are alike, so are the losses of all classes.
-    targets, logits = jnp.eye(num_classes), jnp.eye(1, num_classes)
-    each = loss(jnp.repeat(logits, num_classes, 0), targets)
+    targets = np.eye(num_classes, dtype=np.float32)
+    each = losses(loss, np.repeat(targets[:1], num_classes, 0), targets)
     assert (np.ptp(each) > 0) == is_between
     if is_between:
         loss.check_classes(num_classes)
@@ -476,11 +494,12 @@ def test_a_threshold_tells_the_class_of_a_whole_image(
 
 
 def test_labels_as_targets() -> None:
-    one = as_targets(jnp.array([2, 0], jnp.int32), 3)
-    several = as_targets(jnp.array([[0, 1, 1], [0, 0, 0]], jnp.uint8), 3)
+    call = jax.jit(as_targets, static_argnums=1)
+    one = call(np.int32([2, 0]), 3)
+    several = call(np.uint8([[0, 1, 1], [0, 0, 0]]), 3)
     assert one.tolist() == [[0, 0, 1], [1, 0, 0]]
     assert several.tolist() == [[0, 1, 1], [0, 0, 0]]
-    assert one.dtype == several.dtype == jnp.float32
+    assert one.dtype == several.dtype == np.float32
 
 
 def test_a_loss_for_another_kind_of_labels_is_named() -> None:

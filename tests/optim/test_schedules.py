@@ -1,6 +1,7 @@
 """The factor of the peak rate, against the formulas."""
 
 import dataclasses
+import functools
 import json
 import math
 import typing
@@ -253,14 +254,34 @@ def random_run(seed: int) -> tuple[int, int, float]:
     return total, int(rng.integers(0, total - 10)), float(rng.uniform(1e-3, 0.9))
 
 
+@functools.cache
+def random_runs(seed: int) -> dict[str, np.ndarray]:
+    """The factors of each kind in a random run, by one program."""
+    total, warmup, start = random_run(seed)
+    run = RunLength(steps_per_epoch=10, batch_size=4, total_steps=total)
+    schedules = {
+        name: kind.make(steps, warmup=steps(warmup), start=start)
+        for name, kind in KINDS.items()
+    }
+    for schedule in schedules.values():
+        check(schedule)
+
+    @jax.jit
+    def compute(t: jax.Array) -> dict[str, jax.Array]:
+        return {
+            name: jax.vmap(schedule.factor(run))(t)
+            for name, schedule in schedules.items()
+        }
+
+    return jax.device_get(compute(np.arange(total, dtype=np.int32)))
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", KINDS)
 def test_runs_of_any_length_follow_the_formula(name: str, seed: int) -> None:
     kind = KINDS[name]
     total, warmup, start = random_run(seed)
-    schedule = kind.make(steps, warmup=steps(warmup), start=start)
-    check(schedule)
-    found = factors(schedule, total)
+    found = random_runs(seed)[name]
     line = start + (1 - start) * np.arange(warmup) / max(warmup, 1)
     shape = kind.formula(np.arange(total - warmup), total - warmup)
     expected = np.concatenate([line, shape])
@@ -277,7 +298,7 @@ def test_runs_of_any_length_follow_the_formula(name: str, seed: int) -> None:
 def test_an_epoch_is_the_step_of_a_schedule_that_changes_by_epoch(name: str) -> None:
     kind = KINDS[name]
     total, warmup, start = random_run(1)
-    by_step = factors(kind.make(steps, warmup=steps(warmup), start=start), total)
+    by_step = random_runs(1)[name]
     by_epoch = kind.make(epochs, warmup=epochs(warmup), start=start, every="epoch")
     # The last epoch is cut short.
     run = RunLength(steps_per_epoch=7, batch_size=4, total_steps=7 * total - 3)
@@ -291,10 +312,12 @@ def test_integers_give_what_arrays_in_jit_give(name: str) -> None:
     run = RunLength(10, 4, total_steps=20)
     factor = schedule.factor(run)
     expected = factors(schedule, 20)
+    compiled = jax.eval_shape(factor, jax.ShapeDtypeStruct((), jnp.int32))
     for step in (0, 2, 3, 4, 18, 19):
-        assert factor(step).shape == ()
-        assert factor(step).dtype == jax.jit(factor)(jnp.int32(step)).dtype
-        np.testing.assert_allclose(factor(step), expected[step], rtol=1e-6)
+        found = factor(step)
+        assert found.shape == ()
+        assert found.dtype == compiled.dtype
+        np.testing.assert_allclose(found, expected[step], rtol=1e-6)
     # After its end a run would go on at the last factor.
     np.testing.assert_allclose(factor(1000), expected[-1], rtol=1e-6)
 

@@ -1,5 +1,6 @@
 """The factor of the peak rate, against the formulas of PyTorch's schedulers, and against them."""
 
+import functools
 import itertools
 import math
 import warnings
@@ -179,17 +180,37 @@ def factors(schedule: Schedule, ticks: int, steps_per_epoch: int) -> np.ndarray:
     return np.asarray(factor(np.arange(ticks * steps_per_epoch, dtype=np.int32)))
 
 
+@functools.cache
+def all_factors(x64: bool) -> dict[str, np.ndarray]:
+    """Those of each case, at every step of a run of 3 steps an epoch, by one program."""
+    runs = {
+        name: (schedule, RunLength(3, 4, total_steps=3 * ticks))
+        for name, (schedule, ticks, _, _) in CASES.items()
+    }
+
+    @jax.jit
+    def compute(steps: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {
+            name: jax.vmap(schedule.factor(run))(steps[name])
+            for name, (schedule, run) in runs.items()
+        }
+
+    counts = {name: run.total_steps for name, (_, run) in runs.items()}
+    with jax.enable_x64(x64):
+        return jax.device_get(
+            compute({n: np.arange(c, dtype=np.int32) for n, c in counts.items()})
+        )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_factors_are_the_formula_of_pytorch(name: str) -> None:
-    schedule, ticks, formula, _ = CASES[name]
-    expected = np.array([formula(t) for t in range(ticks)])
-    with jax.enable_x64(True):
-        found = factors(schedule, ticks, steps_per_epoch=3)
+    _, ticks, formula, _ = CASES[name]
+    expected = np.repeat([formula(t) for t in range(ticks)], 3)
+    found, rounded = all_factors(True)[name], all_factors(False)[name]
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, np.repeat(expected, 3), rtol=1e-9)
-    rounded = factors(schedule, ticks, steps_per_epoch=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert rounded.dtype == np.float32
-    np.testing.assert_allclose(rounded, np.repeat(expected, 3), rtol=1e-6)
+    np.testing.assert_allclose(rounded, expected, rtol=1e-6)
 
 
 @pytest.mark.torch

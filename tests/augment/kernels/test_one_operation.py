@@ -102,13 +102,13 @@ def test_each_row_has_a_key_of_its_own() -> None:
     def noise(key: jax.Array, images: jax.Array) -> jax.Array:
         return images + jax.random.uniform(key, images.shape)
 
-    images = jnp.zeros((32, 4, 4, 1))
+    images = np.zeros((24, 5, 5, 1), np.float32)  # three groups of 8 rows
     for function in (
         lambda rng, images: drawn_by_rows(rng, images, [noise]),
-        lambda rng, images: assigned_to_rows(rng, images, [noise] * 16),
-        lambda rng, images: assigned_to_rows(rng, images, [noise] * 14),
+        lambda rng, images: assigned_to_rows(rng, images, [noise] * 8),
+        lambda rng, images: assigned_to_rows(rng, images, [noise] * 6),
     ):
-        values = np.asarray(function(jax.random.key(1), images)).ravel()
+        values = np.asarray(jax.jit(function)(jax.random.key(1), images)).ravel()
         assert len(np.unique(values)) == len(values)
         assert abs(np.mean(values) - 0.5) < 0.06
 
@@ -118,7 +118,7 @@ def test_eight_devices_give_the_same_and_no_image_travels(how: Any) -> None:
     def noise(scale: float, key: jax.Array, images: jax.Array) -> jax.Array:
         return images + scale * jax.random.uniform(key, images.shape)
 
-    operations = [functools.partial(noise, float(scale)) for scale in range(1, 8)]
+    operations = [functools.partial(noise, float(scale)) for scale in range(1, 4)]
     images = np.zeros((64, 3, 3, 1), np.float32)
     results = []
     for devices in (1, 8):

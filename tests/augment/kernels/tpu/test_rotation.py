@@ -1,10 +1,12 @@
 """Rotations by products, against those by gather."""
 
+import jax
 import numpy as np
 import pytest
 
 from jaxcls.augment.kernels import pillow_warp
 from jaxcls.augment.kernels.tpu import rotation
+from tests.augment.kernels.test_pillow_warp import run
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,13 @@ def test_a_rotation_by_products_is_that_by_gather(height: int, width: int) -> No
     ).astype(np.float32)
     shape = (len(angles), height, width, 3)
     images = random.integers(0, 256, shape).astype(np.float32)
-    expected = pillow_warp.rotate(images, angles, "nearest", 7.0)
+
+    def rotate(images: jax.Array, angles: jax.Array) -> jax.Array:
+        return pillow_warp.rotate(images, angles, "nearest", 7.0)
+
+    expected = run(rotate, images, angles)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pillow_warp, "copy_rotated", rotation.rotate)
-        found = pillow_warp.rotate(images, angles, "nearest", 7.0)
+        # Not `rotate` itself, which is compiled already.
+        found = run(lambda *given: rotate(*given), images, angles)
     np.testing.assert_array_equal(found, expected)

@@ -1,12 +1,14 @@
 """A small network of each family, for tests that go through all of them."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxcls.models import create_model
@@ -48,12 +50,24 @@ def shapes(module: nn.Module, side: int, channels: int = 3) -> Variables:
 
 
 @functools.cache
-def trained(name: str) -> tuple[nn.Module, Variables, jax.Array]:
-    """A tiny network with its initial variables, and images."""
+def trained(name: str) -> tuple[nn.Module, Variables, np.ndarray]:
+    """A tiny network with variables as after some training, and images; nothing is compiled."""
     options, side = TINY[name]
     module = create_model(name, num_classes=5, **options)
-    images = jax.random.normal(jax.random.key(1), (4, side, side, 3))
-    variables = jax.jit(lambda: module.init(jax.random.key(0), images[:1]))()
+    random = np.random.default_rng(1)
+    images = np.float32(random.normal(size=(4, side, side, 3)))
+
+    def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key in ("scale", "var"):
+            return np.ones(leaf.shape, np.float32)
+        if path[-1].key == "layer_scale":
+            return np.full(leaf.shape, 0.1, np.float32)
+        if path[-1].key == "kernel":
+            std = math.sqrt(2 / math.prod(leaf.shape[:-1]))
+            return np.float32(random.normal(0, std, leaf.shape))
+        return np.zeros(leaf.shape, np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes(module, side))
     return module, variables, images
 
 

@@ -40,8 +40,9 @@ def test_it_learns_64_digits_by_heart(name: str) -> None:
     module = create_model(name, num_classes=10, **options)
     module = module.clone(**{o: v for o, v in quiet.items() if hasattr(module, o)})
     pixels, labels = digits()
-    images = jax.image.resize(pixels, (64, side, side, 1), "nearest")
-    targets = jax.nn.one_hot(labels, 10)
+    nearest = (2 * np.arange(side) + 1) * 8 // (2 * side)
+    images = pixels[:, nearest][:, :, nearest]
+    targets = np.eye(10, dtype=np.float32)[labels]
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(RATES.get(name, 3e-3))
     )
@@ -74,6 +75,6 @@ def test_it_learns_64_digits_by_heart(name: str) -> None:
     state = start()
     for _ in range(200):
         state, accuracy = step(state)
-        if accuracy == 1:
+        if float(accuracy) == 1:
             return
     pytest.fail(f"only {accuracy:.1%} of the digits after 200 steps")

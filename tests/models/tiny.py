@@ -81,8 +81,6 @@ def apply_in_training(module: nn.Module, variables: Variables, images: Any) -> A
     )
 
 
-# Half a minute each to compile; the golden values of GoogLeNet's and Inception's training, which
-# the normal tests check, need all of their layers too.
 def each_of_tiny(*slow: str, without: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     """Runs a test with each network but those `without`, marked slow with some of them."""
     return pytest.mark.parametrize(
@@ -95,11 +93,8 @@ def each_of_tiny(*slow: str, without: tuple[str, ...] = ()) -> pytest.MarkDecora
     )
 
 
-SLOW = ("googlenet", "inception_v3")
-
-
-def modules_called(module: nn.Module, variables: Variables, images: Any) -> list[Any]:
-    """Every submodule in the order in which training calls it."""
+def modules_called(module: nn.Module, side: int) -> tuple[list[Any], Variables]:
+    """Every submodule in the order in which training calls it, and the network's variables."""
     found: list[Any] = []
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -107,6 +102,10 @@ def modules_called(module: nn.Module, variables: Variables, images: Any) -> list
             found.append(context.module)
         return call(*args, **kwargs)
 
+    def start(images: jax.Array) -> Variables:
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(2)}
+        return module.init(keys, images, train=True)
+
     with nn.intercept_methods(note):
-        jax.eval_shape(lambda v, x: apply_in_training(module, v, x), variables, images)
-    return found
+        images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+        return found, jax.eval_shape(start, images)

@@ -213,11 +213,11 @@ def shapes_of(name: str, dataset: str) -> tuple[Program, Any]:
 # A recipe of each family. The other recipes' networks differ from theirs in depth and width alone
 # (test_every_network.py traces each), and what all say of their images, averages and rates is
 # checked below without a network.
-FIRST = ["lenet5", "alexnet", "vgg16", "googlenet", "inception_v3", "resnet18"]
-FIRST += ["resnet20", "keras_resnet", "effnet_b0", "effnet_v2_s", "convnext_tiny"]
+FIRST = ["googlenet", "resnet18", "resnet20", "keras_resnet", "effnet_b0"]
 # With an average of another kind, LAMB, and weights with rates that fall from layer to layer.
-FIRST += ["resnet50_new_recipe", "resnet50_rsb_a3", "finetune"]
-# The networks that refuse small images: their recipes make digits larger.
+FIRST += ["convnext_tiny", "resnet50_new_recipe", "resnet50_rsb_a3", "finetune"]
+# The networks that refuse small images, which is shown on the smallest: their recipes make digits
+# larger.
 CHOOSY = ["lenet5", "alexnet", "vgg16", "inception_v3"]
 
 

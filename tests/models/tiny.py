@@ -64,7 +64,7 @@ def trained(name: str) -> tuple[nn.Module, Variables, np.ndarray]:
             return np.full(leaf.shape, 0.1, np.float32)
         if path[-1].key == "kernel":
             std = math.sqrt(2 / math.prod(leaf.shape[:-1]))
-            return np.float32(random.normal(0, std, leaf.shape))
+            return random.standard_normal(leaf.shape, np.float32) * np.float32(std)
         return np.zeros(leaf.shape, np.float32)
 
     variables = jax.tree_util.tree_map_with_path(drawn, shapes(module, side))

@@ -61,7 +61,7 @@ def test_there_and_back_is_the_same(name: str, dialect: Any) -> None:
     variables = from_torch(name, state_dict, **SMALL[name])
     # Every value arrives once: none twice, none lost.
     values = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(variables)])
-    assert sorted(values) == list(range(len(values)))
+    np.testing.assert_array_equal(np.sort(values), np.arange(len(values)))
     back = to_torch(name, variables, dialect=dialect, **SMALL[name])
     counters = {key for key in back if key.endswith(COUNTER)}
     assert {back[key].dtype for key in counters} <= {np.dtype("int64")}

@@ -16,6 +16,8 @@ from tests.models.tiny import TINY
 SLOW = ("alexnet", "alexnet_2012", "googlenet", "inception_v3")
 SLOW += ("vgg11_bn", "resnet20", "resnet50", "efficientnet_v2_s", "convnext_tiny")
 SLOW += ("efficientnet_b0", "keras_resnet", "vgg11")
+# Two stages show the rest of a family that is slow at its full depth.
+SHALLOW: dict[str, dict[str, Any]] = {"resnet18": {"stage_sizes": (1, 1)}}
 RATES = {"alexnet": 3e-4, "alexnet_2012": 1e-3, "vgg11": 2e-3, "inception_v3": 1e-3}
 
 
@@ -37,11 +39,13 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 def test_it_learns_64_digits_by_heart(name: str) -> None:
     options, side = TINY[name]
     quiet = {"dropout": 0.0, "drop_path": 0.0, "aux_dropout": 0.0}
+    options = {**options, **SHALLOW.get(name, {})}
     module = create_model(name, num_classes=10, **options)
     module = module.clone(**{o: v for o, v in quiet.items() if hasattr(module, o)})
     pixels, labels = digits()
-    images = jax.image.resize(pixels, (64, side, side, 1), "nearest")
-    targets = jax.nn.one_hot(labels, 10)
+    nearest = (2 * np.arange(side) + 1) * 8 // (2 * side)
+    images = pixels[:, nearest][:, :, nearest]
+    targets = np.eye(10, dtype=np.float32)[labels]
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(RATES.get(name, 3e-3))
     )
@@ -74,6 +78,6 @@ def test_it_learns_64_digits_by_heart(name: str) -> None:
     state = start()
     for _ in range(200):
         state, accuracy = step(state)
-        if accuracy == 1:
+        if float(accuracy) == 1:
             return
     pytest.fail(f"only {accuracy:.1%} of the digits after 200 steps")

@@ -1,12 +1,14 @@
 """A small network of each family, for tests that go through all of them."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxcls.models import create_model
@@ -48,12 +50,24 @@ def shapes(module: nn.Module, side: int, channels: int = 3) -> Variables:
 
 
 @functools.cache
-def trained(name: str) -> tuple[nn.Module, Variables, jax.Array]:
-    """A tiny network with its initial variables, and images."""
+def trained(name: str) -> tuple[nn.Module, Variables, np.ndarray]:
+    """A tiny network with variables as after some training, and images; nothing is compiled."""
     options, side = TINY[name]
     module = create_model(name, num_classes=5, **options)
-    images = jax.random.normal(jax.random.key(1), (4, side, side, 3))
-    variables = jax.jit(lambda: module.init(jax.random.key(0), images[:1]))()
+    random = np.random.default_rng(1)
+    images = np.float32(random.normal(size=(4, side, side, 3)))
+
+    def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key in ("scale", "var"):
+            return np.ones(leaf.shape, np.float32)
+        if path[-1].key == "layer_scale":
+            return np.full(leaf.shape, 0.1, np.float32)
+        if path[-1].key == "kernel":
+            std = math.sqrt(2 / math.prod(leaf.shape[:-1]))
+            return random.standard_normal(leaf.shape, np.float32) * np.float32(std)
+        return np.zeros(leaf.shape, np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes(module, side))
     return module, variables, images
 
 
@@ -67,8 +81,6 @@ def apply_in_training(module: nn.Module, variables: Variables, images: Any) -> A
     )
 
 
-# Half a minute each to compile; the golden values of GoogLeNet's and Inception's training, which
-# the normal tests check, need all of their layers too.
 def each_of_tiny(*slow: str, without: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     """Runs a test with each network but those `without`, marked slow with some of them."""
     return pytest.mark.parametrize(
@@ -81,11 +93,8 @@ def each_of_tiny(*slow: str, without: tuple[str, ...] = ()) -> pytest.MarkDecora
     )
 
 
-SLOW = ("googlenet", "inception_v3")
-
-
-def modules_called(module: nn.Module, variables: Variables, images: Any) -> list[Any]:
-    """Every submodule in the order in which training calls it."""
+def modules_called(module: nn.Module, side: int) -> tuple[list[Any], Variables]:
+    """Every submodule in the order in which training calls it, and the network's variables."""
     found: list[Any] = []
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -93,6 +102,10 @@ def modules_called(module: nn.Module, variables: Variables, images: Any) -> list
             found.append(context.module)
         return call(*args, **kwargs)
 
+    def start(images: jax.Array) -> Variables:
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(2)}
+        return module.init(keys, images, train=True)
+
     with nn.intercept_methods(note):
-        jax.eval_shape(lambda v, x: apply_in_training(module, v, x), variables, images)
-    return found
+        images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+        return found, jax.eval_shape(start, images)

@@ -1,5 +1,6 @@
 """Convolutions that are written out on CPUs, against XLA's own in float64."""
 
+import functools
 from typing import Any
 
 import jax
@@ -64,24 +65,38 @@ def ours(name: str, x: Any, kernel: Any) -> Any:
     return convolution(x, kernel, strides, padding, feature_group_count=groups)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_xla(name: str) -> None:
-    x, kernel = inputs(name)
+def test_values_and_gradients_are_those_of_xla() -> None:
+    """All cases in two programs: ours in float32, and XLA's own in float64."""
+
+    def both(function: Any, given: Any) -> Any:
+        """The result, and the gradients of image and kernel, of each case."""
+        found = {}
+        for name, (x, kernel, cotangent) in given.items():
+            result, backward = jax.vjp(functools.partial(function, name), x, kernel)
+            found[name] = (result, *backward(cotangent))
+        return found
+
+    given = {}
+    for name in CASES:
+        x, kernel = inputs(name)
+        shape = jax.eval_shape(functools.partial(reference, name), x, kernel).shape
+        given[name] = (x, kernel, np.random.default_rng(1).normal(size=shape))
     with jax.enable_x64(True):
-        expected, backward = jax.vjp(lambda *a: reference(name, *a), x, kernel)
-        cotangent = np.random.default_rng(1).normal(size=expected.shape)
-        of_x, of_kernel = backward(cotangent)
-
-    @jax.jit
-    def both(x: Any, kernel: Any, cotangent: Any) -> Any:
-        result, backward = jax.vjp(lambda *a: ours(name, *a), x, kernel)
-        return result, *backward(cotangent)
-
-    found = both(*map(np.float32, (x, kernel, cotangent)))
-    for value, exact in zip(found, (expected, of_x, of_kernel), strict=True):
-        assert value.dtype == jnp.float32
-        scale = np.abs(exact).max()
-        np.testing.assert_allclose(value, exact, rtol=0, atol=1e-5 * scale)
+        expected = jax.device_get(jax.jit(functools.partial(both, reference))(given))
+    single = jax.tree.map(np.float32, given)
+    found = jax.device_get(jax.jit(functools.partial(both, ours))(single))
+    for name in CASES:
+        for what, value, exact in zip(
+            ("result", "gradient of the image", "gradient of the kernel"),
+            found[name],
+            expected[name],
+            strict=True,
+        ):
+            assert (value.dtype, exact.dtype) == (np.float32, np.float64)
+            tolerance = 1e-5 * np.abs(exact).max()
+            np.testing.assert_allclose(
+                value, exact, rtol=0, atol=tolerance, err_msg=f"{name}: {what}"
+            )
 
 
 @pytest.mark.parametrize("name", NEVER_XLA)
@@ -137,25 +152,31 @@ def test_a_batch_on_eight_devices_sends_the_kernels_gradient_alone(name: str) ->
 def test_the_layer_has_linens_parameters() -> None:
     import flax.linen as nn
 
-    images = jax.random.normal(jax.random.key(0), (2, 5, 5, 6))
+    images = np.float32(np.random.default_rng(0).normal(size=(2, 5, 5, 6)))
     options: dict[str, Any] = {"padding": 1, "feature_group_count": 6, "name": "c"}
     layers = [kind(6, (3, 3), 2, **options) for kind in (nn.Conv, Conv)]
-    variables = [layer.init(jax.random.key(1), images) for layer in layers]
-    jax.tree.map(np.testing.assert_array_equal, *variables)
-    theirs, found = (
-        layer.apply(v, images) for layer, v in zip(layers, variables, strict=True)
+    key = jax.random.key(1)
+    (theirs, linens), (found, ours) = jax.device_get(
+        jax.jit(lambda x: [layer.init_with_output(key, x) for layer in layers])(images)
     )
+    jax.tree.map(np.testing.assert_array_equal, ours, linens)
     np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_is_summed_in_float32() -> None:
     # 49 ones and a small value: bfloat16 would lose it from the sum of a 7x7 kernel.
-    x = jnp.ones((1, 7, 7, 2), jnp.bfloat16)
-    kernel = jnp.full((7, 7, 1, 2), 1 / 256, jnp.bfloat16).at[0, 0].set(1)
-    result = convolution(x, kernel, (1, 1), "VALID", feature_group_count=2)
-    assert result.dtype == jnp.bfloat16
+    bfloat16 = np.dtype(jnp.bfloat16)
+    x = np.ones((1, 7, 7, 2), bfloat16)
+    kernel = np.full((7, 7, 1, 2), 1 / 256, bfloat16)
+    kernel[0, 0] = 1
+    result = np.asarray(
+        jax.jit(lambda *a: convolution(*a, (1, 1), "VALID", feature_group_count=2))(
+            x, kernel
+        )
+    )
+    assert result.dtype == bfloat16
     np.testing.assert_array_equal(
-        np.float32(result), np.float32(jnp.bfloat16(1 + 48 / 256))
+        np.float32(result), np.float32(bfloat16.type(1 + 48 / 256))
     )
 
 

@@ -1,22 +1,215 @@
 """Killed or stopped at any moment, a run ends as if nothing had happened."""
 
+import contextlib
 import dataclasses
 import os
 import random
+import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from jaxcls.train import main
 from tests import commands
+from tests.held import HOLD
 
-RECIPE = commands.RECIPES / "narrow.py"
+NARROW, HELD = commands.RECIPES / "narrow.py", commands.RECIPES / "held.py"
+STEPS = 32
+"""The length of HELD."""
+
+
+@pytest.fixture(autouse=True)
+def signals_arrive() -> Iterator[None]:
+    """A process inherits which signals are ignored, and a shell ignores Ctrl-C for what it
+    starts in the background."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, to) for number, to in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def assert_same_run(workdir: Path, whole: Path, steps: int) -> None:
+    """Two runs ended with the same arrays and lines of metrics, to the last bit."""
+    last = Path("checkpoints", str(steps))
+    commands.assert_same_arrays(workdir / last, whole / last)
+    assert commands.metrics(workdir) == commands.metrics(whole)
+
+
+# Runs that wait for the test.
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache of compiled programs for the runs of this file, which say what they
+    compile; returns the file that holds them back."""
+    folder = tmp_path_factory.mktemp("environment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("JAX_LOG_COMPILES", "1")
+        patch.setenv(HOLD, str(folder / "hold"))
+        yield folder / "hold"
 
 
 @dataclasses.dataclass
-class Whole:
+class Done:
+    """A run that ended by itself.
+
+    Attributes:
+      workdir: its folder.
+      output: what it printed.
+      errors: what it printed to stderr.
+    """
+
+    workdir: Path
+    output: str
+    errors: str
+
+
+def finish(workdir: Path) -> Done:
+    """Runs to the end, held back by nothing."""
+    done = commands.run("jaxcls.train", "--config", HELD, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    return Done(workdir, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Done:
+    """A run that nothing stopped, the first to compile its programs."""
+    return finish(tmp_path_factory.mktemp("whole") / "run")
+
+
+def read_until(stream: IO[str] | None, text: str) -> list[str]:
+    """Reads lines up to one that begins with `text`, which has to come."""
+    assert stream is not None
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if line.startswith(text):
+            return lines
+    raise AssertionError(f"{text!r} is not in {''.join(lines)}")
+
+
+@contextlib.contextmanager
+def held_run(
+    workdir: Path, hold: Path, batches: int, *more: str
+) -> Iterator["subprocess.Popen[str]"]:
+    """A run in a process group of its own that makes `batches` steps and then waits for its
+    data, while `hold` exists."""
+    hold.write_text(str(batches))
+    arguments = ["jaxcls.train", "--config", HELD, "--workdir", workdir, *more]
+    options = commands.command(*arguments)
+    # What it compiles would fill the pipe before anybody reads.
+    del options["env"]["JAX_LOG_COMPILES"]
+    with subprocess.Popen(**options, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            hold.unlink(missing_ok=True)
+            process.kill()
+
+
+def stop_by_signal(workdir: Path, hold: Path, name: str) -> str:
+    """Ctrl-C and schedulers signal the whole group: the worker must survive it. Returns what
+    the run printed."""
+    with held_run(workdir, hold, 8, "--config.data.workers=1") as process:
+        printed = read_until(process.stdout, "step ")
+        os.killpg(process.pid, signal.Signals[name])
+        read_until(process.stderr, f"{name}: saving after this step")
+        hold.unlink()
+        rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 75, errors
+    assert f"stopped by {name}" in rest
+    assert "Traceback" not in errors and "leaked" not in errors
+    assert group_is_gone(process.pid, within_seconds=60)
+    return "".join(printed) + rest
+
+
+def group_is_gone(group: int, within_seconds: float) -> bool:
+    """Whether no process of a group is left, or will be soon."""
+    until = time.monotonic() + within_seconds
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def assert_compiled_once(errors: str, *, from_cache: bool) -> None:
+    """Each step was compiled once, or taken from the cache."""
+    for name in ("train_step", "eval_step"):
+        assert len(re.findall(rf"Compiling jit\({name}\)", errors)) == 1, name
+        hits = re.findall(rf"compilation cache hit for 'jit_{name}'", errors)
+        assert len(hits) == from_cache, name
+
+
+def test_each_step_compiles_once_in_a_first_run(whole: Done) -> None:
+    assert_compiled_once(whole.errors, from_cache=False)
+
+
+def test_kills_and_signals_cost_nothing(
+    tmp_path: Path, whole: Done, environment: Path
+) -> None:
+    """A run that is killed, and continued and stopped by either signal, ends as the one that
+    nothing stopped; what it compiles comes from the cache."""
+    workdir = tmp_path / "run"
+    with held_run(workdir, environment, 8) as process:
+        # A checkpoint is saved now, or was: the one of step 5.
+        read_until(process.stdout, "step ")
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    for name in ("SIGTERM", "SIGINT"):
+        printed = stop_by_signal(workdir, environment, name)
+        # The kill may have come before the first checkpoint was whole.
+        assert name == "SIGTERM" or "continuing at step" in printed
+    last = finish(workdir)
+    assert "continuing at step" in last.output
+    assert_compiled_once(last.errors, from_cache=True)
+    assert_same_run(workdir, whole.workdir, STEPS)
+
+
+def test_second_ctrl_c_leaves_at_once(
+    tmp_path: Path, whole: Done, environment: Path
+) -> None:
+    with held_run(tmp_path / "run", environment, 0) as process:
+        read_until(process.stdout, "compiled:")
+        process.send_signal(signal.SIGINT)
+        read_until(process.stderr, "SIGINT: saving after this step; Ctrl-C again")
+        until = time.monotonic() + 60
+        # The message of the first may be read a moment before the handler is through.
+        while process.poll() is None and time.monotonic() < until:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "leaving at once" in errors
+
+
+def test_complete_run_says_so(whole: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    before = commands.metrics(whole.workdir)
+    arguments = ["--config", str(HELD), "--workdir", str(whole.workdir)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"is complete at step {STEPS}" in said
+    assert "--fresh" in said
+    assert commands.metrics(whole.workdir) == before
+
+
+# Runs that are killed and stopped at random.
+
+
+@dataclasses.dataclass
+class Timed:
     """An uninterrupted run.
 
     Attributes:
@@ -31,20 +224,14 @@ class Whole:
     startup: float
     seconds: float
 
-    def assert_same(self, workdir: Path) -> None:
-        """Another run ended with the same arrays and lines of metrics, to the last bit."""
-        last = Path("checkpoints", str(self.steps))
-        commands.assert_same_arrays(workdir / last, self.workdir / last)
-        assert commands.metrics(workdir) == commands.metrics(self.workdir)
-
 
 def arguments(workdir: Path, steps: int, *more: str) -> list[str | Path]:
     length = f"--config.duration={steps} steps"
-    train = ["jaxcls.train", "--config", RECIPE, "--workdir", workdir, length]
+    train = ["jaxcls.train", "--config", NARROW, "--workdir", workdir, length]
     return [*train, *more]
 
 
-def whole_run(folder: Path, steps: int) -> Whole:
+def whole_run(folder: Path, steps: int) -> Timed:
     """Runs to the end twice, the second time with a warm cache."""
     for name in ("cold", "warm"):
         started = time.monotonic()
@@ -57,15 +244,15 @@ def whole_run(folder: Path, steps: int) -> Whole:
                 break
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    return Whole(steps, folder / name, startup, time.monotonic() - started)
+    return Timed(steps, folder / name, startup, time.monotonic() - started)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def timed(tmp_path_factory: pytest.TempPathFactory) -> Timed:
     return whole_run(tmp_path_factory.mktemp("whole"), steps=40)
 
 
-def kill_and_finish(workdir: Path, whole: Whole, kills: int, seed: int) -> None:
+def kill_and_finish(workdir: Path, whole: Timed, kills: int, seed: int) -> None:
     """Kills a run at random moments between its start and a little after its first step, so
     that all of them meet it alive; lets it finish, and compares."""
     moments = random.Random(seed)
@@ -84,11 +271,12 @@ def kill_and_finish(workdir: Path, whole: Whole, kills: int, seed: int) -> None:
     print(f"after each kill the newest checkpoint was of step {reached}")
     done = commands.run(*train)
     assert done.returncode == 0, done.stderr
-    whole.assert_same(workdir)
+    assert_same_run(workdir, whole.workdir, whole.steps)
 
 
-def test_sigkill_costs_nothing(tmp_path: Path, whole: Whole) -> None:
-    kill_and_finish(tmp_path / "run", whole, kills=3, seed=0)
+@pytest.mark.slow
+def test_sigkill_costs_nothing(tmp_path: Path, timed: Timed) -> None:
+    kill_and_finish(tmp_path / "run", timed, kills=3, seed=0)
 
 
 @pytest.mark.slow
@@ -100,25 +288,14 @@ def test_twenty_sigkills_cost_nothing(
         kill_and_finish(tmp_path / "run", longer, kills=20, seed=1)
 
 
-def group_is_gone(group: int, within_seconds: float) -> bool:
-    """Whether no process of a group is left, or will be soon."""
-    until = time.monotonic() + within_seconds
-    while time.monotonic() < until:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_signal_to_all_processes_saves_and_asks_to_be_run_again(
-    tmp_path: Path, whole: Whole, name: str
+    tmp_path: Path, timed: Timed, name: str
 ) -> None:
     """Ctrl-C and schedulers signal the whole group: the workers must survive it."""
     workdir = tmp_path / "run"
-    train = arguments(workdir, whole.steps, "--config.data.workers=2")
+    train = arguments(workdir, timed.steps, "--config.data.workers=2")
     process = subprocess.Popen(**commands.command(*train), start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -133,29 +310,4 @@ def test_signal_to_all_processes_saves_and_asks_to_be_run_again(
     done = commands.run(*train)
     assert done.returncode == 0, done.stderr
     assert "continuing at step" in done.stdout
-    whole.assert_same(workdir)
-
-
-def test_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        # A length that no other test compiles for: the first signal waits for that.
-        **commands.command(*arguments(tmp_path / "run", 100_000))
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("devices"):
-            break
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
-    assert process.returncode == 130, errors
-
-
-def test_complete_run_says_so(whole: Whole) -> None:
-    before = commands.metrics(whole.workdir)
-    done = commands.run(*arguments(whole.workdir, whole.steps))
-    assert done.returncode == 0
-    assert "is complete at step 40" in done.stdout
-    assert "--fresh" in done.stdout
-    assert commands.metrics(whole.workdir) == before
+    assert_same_run(workdir, timed.workdir, timed.steps)

@@ -1,8 +1,7 @@
-"""What the loop adds to the bare step, and when things are compiled."""
+"""What the loop adds to the bare step, and what it says of waiting for data."""
 
 import dataclasses
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -22,36 +21,12 @@ from jaxcls.data.sources import Split
 from jaxcls.duration import steps
 from jaxcls.inference.evaluation import Evaluator
 from jaxcls.train import train
+from jaxcls.training import loop
+from jaxcls.training.prefetch import DevicePrefetch
 from jaxcls.training.program import Program
 from tests import commands
 
 NARROW = commands.RECIPES / "narrow.py"
-
-
-def test_each_step_compiles_once_a_run_and_fast_the_second_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a first run, one that is resumed, and with a cache of compiled programs."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
-    seconds = []
-    for run in range(2):
-        done = commands.run(
-            "jaxcls.train",
-            *("--config", NARROW, "--workdir", tmp_path / "run"),
-        )
-        assert done.returncode == 0, done.stderr
-        for name in ("train_step", "eval_step"):
-            compiled = re.findall(rf"Compiling jit\({name}\)", done.stderr)
-            assert len(compiled) == 1, (run, name)
-        assert ("continuing at step 35" in done.stdout) == bool(run)
-        found = re.search(r"compiled: train step .*?compile ([\d.]+)\)", done.stdout)
-        assert found is not None
-        seconds.append(float(found[1]))
-        # As if the run had been killed before its last checkpoint was complete.
-        last = tmp_path / "run" / "checkpoints" / "40"
-        last.rename(tmp_path / f"last-{run}")
-    assert seconds[1] < 0.3 * seconds[0]
 
 
 def bare_images_per_second(config: config_lib.Config, num_steps: int) -> float:
@@ -132,6 +107,55 @@ def train_lines(workdir: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "train/loss" in line]
 
 
+class Clock:
+    """A clock that stands still but for what a test adds."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("waits", [0.05, 0.3])
+def test_waiting_for_data_is_told_and_explained(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    waits: float,
+) -> None:
+    """Of each second of a step a share is waited for data: lines and a sentence say so;
+    evaluation, however slow, is no part of the images per second."""
+    clock, evaluate, advance = Clock(), Evaluator.evaluate, DevicePrefetch.next
+
+    def next_batch(self: DevicePrefetch, idle: Any, *, count: bool = True) -> Any:
+        before = self.waited
+        batch = advance(self, idle, count=count)
+        clock.now += 1.0
+        self.waited = before + waits
+        return batch
+
+    def evaluate_slowly(*args: Any, **kwargs: Any) -> Any:
+        clock.now += 1000.0
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(DevicePrefetch, "next", next_batch)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate_slowly)
+    config = commands.load_config(commands.RECIPES / "tiny.py")
+    config.duration, config.log.every = steps(16), steps(4)
+    config.evaluation.every = config.checkpoint.every = steps(4)
+    train(config, tmp_path / "run")
+    lines = train_lines(tmp_path / "run")
+    assert len(lines) == 4
+    # The clock of a pause stops after the batch that ends it was waited for.
+    for line in lines:
+        assert 4 * 48 / 4 <= line["img_per_s"] <= 4 * 48 / 3
+        assert 0.9 * waits <= line["data_wait"] <= 1.5 * waits
+    said = capsys.readouterr().out.count("The devices wait for data")
+    assert said == (waits > 0.1)
+
+
+@pytest.mark.slow
 def test_waiting_for_data_is_measured_and_explained(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import itertools
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxcls import config as config_lib
-from jaxcls.augment import Transform
+from jaxcls.augment import HorizontalFlip, RandomCrop, Transform
 from jaxcls.checkpoint import checkpoints as checkpoint
 from jaxcls.config import Config
 from jaxcls.data import ArraySource, Digits
@@ -23,17 +25,33 @@ from jaxcls.data.sources import Split
 from jaxcls.duration import Duration, steps
 from jaxcls.errors import Diverged, UserError
 from jaxcls.inference.evaluation import Evaluator, evaluate_checkpoint
+from jaxcls.losses import SoftmaxCrossEntropy
+from jaxcls.optim import EMA, ClipNorm
 from jaxcls.train import train
 from jaxcls.training import loop
 from tests import commands
+from tests.recipes import narrow  # noqa: F401 (registers a network)
 
 evaluate = Evaluator.evaluate
 
 
-def narrow(**changes: Any) -> Config:
-    """Returns the test recipe with other values at its root, on one device."""
-    config = commands.load_config(commands.RECIPES / "narrow.py")
-    return dataclasses.replace(config, **{"devices": 1, **changes})
+def bare(**changes: Any) -> Config:
+    """Returns the tiny recipe with other values at its root."""
+    config = commands.load_config(commands.RECIPES / "tiny.py")
+    return dataclasses.replace(config, **changes)
+
+
+def tiny(**changes: Any) -> Config:
+    """Returns it with crops, flips, clipping and an average of the weights."""
+    config = bare()
+    moves = (RandomCrop(padding=1, mode="edge"), HorizontalFlip())
+    everything = {
+        "augment": (*moves, *config.augment),
+        "loss": SoftmaxCrossEntropy(label_smoothing=0.1),
+        "clip": ClipNorm(max_norm=1.0),
+        "ema": EMA(decay=0.9),
+    }
+    return dataclasses.replace(config, **{**everything, **changes})
 
 
 def train_losses(workdir: Path) -> list[float]:
@@ -46,49 +64,60 @@ def train_losses(workdir: Path) -> list[float]:
 
 @pytest.mark.parametrize("bn_group", [None, 16])
 @pytest.mark.parametrize(
-    "model", ["resnet_narrow", pytest.param("resnet18", marks=pytest.mark.slow)]
+    "model",
+    [
+        "tiny",
+        pytest.param("resnet_narrow", marks=pytest.mark.slow),
+        pytest.param("resnet18", marks=pytest.mark.slow),
+    ],
 )
 def test_devices_and_workers_do_not_change_the_run(
     tmp_path: Path, model: str, bn_group: int | None
 ) -> None:
     losses, folders = {}, {}
-    for devices, workers in ((1, 0), (8, 0), (8, 1), (1, 3)):
+    total = 10 if model == "tiny" else 20
+    for devices, workers in ((1, 0), (8, 0), (8, 2)):
         if bn_group is not None and workers:
             continue  # workers and groups have nothing to do with each other
-        config = narrow(devices=devices, batch_size=128, duration=steps(20))
+        config = tiny(devices=devices, batch_size=128, duration=steps(total))
         config.model.name = model
+        if model != "tiny":
+            config.model.stem, config.model.width = "small", 8
         if model == "resnet18":
             # At a rate of 0.05 twenty layers amplify rounding to 0.1 within 20 steps.
             config.optimizer.learning_rate = 0.001
         config.model.bn_group = bn_group
         config.data.workers = workers
         config.log.every = steps(1)
+        # Evaluations and saves within the run have tests of their own.
+        config.evaluation.every = config.checkpoint.every = config.duration
         folders[devices, workers] = tmp_path / f"{devices}-{workers}"
         train(config, folders[devices, workers])
         losses[devices, workers] = np.array(train_losses(folders[devices, workers]))
     one = losses.pop((1, 0))
-    assert len(one) == 20 and np.ptp(one) > 0.05  # it does train
+    assert len(one) == total and np.ptp(one) > 0.05  # it does train
     for other in losses.values():
         np.testing.assert_allclose(other[:5], one[:5], atol=1e-5)
         np.testing.assert_allclose(other, one, atol=1e-3)
     if bn_group is None:
         # On the same devices, loading cannot make any difference at all.
-        commands.assert_same_arrays(
-            folders[1, 0] / "checkpoints" / "20", folders[1, 3] / "checkpoints" / "20"
-        )
+        last = Path("checkpoints", str(total))
+        commands.assert_same_arrays(folders[8, 0] / last, folders[8, 2] / last)
 
 
 def test_checkpoint_of_eight_devices_serves_on_one_and_two(tmp_path: Path) -> None:
     def config(devices: int) -> Config:
-        return narrow(devices=devices, duration=steps(12), batch_size=64)
+        return tiny(devices=devices, duration=steps(12), batch_size=64)
 
     whole = train(config(8), tmp_path / "whole")
+    with interrupted_after(10):
+        assert not train(config(8), tmp_path / "begun").complete
+    lines = commands.metrics(tmp_path / "begun")
+    logged = next(line for line in lines if "eval/top1" in line)
     for devices in (1, 2):
         workdir = tmp_path / str(devices)
-        with interrupted_after(10):
-            assert not train(config(8), workdir).complete
+        shutil.copytree(tmp_path / "begun", workdir)
         saved = evaluate_checkpoint(workdir / "checkpoints" / "10", devices=devices)
-        logged = next(line for line in commands.metrics(workdir) if "eval/top1" in line)
         assert saved["eval/top1"] == logged["eval/top1"]
         np.testing.assert_allclose(
             saved["eval/loss_ema"], logged["eval/loss_ema"], atol=1e-5
@@ -136,25 +165,31 @@ class FewDigits(Digits):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A config and the folder of its finished run."""
     workdir = tmp_path_factory.mktemp("trained")
-    config = narrow(data=FewDigits())
+    config = tiny(data=FewDigits(), duration=steps(20))
     train(config, workdir)
     return config, workdir
+
+
+@functools.cache
+def network() -> Callable[..., jax.Array]:
+    """Returns logits(variables, images) of the tiny network, compiled once."""
+    apply = tiny().model.create(10).apply
+    return jax.jit(functools.partial(apply, train=False))
 
 
 def numpy_metrics(config: Config, folder: Path, num_test: int) -> dict[str, float]:
     """Evaluates image by image, in NumPy but for the network itself."""
     state = commands.nested(commands.arrays(folder))
     source = config.data.source("test")
-    model = config.model.create(10)
     found: dict[str, float] = {"eval/examples": num_test}
     for suffix, variables in (("", state), ("_ema", state["ema"])):
         weights = {name: variables[name] for name in ("params", "batch_stats")}
-        apply = jax.jit(functools.partial(model.apply, weights, train=False))
         losses, ranks, labels = [], [], []
         for index in range(num_test):
             record = source[index]
             image = (record["image"].astype(np.float32) / 255 - 0.5) / 0.5
-            logits = np.asarray(apply(image[None]))[0].astype(np.float64)
+            logits = np.asarray(network()(weights, image[None]))[0]
+            logits = logits.astype(np.float64)
             label = record["label"]
             labels.append(label)
             losses.append(np.log(np.exp(logits).sum()) - logits[label])
@@ -183,7 +218,7 @@ def check_evaluation(
         workdir, batch_size=batch, devices=devices, workers=workers
     )
     expected = numpy_metrics(config, folder, n)
-    assert results.pop("step") == 40
+    assert results.pop("step") == 20
     assert results.keys() == expected.keys()
     for name, value in expected.items():
         exact = "loss" not in name
@@ -256,7 +291,7 @@ def test_signal_in_mid_evaluation(
     assert not any("eval/top1" in line for line in commands.metrics(tmp_path))
     assert train(config, tmp_path).complete
     assert commands.metrics(tmp_path) == commands.metrics(whole)
-    last = Path("checkpoints", "40")
+    last = Path("checkpoints", "20")
     commands.assert_same_arrays(tmp_path / last, whole / last)
 
 
@@ -300,7 +335,7 @@ class PoisonedDigits(Digits):
 
 def poisoned(at: list[int], total: int, **changes: Any) -> Config:
     """Returns a config in which the steps `at`, and none else, are not finite."""
-    config = narrow(duration=steps(total), **changes)
+    config = tiny(duration=steps(total), **changes)
     ids = {int(record_ids(config.seed, step, 48, 1437)[0]) for step in at}
     config.data = PoisonedDigits(records=tuple(sorted(ids)))
     config.augment = (Poison(), *config.augment)
@@ -318,7 +353,7 @@ def test_bad_step_changes_nothing(tmp_path: Path) -> None:
         for name in before
         if name.split("/")[0] in ("params", "batch_stats", "opt_state", "ema")
     ]
-    assert len(weights) > 50
+    assert len(weights) == 19
     for name in weights:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
     assert (before["bad_steps"], after["bad_steps"], after["step"]) == (0, 1, 6)
@@ -327,7 +362,7 @@ def test_bad_step_changes_nothing(tmp_path: Path) -> None:
 def test_divergence_ends_the_run_with_a_finite_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = poisoned(list(range(5, 20)), 20, max_bad_steps=4)
+    config = poisoned(list(range(5, 10)), 10, max_bad_steps=4)
     with pytest.raises(Diverged, match=r"4 steps in a row, from step 5 on"):
         train(config, tmp_path)
     newest = checkpoint.find_checkpoint(tmp_path)
@@ -347,7 +382,7 @@ def test_newest_and_best_are_kept_when_accuracy_falls(
         return {**results, "eval/top1": next(falling) / 100}
 
     monkeypatch.setattr(Evaluator, "evaluate", evaluate_falling)
-    config = narrow(duration=steps(6))
+    config = bare(duration=steps(6))
     config.evaluation.every = config.checkpoint.every = Duration(1, "steps")
     config.checkpoint.keep = 2
     train(config, tmp_path)
@@ -358,7 +393,7 @@ def test_newest_and_best_are_kept_when_accuracy_falls(
 
 
 def test_fresh_moves_the_old_run_aside(tmp_path: Path) -> None:
-    config = narrow(duration=steps(6))
+    config = bare(duration=steps(6))
     workdir = tmp_path / "run"
     train(config, workdir)
     config.seed = 1

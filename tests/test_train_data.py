@@ -26,23 +26,7 @@ from jaxcls.errors import UserError
 from jaxcls.inference.evaluation import evaluate_checkpoint
 from jaxcls.train import train
 from tests import commands
-
-
-class TornSource(ArraySource):
-    """Digits, of which those with certain indices cannot be read."""
-
-    bad: tuple[int, ...] = ()
-
-    def gather(
-        self, indices: np.ndarray, row_seeds: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        batch = super().gather(indices)
-        mask = ~np.isin(indices, self.bad)
-        images = batch["image"] * mask[:, None, None, None].astype(np.uint8)
-        return {**batch, "image": images, "mask": mask}
-
-    def explain(self, index: int) -> str | None:
-        return f"digit-{index}.png: torn." if index in self.bad else None
+from tests.torn import TornSource
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,31 +81,35 @@ def test_files_records_and_device_memory_give_the_same_losses(tmp_path: Path) ->
     )
     write_records(files, tmp_path / "records", size=8, format="raw")
     records = Records(path=str(tmp_path / "records"), channels=1)
-    metrics = []
+    metrics = {}
     for name, data in {
         "files": files,
-        "in workers": dataclasses.replace(files, workers=2),
+        "in workers": dataclasses.replace(files, workers=1),
         "records": records,
         "on device": dataclasses.replace(records, placement="device"),
     }.items():
         config = tiny(data, duration=steps(14))  # two epochs and a bit
         config.log.every = steps(1)
         train(config, tmp_path / name)
-        metrics.append(
-            [
-                {key: value for key, value in line.items() if "/" in key}
-                for line in commands.metrics(tmp_path / name)
-            ]
-        )
-    assert len(metrics[0]) > 14
-    assert metrics[0] == metrics[1] == metrics[2] == metrics[3]
+        metrics[name] = [
+            {key: value for key, value in line.items() if "/" in key}
+            for line in commands.metrics(tmp_path / name)
+        ]
+    assert len(metrics["files"]) > 14
+    assert metrics["files"] == metrics["in workers"] == metrics["records"]
+    # Another program, which rounds otherwise where XLA does not optimise.
+    for line, other in zip(metrics["files"], metrics["on device"], strict=True):
+        assert other == pytest.approx(line, abs=1e-5)
 
 
 def said(output: str) -> list[str]:
     return [line for line in output.splitlines() if "left out" in line]
 
 
-@pytest.mark.parametrize(("placement", "workers"), [("host", 2), ("device", 0)])
+@pytest.mark.parametrize(
+    ("placement", "workers"),
+    [("host", 1), pytest.param("host", 2, marks=pytest.mark.slow), ("device", 0)],
+)
 def test_bad_images_are_left_out_and_counted(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -150,7 +138,7 @@ def test_bad_images_are_left_out_and_counted(
 
 
 def test_too_many_bad_images_end_the_run(tmp_path: Path) -> None:
-    config = tiny(Torn(bad=tuple(range(0, 1437, 20))))
+    config = tiny(Torn(bad=tuple(range(0, 1437, 20))), duration=steps(15))
     with pytest.raises(
         UserError, match=r"of the 1437 images of the train split are bad"
     ):
@@ -168,7 +156,7 @@ def test_the_names_of_classes_are_those_of_training(
 ) -> None:
     results = {}
     for order in ("0123456789", "9876543210"):
-        config = tiny(Torn(test_names=tuple(order)))
+        config = tiny(Torn(test_names=tuple(order)), duration=steps(10))
         results[order] = train(config, tmp_path / order).metrics
         again = evaluate_checkpoint(tmp_path / order)
         assert again["eval/top1"] == results[order]["eval/top1"] > 0.15

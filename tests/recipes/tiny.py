@@ -21,17 +21,19 @@ class Tiny(nn.Module):
 
     Attributes:
       num_classes: length of the logits.
+      bn_group: images that share batch statistics in training; None for the whole batch.
       dtype: of the computation.
     """
 
     num_classes: int
+    bn_group: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images [batch, h, w, channels] to logits [batch, num_classes]."""
         x = nn.Conv(8, (3, 3), strides=(2, 2), use_bias=False, dtype=self.dtype)(x)
-        x = BatchNorm(train, momentum=0.99, dtype=self.dtype)(x)
+        x = BatchNorm(train, self.bn_group, momentum=0.99, dtype=self.dtype)(x)
         x = nn.relu(x).reshape(len(x), -1)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 

@@ -112,8 +112,9 @@ def test_calls_change_no_line_and_no_checkpoint(whole: Callable[..., Path]) -> N
     weights, others = (commands.arrays(workdir / last) for workdir in (single, several))
     for name, values in weights.items():
         np.testing.assert_allclose(others[name], values, atol=3e-6, err_msg=name)
-    assert commands.metrics(on_devices) == commands.metrics(several)
-    commands.assert_same_arrays(on_devices / last, several / last)
+    assert_close(commands.metrics(on_devices), commands.metrics(several))
+    for name, values in commands.arrays(on_devices / last).items():
+        np.testing.assert_allclose(others[name], values, atol=3e-6, err_msg=name)
 
 
 class OneDigit(Digits):

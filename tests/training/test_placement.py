@@ -172,9 +172,18 @@ def test_a_run_is_the_same_to_the_last_bit(
         where: run(tiny(duration=steps(32), data=data()), tmp_path / where, where)
         for where in ("host", "device")
     }
-    assert lines["device"] == lines["host"] and len(lines["host"]) > 32
-    last = Path("checkpoints", "32")
-    commands.assert_same_arrays(tmp_path / "device" / last, tmp_path / "host" / last)
+    assert len(lines["host"]) > 32
+    one, other = (
+        commands.arrays(tmp_path / where / "checkpoints" / "32") for where in lines
+    )
+    assert one.keys() == other.keys()
+    # To the last bit where XLA optimises; without that, another program rounds otherwise.
+    optimised = "xla_backend_optimization_level=0" not in os.environ["XLA_FLAGS"]
+    atol = 0.0 if optimised else 1e-5
+    for line, placed in zip(lines["host"], lines["device"], strict=True):
+        assert placed == pytest.approx(line, abs=atol, rel=0)
+    for name, values in one.items():
+        np.testing.assert_allclose(other[name], values, rtol=0, atol=atol, err_msg=name)
     said = capsys.readouterr().out
     assert said.count("placement: 1,437 training images (0.1 MB) in the memory") == 1
 

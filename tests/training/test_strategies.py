@@ -355,7 +355,8 @@ def test_schedule_free_keeps_the_weights_to_evaluate_with() -> None:
     assert not np.allclose(
         state.ema["params"]["fc"]["bias"], state.params["fc"]["bias"]
     )
-    assert_same_bits(state.ema["batch_stats"], state.batch_stats)
+    # Computed twice, and without XLA's optimisation not rounded alike.
+    assert_close(state.ema["batch_stats"], state.batch_stats)
 
 
 def test_statistics_that_are_estimated_are_not_averaged() -> None:

@@ -3,6 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+to_the_last_bit = pytest.mark.parametrize(
+    "exact", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+"""For what two programs compute alike: to the last bit where XLA optimizes, as it does in slow
+tests, and to rounding where it does not."""
+
 
 def products(jaxpr: Any) -> Iterator[Any]:
     """Yields the equations of convolutions and matrix products, wherever they are nested; of a

@@ -218,7 +218,7 @@ FIRST = ["googlenet", "resnet18", "resnet20", "keras_resnet", "effnet_b0"]
 FIRST += ["convnext_tiny", "resnet50_new_recipe", "resnet50_rsb_a3", "finetune"]
 # The networks that refuse small images, which is shown on the smallest: their recipes make digits
 # larger.
-CHOOSY = ["lenet5", "alexnet", "vgg16", "inception_v3"]
+CHOOSY = ["lenet5", "alexnet", "vgg16"]
 
 
 def built() -> Iterator[Any]:

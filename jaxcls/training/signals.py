@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: finish the step, save, leave with a code that means "run me again"."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -35,16 +36,20 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        # os.write and descriptor 2: print is not safe in a handler, and sys.stderr may be an
-        # object without a descriptor.
         if number == signal.SIGINT and self.name == "SIGINT":
-            os.write(2, b"\nleaving at once: what is not in a checkpoint is lost.\n")
+            _tell(b"leaving at once: what is not in a checkpoint is lost.")
             os._exit(FORCED_EXIT)
+        # The name first: the next signal may come while this one is told.
         if number == signal.SIGINT:
-            os.write(
-                2, b"\nSIGINT: saving after this step; Ctrl-C again leaves at once.\n"
-            )
             self.name = "SIGINT"
+            _tell(b"SIGINT: saving after this step; Ctrl-C again leaves at once.")
         elif self.name is None:
-            os.write(2, b"\nSIGTERM: saving after this step.\n")
             self.name = "SIGTERM"
+            _tell(b"SIGTERM: saving after this step.")
+
+
+def _tell(sentence: bytes) -> None:
+    """Writes a line to stderr, if anybody reads it. By its descriptor: print is not safe in a
+    signal handler, and sys.stderr may be an object without one."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\n" + sentence + b"\n")

@@ -137,7 +137,7 @@ def test_there_are_many() -> None:
 def test_the_right_pixels_or_one_clear_sentence(
     name: str, data: bytes, pixels: np.ndarray | None
 ) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     for canvas in (
         None,
         CenterSquare(size=16),
@@ -161,7 +161,7 @@ def test_the_right_pixels_or_one_clear_sentence(
                 assert abs(found.astype(int) - pixels).mean() < 12
                 if name.split()[0] in ("png", "webp", "bmp", "tiff", "lzw"):
                     np.testing.assert_array_equal(found, pixels)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10  # a bomb would take minutes
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -171,12 +171,12 @@ def test_flipped_bits_never_crash_or_hang(kind: str) -> None:
         data = bytearray(WHOLE[kind])
         for _ in range(random.integers(1, 4)):
             data[random.integers(len(data))] ^= 1 << random.integers(8)
-        start = time.monotonic()
+        start = time.process_time()
         try:
             assert decode(bytes(data)).dtype == np.uint8
         except BadImage as error:
             assert str(error)
-        assert time.monotonic() - start < 5
+        assert time.process_time() - start < 5
 
 
 class Folder(Encoded):

@@ -168,8 +168,8 @@ def test_features_are_float32_of_a_bfloat16_network() -> None:
 
 NORMED = [name for name in TINY if name not in ("lenet5", "alexnet", "alexnet_2012")]
 NORMED = [name for name in NORMED if name not in ("vgg11", "convnext_tiny")]
-# Their blocks are those of resnet50 and efficientnet_b0 with other layers inside.
-ALIKE = ("resnet18", "resnet20", "efficientnet_v2_s")
+# Their blocks are those of resnet50, efficientnet_b0 and googlenet with other layers inside.
+ALIKE = ("resnet18", "resnet20", "efficientnet_v2_s", "inception_v3")
 
 
 @pytest.mark.parametrize(

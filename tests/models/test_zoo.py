@@ -309,7 +309,10 @@ def test_remat_changes_nothing_but_the_memory(name: str) -> None:
 # Auxiliary heads
 
 
-@pytest.mark.parametrize(("name", "heads"), [("googlenet", 2), ("inception_v3", 1)])
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [("googlenet", 2), pytest.param("inception_v3", 1, marks=pytest.mark.slow)],
+)
 def test_auxiliary_heads_are_computed_in_training_alone(name: str, heads: int) -> None:
     options, side = TINY[name]
     module = create_model(name, num_classes=5, **options)

@@ -1,13 +1,16 @@
 """Batches on the devices ahead of time: order, errors, and what counts as waiting."""
 
 import functools
-import time
+import itertools
+import threading
+import types
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from jaxcls import parallel
+from jaxcls.training import prefetch as prefetch_lib
 from jaxcls.training.prefetch import DevicePrefetch, in_calls
 
 Batch = dict[str, np.ndarray]
@@ -17,9 +20,8 @@ def put_on(devices: int) -> functools.partial:
     return functools.partial(parallel.put_batch, parallel.make_mesh(devices))
 
 
-def batches(count: int, seconds: float = 0.0) -> Iterator[Batch]:
+def batches(count: int) -> Iterator[Batch]:
     for index in range(count):
-        time.sleep(seconds)
         yield {"image": np.full((8, 2), index)}
 
 
@@ -43,13 +45,28 @@ def test_an_error_of_the_loader_reaches_the_reader() -> None:
             prefetch.next(lambda: True)
 
 
-def test_waiting_counts_only_while_the_devices_are_idle() -> None:
-    for idle, low, high in ((True, 0.15, 1.0), (False, 0.0, 0.0)):
-        slow = batches(2, seconds=0.1)
-        with DevicePrefetch(slow, put_on(1), depth=1) as prefetch:
-            for _ in range(2):
-                prefetch.next(lambda idle=idle: idle)
-            assert low <= prefetch.waited <= high
+@pytest.mark.parametrize(
+    ("idle", "count", "waited"), [(True, True, 1), (True, False, 0), (False, True, 0)]
+)
+def test_waiting_counts_only_while_the_devices_are_idle(
+    monkeypatch: pytest.MonkeyPatch, idle: bool, count: bool, waited: float
+) -> None:
+    asked = threading.Event()
+
+    def late() -> Iterator[Batch]:
+        asked.wait()
+        yield from batches(1)
+
+    def devices_idle() -> bool:
+        asked.set()
+        return idle
+
+    # A second passes from one look at the clock to the next.
+    clock = types.SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(prefetch_lib, "time", clock)
+    with DevicePrefetch(late(), put_on(1), depth=1) as prefetch:
+        prefetch.next(devices_idle, count=count)
+        assert prefetch.waited == waited
 
 
 def test_leaving_early_ends_the_thread() -> None:

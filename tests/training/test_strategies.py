@@ -19,6 +19,7 @@ from jaxcls.metrics import compute
 from jaxcls.models.layers import BatchNorm
 from jaxcls.optim import SGD, AdamW, Constant, Freeze, ScheduleFreeAdamW
 from jaxcls.training.state import TrainState
+from tests.programs import to_the_last_bit
 from tests.training.test_step import (
     NORMALIZE,
     Batch,
@@ -344,7 +345,8 @@ def test_any_number_of_labels_an_image() -> None:
 # -------------------------------------------------------------------------------- averages
 
 
-def test_schedule_free_keeps_the_weights_to_evaluate_with() -> None:
+@to_the_last_bit
+def test_schedule_free_keeps_the_weights_to_evaluate_with(exact: bool) -> None:
     optimizer = ScheduleFreeAdamW(learning_rate=0.05)
     config = make_config(optimizer)
     config.schedule = Constant()
@@ -355,8 +357,8 @@ def test_schedule_free_keeps_the_weights_to_evaluate_with() -> None:
     assert not np.allclose(
         state.ema["params"]["fc"]["bias"], state.params["fc"]["bias"]
     )
-    # Computed twice, and without XLA's optimisation not rounded alike.
-    assert_close(state.ema["batch_stats"], state.batch_stats)
+    assert_alike = assert_same_bits if exact else assert_close
+    assert_alike(state.ema["batch_stats"], state.batch_stats)
 
 
 def test_statistics_that_are_estimated_are_not_averaged() -> None:

@@ -81,7 +81,6 @@ class Tensor:
         return np.ascontiguousarray(array.reshape(self.torch_shape))
 
 
-@functools.lru_cache(maxsize=8)  # tracing a deep network takes a second
 def tensors(module: Any, dialect: Dialect, channels: int = 3) -> tuple[Tensor, ...]:
     """Returns every array of a network's variables with its counterpart.
 
@@ -93,12 +92,18 @@ def tensors(module: Any, dialect: Dialect, channels: int = 3) -> tuple[Tensor, .
     Raises:
       UserError: for a network without counterpart there.
     """
+    return tuple(
+        _tensor(module, dialect, path, shape)
+        for path, shape in _shapes(module, channels).items()
+    )
+
+
+@functools.lru_cache(maxsize=8)  # tracing a deep network takes a second
+def _shapes(module: Any, channels: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every array of a network's variables, by its path."""
     images = jnp.zeros((1, 299, 299, channels))  # large enough for every network
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images))
-    return tuple(
-        _tensor(module, dialect, path, leaf.shape)
-        for path, leaf in _flat(shapes).items()
-    )
+    return {path: leaf.shape for path, leaf in _flat(shapes).items()}
 
 
 def _tensor(module: Any, dialect: Dialect, path: str, shape: tuple[int, ...]) -> Tensor:

@@ -29,9 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # send.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Slow tests measure speed and what fusion does to rounding.
     flags = [os.environ.get("XLA_FLAGS", ""), DEVICES]
-    if "not slow" in config.option.markexpr:
+    # Other tests than those of the default measure speed, and bits as users get them.
+    if config.option.markexpr in config.getini("addopts"):
         flags.append(UNOPTIMIZED)
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -46,16 +46,18 @@ def compilation_cache(config: pytest.Config) -> Path:
     """Returns the folder of compiled programs that all processes of all runs share.
 
     Every version of every program stays in it, so it is emptied when it has grown too large.
-    A checkout that cannot be written to has none from run to run.
+    A checkout that cannot be written to has none from run to run. `--cache-clear` empties it.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     try:
         folder = config.cache.mkdir("xla")  # type: ignore[union-attr]
         (folder / "writable").touch()
+        files = list(folder.iterdir())
+        if sum(file.stat().st_size for file in files) > LARGEST_CACHE:
+            for file in files:
+                file.unlink(missing_ok=True)
     except (AttributeError, OSError):
-        return Path(tempfile.mkdtemp(prefix="jaxcls-xla-"))
-    if sum(file.stat().st_size for file in folder.iterdir()) > LARGEST_CACHE:
-        shutil.rmtree(folder)
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="jaxcls-xla-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder))
     return folder

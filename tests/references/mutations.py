@@ -4,9 +4,11 @@
 
 The whole suite runs once under coverage, on code that is whole, and must pass. Then each mutation
 runs those tests that reach the lines it changes, until the first one fails. (Lines that run at
-import alone, such as tables, take all tests that reach anything of their file.) As a control, one
-mutation runs the whole suite: the tests that notice it must be among those chosen for it. What is
-broken are copies of the checkout. Ends with code 1 if fewer than 28 are noticed.
+import alone, such as tables, take all tests that reach anything of their file.) One that they do
+not notice runs the whole suite: coverage sees neither processes that tests start, nor lines that
+a fixture or a cached function ran for an earlier test. As a control, one mutation runs the whole
+suite anyway, and the tests that notice it are compared with those that were chosen. What is broken
+are copies of the checkout. Ends with code 1 if fewer than 28 are noticed.
 """
 
 import argparse
@@ -14,7 +16,9 @@ import ast
 import concurrent.futures
 import os
 import queue
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +33,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LEAST = 28
 CONTROL = "optim/ema.py"
-LONGEST = 1200
+LONGEST = 3600
 """Seconds until a run counts as hanging, which is noticed too."""
 
 
@@ -272,26 +276,24 @@ def run_tests(folder: Path, *arguments: str, reached: str = "") -> Outcome:
     """Runs tests in a copy of the checkout."""
     environment = {**os.environ, "JAXCLS_REACHED": reached, "PYTHONPATH": str(folder)}
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=LONGEST,
-        )
-    except subprocess.TimeoutExpired:
-        return Outcome(True, ["(hangs)"])
-    if done.returncode not in (0, 1, 2):
-        raise RuntimeError(
-            f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}"
-        )
-    words = [line.split() for line in done.stdout.splitlines()]
-    failed = [
-        word[1] for word in words if len(word) > 1 and word[0] in ("FAILED", "ERROR")
-    ]
-    return Outcome(done.returncode != 0, failed)
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return Outcome(True, ["(hangs)"])
+    if process.returncode not in (0, 1, 2):
+        raise RuntimeError(f"pytest ended with {process.returncode}:\n{printed}")
+    failed = re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", printed, re.MULTILINE)
+    return Outcome(process.returncode != 0, failed)
 
 
 def try_mutation(folder: Path, mutation: Mutation, *arguments: str) -> Outcome:
@@ -340,6 +342,8 @@ def main() -> int:
             listed.write_text("\n".join(names))
             try:
                 outcome = try_mutation(copy, mutation, "-n", "0", "-x", f"@{listed}")
+                if not outcome.is_noticed:
+                    outcome = try_mutation(copy, mutation, "-x")
             finally:
                 copies.put(copy)
             by = outcome.failed[0] if outcome.failed else "NOBODY"

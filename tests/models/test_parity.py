@@ -147,9 +147,9 @@ def assert_same_tensors(
 
 
 # Gradients more than double the time; one network's are those of plain convolutions, batch norm,
-# max-pools and shortcuts. Depthwise and grouped convolutions and average pools, which have gradients
-# of their own too, are differentiated alone (tests/models/cpu), and test_zoo.py shows that a gradient
-# reaches every parameter of a VGG, a bottleneck and a ConvNeXt.
+# max-pools and shortcuts. Depthwise and grouped convolutions and average pools, which have
+# gradients of their own too, are differentiated alone (tests/models/cpu), and test_zoo.py shows
+# that a gradient reaches every parameter of a VGG, a bottleneck and a ConvNeXt.
 DIFFERENTIATED = ("resnet18",)
 
 

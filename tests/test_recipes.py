@@ -211,15 +211,14 @@ def shapes_of(name: str, dataset: str) -> tuple[Program, Any]:
     return program, program.state_shapes
 
 
-# A recipe of each family. The other recipes' networks differ from theirs in depth and width alone
-# (test_every_network.py traces each), and what all say of their images, averages and rates is
-# checked below without a network.
+# A recipe of most families. test_every_network.py traces the other recipes' networks too, and what
+# all say of their images, averages and rates is checked below without a network.
 FIRST = ["googlenet", "resnet18", "resnet20", "keras_resnet", "effnet_b0"]
 # With an average of another kind, LAMB, and weights with rates that fall from layer to layer.
 FIRST += ["convnext_tiny", "resnet50_new_recipe", "resnet50_rsb_a3", "finetune"]
-# The networks that refuse small images, which is shown on the smallest: their recipes make digits
-# larger.
-CHOOSY = ["lenet5", "alexnet", "vgg16"]
+# One of each family that refuses small images, which is shown on the smallest: their recipes make
+# digits larger.
+CHOOSY = ["lenet5", "alexnet", "vgg16", "googlenet", "inception_v3", "convnext_tiny"]
 
 
 def built() -> Iterator[Any]:
@@ -848,8 +847,9 @@ def marked() -> Iterator[Any]:
     """Yields the trainings; in every test run those that differ most: SGD and its steps, AdamW
     with an average, RMSProp with both an average and a limit, a policy of augmentation."""
     often = {"alexnet", "lenet5", "inception_v3", "resnet18_cifar10"}
+    assert often <= set(NAMES)
     for alike, config in trainings().items():
-        marks = [] if alike in often else [pytest.mark.slow]
+        marks = [] if often & set(alike.split("=")) else [pytest.mark.slow]
         yield pytest.param(config, marks=marks, id=alike)
 
 

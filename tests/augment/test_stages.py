@@ -134,7 +134,7 @@ def config(*sizes: int, name: str = "pooled") -> Config:
         eval_transform=(Resize(size=sizes[-1]), NORMALIZE),
         optimizer=SGD(learning_rate=0.1),
         batch_size=16,
-        devices=1,
+        devices=2,
         duration=steps(6),
     )
 

@@ -73,7 +73,7 @@ def state_dict(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of a state dict, from those of the variables.
 
-    They are pretrained.tensors without its trace of the network.
+    What pretrained.tensors gives, without its trace of the network.
     """
     found: dict[str, tuple[int, ...]] = {}
     for path, shape in shapes.items():

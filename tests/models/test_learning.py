@@ -12,12 +12,8 @@ from jaxcls.data import Digits
 from jaxcls.models import create_model
 from tests.models.tiny import TINY
 
-# The smallest of each family is quick; these are large, have many layers, or are its second.
-SLOW = ("alexnet", "alexnet_2012", "googlenet", "inception_v3")
-SLOW += ("vgg11_bn", "resnet20", "resnet50", "efficientnet_v2_s", "convnext_tiny")
-SLOW += ("efficientnet_b0", "keras_resnet", "vgg11")
-# Two stages show the rest of a family that is slow at its full depth.
-SHALLOW: dict[str, dict[str, Any]] = {"resnet18": {"stage_sizes": (1, 1)}}
+# The quickest to learn, in every test run: a plain network and a residual one, of two stages.
+QUICK: dict[str, dict[str, Any]] = {"lenet5": {}, "resnet18": {"stage_sizes": (1, 1)}}
 RATES = {"alexnet": 3e-4, "alexnet_2012": 1e-3, "vgg11": 2e-3, "inception_v3": 1e-3}
 
 
@@ -33,14 +29,21 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TINY],
+    ("name", "changed"),
+    [
+        *(pytest.param(*case, id=case[0]) for case in QUICK.items()),
+        # And each at the depth that it has in TINY.
+        *(
+            pytest.param(name, {}, marks=pytest.mark.slow, id=f"{name}-full")
+            for name in TINY
+            if QUICK.get(name) != {}
+        ),
+    ],
 )
-def test_it_learns_64_digits_by_heart(name: str) -> None:
+def test_it_learns_64_digits_by_heart(name: str, changed: dict[str, Any]) -> None:
     options, side = TINY[name]
     quiet = {"dropout": 0.0, "drop_path": 0.0, "aux_dropout": 0.0}
-    options = {**options, **SHALLOW.get(name, {})}
-    module = create_model(name, num_classes=10, **options)
+    module = create_model(name, num_classes=10, **{**options, **changed})
     module = module.clone(**{o: v for o, v in quiet.items() if hasattr(module, o)})
     pixels, labels = digits()
     nearest = (2 * np.arange(side) + 1) * 8 // (2 * side)

@@ -153,6 +153,20 @@ def resnet18(variables: Variables, x: np.ndarray, stem: str) -> np.ndarray:
     return x.mean((1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"]
 
 
+def vgg(params: Variables, x: np.ndarray) -> np.ndarray:
+    """torchvision's VGG without batch norm in evaluation, averaged to one pixel."""
+    stages = [key for key in sorted(params) if key.startswith("stage")]
+    for stage in stages:
+        for name in sorted(params[stage]):
+            layer = params[stage][name]
+            x = np.maximum(conv(x, layer["kernel"], 1, 1) + layer["bias"], 0)
+        x = pool(x, 2, 2, np.max)
+    x = x.mean((1, 2))
+    for name in ("fc6", "fc7"):
+        x = np.maximum(x @ params[name]["kernel"] + params[name]["bias"], 0)
+    return x @ params["fc8"]["kernel"] + params["fc8"]["bias"]
+
+
 def assert_close(logits: Any, expected: np.ndarray, tolerance: float) -> None:
     """Compares by the spread between images, which shows that the network saw them."""
     spread = expected.std(0).mean()
@@ -166,6 +180,19 @@ def test_lenet5_is_a_plain_numpy_network() -> None:
     x = images(4, 32, 32, 3)
     logits = jax.jit(module.apply)({"params": params}, x)
     assert_close(logits, lenet5(params, np.float64(x)), 1e-4)
+
+
+def test_a_vgg_without_batch_norm_is_a_plain_numpy_network() -> None:
+    options: Any = {"stem": "small", "width": 4, "stage_sizes": (1, 2)}
+    params = jax.tree.map(
+        # Centred biases, or hardly a value would be below zero for ReLU to cut.
+        lambda leaf: leaf - 1 if leaf.ndim == 1 else leaf,
+        drawn(shapes("vgg11", (32, 32, 3), 5, **options)["params"]),
+    )
+    module = create_model("vgg11", num_classes=5, **options)
+    x = images(3, 32, 32, 3)
+    logits = jax.jit(module.apply)({"params": params}, x)
+    assert_close(logits, vgg(params, np.float64(x)), 1e-3)
 
 
 # Even sizes, not square: "SAME" paddings are wrong at even sizes only.

@@ -79,11 +79,32 @@ def test_compound_scaling_rounds_channels_to_eights() -> None:
 # Training
 
 
-# A parameter that the others did not use would change their golden values (test_parity.py), or
-# LeNet-5's in NumPy (test_models.py).
-@each_of_tiny(*(set(TINY) - {"alexnet_2012", "resnet20", "keras_resnet"}))
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    module, variables, images = trained(name)
+# In every test run: networks without golden values to compare with, and two blocks or stages of
+# those whose gradients are not compared with torchvision's (test_parity.py).
+DIFFERENTIATED: dict[str, dict[str, Any]] = {
+    "alexnet_2012": {},
+    "resnet20": {},
+    "keras_resnet": {},
+    "vgg11_bn": {"stage_sizes": (1, 1)},
+    "resnet50": {"stage_sizes": (1, 1)},
+    "convnext_tiny": {"depths": (1, 1)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(pytest.param(*case, id=case[0]) for case in DIFFERENTIATED.items()),
+        # And each at the depth that it has in TINY.
+        *(
+            pytest.param(name, {}, marks=pytest.mark.slow, id=f"{name}-full")
+            for name in TINY
+            if DIFFERENTIATED.get(name) != {}
+        ),
+    ],
+)
+def test_every_parameter_gets_a_gradient(name: str, options: dict[str, Any]) -> None:
+    module, variables, images = trained(name, **options)
     # Dropout and stochastic depth may leave a part out by chance.
     module = module.clone(
         **{

@@ -50,22 +50,27 @@ def shapes(module: nn.Module, side: int, channels: int = 3) -> Variables:
 
 
 @functools.cache
-def trained(name: str) -> tuple[nn.Module, Variables, np.ndarray]:
-    """A tiny network with variables as after some training, and images; nothing is compiled."""
+def trained(name: str, **changed: Any) -> tuple[nn.Module, Variables, np.ndarray]:
+    """A tiny network with variables as after some training, and images; nothing is compiled.
+
+    Args:
+      name: of the network.
+      changed: options other than those of TINY.
+    """
     options, side = TINY[name]
-    module = create_model(name, num_classes=5, **options)
+    module = create_model(name, num_classes=5, **{**options, **changed})
     random = np.random.default_rng(1)
     images = np.float32(random.normal(size=(4, side, side, 3)))
 
     def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if path[-1].key in ("scale", "var"):
-            return np.ones(leaf.shape, np.float32)
+            return np.float32(random.uniform(0.5, 1.5, leaf.shape))
         if path[-1].key == "layer_scale":
             return np.full(leaf.shape, 0.1, np.float32)
         if path[-1].key == "kernel":
             std = math.sqrt(2 / math.prod(leaf.shape[:-1]))
             return random.standard_normal(leaf.shape, np.float32) * np.float32(std)
-        return np.zeros(leaf.shape, np.float32)
+        return np.float32(random.normal(0, 0.1, leaf.shape))  # biases and means
 
     variables = jax.tree_util.tree_map_with_path(drawn, shapes(module, side))
     return module, variables, images

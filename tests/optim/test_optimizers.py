@@ -38,6 +38,7 @@ from jaxcls.optim.muon import orthogonalized
 from jaxcls.optim.schedule_free import ScheduleFreeState, follow_average
 from jaxcls.optim.treatment import Treatment, Treatments, path_of
 from jaxcls.options import allows, check
+from tests.optim.cases import named
 
 STEPS, WARMUP, START, END = 20, 4, 0.1, 0.05
 BATCH = 4
@@ -504,10 +505,12 @@ def without_gradients(weight_decay: float) -> dict[str, Tree]:
 
     @jax.jit
     def update(zeros: Any, params: Any) -> dict[str, Any]:
-        return {
-            case: tx.update(zeros, tx.init(params), params, step=jnp.int32(0))[0]
-            for case, tx in chains.items()
-        }
+        updates = {}
+        for case, tx in chains.items():
+            with named(case):
+                state = tx.init(params)
+                updates[case], _ = tx.update(zeros, state, params, step=jnp.int32(0))
+        return updates
 
     params = nested(initial())
     updates = update(jax.tree.map(np.zeros_like, params), params)

@@ -31,6 +31,7 @@ from jaxcls.optim import (
     WarmupStableDecay,
 )
 from jaxcls.options import allows, check
+from tests.optim.cases import named
 
 
 def factors(schedule: Schedule, total: int) -> np.ndarray:
@@ -263,15 +264,15 @@ def random_runs(seed: int) -> dict[str, np.ndarray]:
         name: kind.make(steps, warmup=steps(warmup), start=start)
         for name, kind in KINDS.items()
     }
-    for schedule in schedules.values():
-        check(schedule)
 
     @jax.jit
     def compute(t: jax.Array) -> dict[str, jax.Array]:
-        return {
-            name: jax.vmap(schedule.factor(run))(t)
-            for name, schedule in schedules.items()
-        }
+        factors = {}
+        for name, schedule in schedules.items():
+            with named(name):
+                check(schedule)
+                factors[name] = jax.vmap(schedule.factor(run))(t)
+        return factors
 
     return jax.device_get(compute(np.arange(total, dtype=np.int32)))
 

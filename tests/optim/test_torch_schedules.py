@@ -23,6 +23,7 @@ from jaxcls.optim import (
     Step,
     WarmupCosine,
 )
+from tests.optim.cases import named
 
 PEAK = 1e-3
 
@@ -190,10 +191,11 @@ def all_factors(x64: bool) -> dict[str, np.ndarray]:
 
     @jax.jit
     def compute(steps: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {
-            name: jax.vmap(schedule.factor(run))(steps[name])
-            for name, (schedule, run) in runs.items()
-        }
+        factors = {}
+        for name, (schedule, run) in runs.items():
+            with named(name):
+                factors[name] = jax.vmap(schedule.factor(run))(steps[name])
+        return factors
 
     counts = {name: run.total_steps for name, (_, run) in runs.items()}
     with jax.enable_x64(x64):

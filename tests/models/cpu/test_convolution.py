@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxcls.models.cpu.convolution import Conv, convolution
 from jaxcls.parallel import batch_sharded, make_mesh, replicated
+from tests.optim.cases import named
 
 # (channels, features, groups, kernel, stride, padding, height, width)
 CASES = {
@@ -72,8 +73,9 @@ def test_values_and_gradients_are_those_of_xla() -> None:
         """The result, and the gradients of image and kernel, of each case."""
         found = {}
         for name, (x, kernel, cotangent) in given.items():
-            result, backward = jax.vjp(functools.partial(function, name), x, kernel)
-            found[name] = (result, *backward(cotangent))
+            with named(name):
+                result, backward = jax.vjp(functools.partial(function, name), x, kernel)
+                found[name] = (result, *backward(cotangent))
         return found
 
     given = {}

@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,12 +50,11 @@ def assert_same_run(workdir: Path, whole: Path, steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty cache of compiled programs for the runs of this file, which say what they
-    compile; returns the file that holds them back."""
+    """An empty cache of compiled programs for the runs of this file, because one that is
+    killed may leave half a program behind; returns the file that holds them back."""
     folder = tmp_path_factory.mktemp("environment")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
-        patch.setenv("JAX_LOG_COMPILES", "1")
         patch.setenv(HOLD, str(folder / "hold"))
         yield folder / "hold"
 
@@ -75,8 +75,10 @@ class Done:
 
 
 def finish(workdir: Path) -> Done:
-    """Runs to the end, held back by nothing."""
-    done = commands.run("jaxcls.train", "--config", HELD, "--workdir", workdir)
+    """Runs to the end, held back by nothing, and says what it compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_LOG_COMPILES", "1")
+        done = commands.run("jaxcls.train", "--config", HELD, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     return Done(workdir, done.stdout, done.stderr)
 
@@ -88,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Done:
 
 
 def read_until(stream: IO[str] | None, text: str) -> list[str]:
-    """Reads lines up to one that begins with `text`, which has to come."""
+    """Reads lines up to one that begins with `text`, which has to come before the end."""
     assert stream is not None
     lines = []
     for line in stream:
@@ -103,16 +105,17 @@ def held_run(
     workdir: Path, hold: Path, batches: int, *more: str
 ) -> Iterator["subprocess.Popen[str]"]:
     """A run in a process group of its own that makes `batches` steps and then waits for its
-    data, while `hold` exists."""
+    data, while `hold` exists. It is killed if the test waits too long for what it says."""
     hold.write_text(str(batches))
     arguments = ["jaxcls.train", "--config", HELD, "--workdir", workdir, *more]
     options = commands.command(*arguments)
-    # What it compiles would fill the pipe before anybody reads.
-    del options["env"]["JAX_LOG_COMPILES"]
     with subprocess.Popen(**options, start_new_session=True) as process:
+        too_long = threading.Timer(120, process.kill)
+        too_long.start()
         try:
             yield process
         finally:
+            too_long.cancel()
             hold.unlink(missing_ok=True)
             process.kill()
 
@@ -248,7 +251,7 @@ def whole_run(folder: Path, steps: int) -> Timed:
 
 
 @pytest.fixture(scope="module")
-def timed(tmp_path_factory: pytest.TempPathFactory) -> Timed:
+def timed(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Timed:
     return whole_run(tmp_path_factory.mktemp("whole"), steps=40)
 
 
@@ -281,7 +284,7 @@ def test_sigkill_costs_nothing(tmp_path: Path, timed: Timed) -> None:
 
 @pytest.mark.slow
 def test_twenty_sigkills_cost_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, environment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = whole_run(tmp_path / "whole", steps=600)
     with capsys.disabled():

@@ -11,15 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
-from jaxcls.train import main
+from jaxcls.train import main, train
+from jaxcls.training.run import Run
 from tests import commands
 from tests.held import HOLD
 
-NARROW, HELD = commands.RECIPES / "narrow.py", commands.RECIPES / "held.py"
+TINY, NARROW, HELD = (
+    commands.RECIPES / f"{name}.py" for name in ("tiny", "narrow", "held")
+)
 STEPS = 32
 """The length of HELD."""
 
@@ -100,6 +103,14 @@ def read_until(stream: IO[str] | None, text: str) -> list[str]:
     raise AssertionError(f"{text!r} is not in {''.join(lines)}")
 
 
+def wait_for(path: Path) -> None:
+    """Waits until there is a file or folder, which has to come."""
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until, f"there is no {path}"
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
 def held_run(
     workdir: Path, hold: Path, batches: int, *more: str
@@ -166,15 +177,14 @@ def test_kills_and_signals_cost_nothing(
     """A run that is killed, and continued and stopped by either signal, ends as the one that
     nothing stopped; what it compiles comes from the cache."""
     workdir = tmp_path / "run"
-    with held_run(workdir, environment, 8) as process:
-        # A checkpoint is saved now, or was: the one of step 5.
-        read_until(process.stdout, "step ")
+    with held_run(workdir, environment, 11) as process:
+        # The checkpoint of step 5 is whole, and that of step 10 about to be saved.
+        read_until(process.stdout, "evaluation at step 10")
+        wait_for(workdir / "checkpoints" / "5")
         process.kill()
     assert process.returncode == -signal.SIGKILL
     for name in ("SIGTERM", "SIGINT"):
-        printed = stop_by_signal(workdir, environment, name)
-        # The kill may have come before the first checkpoint was whole.
-        assert name == "SIGTERM" or "continuing at step" in printed
+        assert "continuing at step" in stop_by_signal(workdir, environment, name)
     last = finish(workdir)
     assert "continuing at step" in last.output
     assert_compiled_once(last.errors, from_cache=True)
@@ -196,6 +206,23 @@ def test_second_ctrl_c_leaves_at_once(
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "leaving at once" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_run_that_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    compiled = Run._compiled
+
+    def signalled(*args: Any) -> Any:
+        signal.raise_signal(number)
+        return compiled(*args)
+
+    monkeypatch.setattr(Run, "_compiled", signalled)
+    # Where the run does not look at it, it must not end the tests.
+    signal.signal(number, lambda *_: None)
+    stopped = train(commands.load_config(TINY), tmp_path / "run")
+    assert (stopped.complete, stopped.step) == (False, 0)
 
 
 def test_complete_run_says_so(whole: Done, capsys: pytest.CaptureFixture[str]) -> None:

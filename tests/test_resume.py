@@ -103,12 +103,12 @@ def read_until(stream: IO[str] | None, text: str) -> list[str]:
     raise AssertionError(f"{text!r} is not in {''.join(lines)}")
 
 
-def wait_for(path: Path) -> None:
-    """Waits until there is a file or folder, which has to come."""
+def wait_for(folder: Path, pattern: str) -> None:
+    """Waits until something lies in a folder, which has to come."""
     until = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < until, f"there is no {path}"
-        time.sleep(0.01)
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < until, f"there is no {folder / pattern}"
+        time.sleep(0.001)
 
 
 @contextlib.contextmanager
@@ -178,9 +178,9 @@ def test_kills_and_signals_cost_nothing(
     nothing stopped; what it compiles comes from the cache."""
     workdir = tmp_path / "run"
     with held_run(workdir, environment, 11) as process:
-        # The checkpoint of step 5 is whole, and that of step 10 about to be saved.
+        # The checkpoint of step 5 is whole, and that of step 10 being saved.
         read_until(process.stdout, "evaluation at step 10")
-        wait_for(workdir / "checkpoints" / "5")
+        wait_for(workdir / "checkpoints", "10*")
         process.kill()
     assert process.returncode == -signal.SIGKILL
     for name in ("SIGTERM", "SIGINT"):

@@ -15,6 +15,8 @@ from jaxcls.data.sources import Split
 HOLD = "JAXCLS_TEST_HOLD"
 """The environment variable that names a file. While it exists, each process loads as many
 training batches as it says, and then waits."""
+LONGEST = 300
+"""Seconds until a process that is held gives up: whoever held it back may be gone."""
 
 
 class HeldSource(ArraySource):
@@ -25,8 +27,11 @@ class HeldSource(ArraySource):
     def gather(
         self, indices: np.ndarray, row_seeds: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
+        give_up = time.monotonic() + LONGEST
         # A single record is what a run looks at before it begins.
         while len(indices) > 1 and self.loaded >= allowed():
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"held back for more than {LONGEST} seconds")
             time.sleep(0.01)
         self.loaded += len(indices) > 1
         return super().gather(indices, row_seeds)

@@ -1,6 +1,7 @@
 """How commands end, and how they are listed."""
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -70,6 +71,20 @@ def test_every_command_is_listed() -> None:
         assert f"  {name} " in listed.stdout and what in listed.stdout
     wrong = subprocess.run(**command("jaxcls", "trian"))
     assert wrong.returncode == 2 and "Did you mean 'train'?" in wrong.stderr
+
+
+def test_a_package_runs_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `python -m jaxcls.models lenet5`."""
+    monkeypatch.setattr(sys, "argv", ["models", "lenet5"])
+    # As in a new process, which has not imported what it runs.
+    monkeypatch.delitem(sys.modules, models.__name__)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("jaxcls.models", run_name="__main__")
+    shown = capsys.readouterr().out
+    assert left.value.code == 0
+    assert "61,706" in shown and "resnet18" not in shown
 
 
 def test_a_command_runs_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:

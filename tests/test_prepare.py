@@ -434,12 +434,12 @@ def test_a_full_disk_is_a_sentence(
     photos: Path,
     whole: dict[str, bytes],
     small_disk: Path,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     workers: int,
 ) -> None:
     out = small_disk / "out"
     code = prepare.main(arguments(photos, out, f"--workers={workers}"))
-    errors = capsys.readouterr().err
+    errors = capfd.readouterr().err  # that of worker processes too
     assert code == 2, errors
     last = errors.splitlines()[-1]
     assert last.startswith("error: cannot write ") and "the disk is full" in last
@@ -586,6 +586,18 @@ def test_a_folder_and_its_records_give_the_same_batches(
     for batch in batches[1:]:
         for name in ("image", "label"):
             np.testing.assert_array_equal(batch[name], batches[0][name])
+
+
+def test_a_source_without_files_needs_no_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["records", "--source=digits", f"--out={out}", "--workers=1"]
+    assert prepare.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "train: 1,437 images in 1 file, " in shown
+    assert "test: 360 images in 1 file, " in shown
+    assert len(Records(path=str(out)).source("test")) == 360
 
 
 def test_runs_as_a_module_and_its_processes_do_without_jax(

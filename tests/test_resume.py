@@ -7,18 +7,22 @@ import random
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
-from jaxcls.train import main
+from jaxcls.train import main, train
+from jaxcls.training.run import Run
 from tests import commands
 from tests.held import HOLD
 
-NARROW, HELD = commands.RECIPES / "narrow.py", commands.RECIPES / "held.py"
+TINY, NARROW, HELD = (
+    commands.RECIPES / f"{name}.py" for name in ("tiny", "narrow", "held")
+)
 STEPS = 32
 """The length of HELD."""
 
@@ -49,12 +53,11 @@ def assert_same_run(workdir: Path, whole: Path, steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty cache of compiled programs for the runs of this file, which say what they
-    compile; returns the file that holds them back."""
+    """An empty cache of compiled programs for the runs of this file, because one that is
+    killed may leave half a program behind; returns the file that holds them back."""
     folder = tmp_path_factory.mktemp("environment")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
-        patch.setenv("JAX_LOG_COMPILES", "1")
         patch.setenv(HOLD, str(folder / "hold"))
         yield folder / "hold"
 
@@ -75,8 +78,10 @@ class Done:
 
 
 def finish(workdir: Path) -> Done:
-    """Runs to the end, held back by nothing."""
-    done = commands.run("jaxcls.train", "--config", HELD, "--workdir", workdir)
+    """Runs to the end, held back by nothing, and says what it compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_LOG_COMPILES", "1")
+        done = commands.run("jaxcls.train", "--config", HELD, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     return Done(workdir, done.stdout, done.stderr)
 
@@ -88,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Done:
 
 
 def read_until(stream: IO[str] | None, text: str) -> list[str]:
-    """Reads lines up to one that begins with `text`, which has to come."""
+    """Reads lines up to one that begins with `text`, which has to come before the end."""
     assert stream is not None
     lines = []
     for line in stream:
@@ -98,21 +103,30 @@ def read_until(stream: IO[str] | None, text: str) -> list[str]:
     raise AssertionError(f"{text!r} is not in {''.join(lines)}")
 
 
+def wait_for(folder: Path, pattern: str) -> None:
+    """Waits until something lies in a folder, which has to come."""
+    until = time.monotonic() + 60
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < until, f"there is no {folder / pattern}"
+        time.sleep(0.001)
+
+
 @contextlib.contextmanager
 def held_run(
     workdir: Path, hold: Path, batches: int, *more: str
 ) -> Iterator["subprocess.Popen[str]"]:
     """A run in a process group of its own that makes `batches` steps and then waits for its
-    data, while `hold` exists."""
+    data, while `hold` exists. It is killed if the test waits too long for what it says."""
     hold.write_text(str(batches))
     arguments = ["jaxcls.train", "--config", HELD, "--workdir", workdir, *more]
     options = commands.command(*arguments)
-    # What it compiles would fill the pipe before anybody reads.
-    del options["env"]["JAX_LOG_COMPILES"]
     with subprocess.Popen(**options, start_new_session=True) as process:
+        too_long = threading.Timer(120, process.kill)
+        too_long.start()
         try:
             yield process
         finally:
+            too_long.cancel()
             hold.unlink(missing_ok=True)
             process.kill()
 
@@ -163,15 +177,14 @@ def test_kills_and_signals_cost_nothing(
     """A run that is killed, and continued and stopped by either signal, ends as the one that
     nothing stopped; what it compiles comes from the cache."""
     workdir = tmp_path / "run"
-    with held_run(workdir, environment, 8) as process:
-        # A checkpoint is saved now, or was: the one of step 5.
-        read_until(process.stdout, "step ")
+    with held_run(workdir, environment, 11) as process:
+        # The checkpoint of step 5 is whole, and that of step 10 being saved.
+        read_until(process.stdout, "evaluation at step 10")
+        wait_for(workdir / "checkpoints", "10*")
         process.kill()
     assert process.returncode == -signal.SIGKILL
     for name in ("SIGTERM", "SIGINT"):
-        printed = stop_by_signal(workdir, environment, name)
-        # The kill may have come before the first checkpoint was whole.
-        assert name == "SIGTERM" or "continuing at step" in printed
+        assert "continuing at step" in stop_by_signal(workdir, environment, name)
     last = finish(workdir)
     assert "continuing at step" in last.output
     assert_compiled_once(last.errors, from_cache=True)
@@ -193,6 +206,23 @@ def test_second_ctrl_c_leaves_at_once(
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "leaving at once" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_run_that_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    compiled = Run._compiled
+
+    def signalled(*args: Any) -> Any:
+        signal.raise_signal(number)
+        return compiled(*args)
+
+    monkeypatch.setattr(Run, "_compiled", signalled)
+    # Where the run does not look at it, it must not end the tests.
+    signal.signal(number, lambda *_: None)
+    stopped = train(commands.load_config(TINY), tmp_path / "run")
+    assert (stopped.complete, stopped.step) == (False, 0)
 
 
 def test_complete_run_says_so(whole: Done, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +278,7 @@ def whole_run(folder: Path, steps: int) -> Timed:
 
 
 @pytest.fixture(scope="module")
-def timed(tmp_path_factory: pytest.TempPathFactory) -> Timed:
+def timed(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Timed:
     return whole_run(tmp_path_factory.mktemp("whole"), steps=40)
 
 
@@ -281,7 +311,7 @@ def test_sigkill_costs_nothing(tmp_path: Path, timed: Timed) -> None:
 
 @pytest.mark.slow
 def test_twenty_sigkills_cost_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, environment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = whole_run(tmp_path / "whole", steps=600)
     with capsys.disabled():

@@ -1,9 +1,11 @@
 """What the loop adds to the bare step, and what it says of waiting for data."""
 
+import collections
 import dataclasses
 import json
 import statistics
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,8 +128,12 @@ def test_waiting_for_data_is_told_and_explained(
     """Of each second of a step a share is waited for data: lines and a sentence say so;
     evaluation, however slow, is no part of the images per second."""
     clock, evaluate, advance = Clock(), Evaluator.evaluate, DevicePrefetch.next
+    counted: list[bool] = []
 
     def next_batch(self: DevicePrefetch, idle: Any, *, count: bool = True) -> Any:
+        counted.append(count)
+        # After a pause the devices have nothing to do, and the loop knows it.
+        assert count or idle()
         before = self.waited
         batch = advance(self, idle, count=count)
         clock.now += 1.0
@@ -145,6 +151,8 @@ def test_waiting_for_data_is_told_and_explained(
     config.duration, config.log.every = steps(16), steps(4)
     config.evaluation.every = config.checkpoint.every = steps(4)
     train(config, tmp_path / "run")
+    # No clock runs when a batch is the first, or the first after a pause.
+    assert counted == [step % 4 != 0 for step in range(16)]
     lines = train_lines(tmp_path / "run")
     assert len(lines) == 4
     # The clock of a pause stops after the batch that ends it was waited for.
@@ -153,6 +161,31 @@ def test_waiting_for_data_is_told_and_explained(
         assert 0.9 * waits <= line["data_wait"] <= 1.5 * waits
     said = capsys.readouterr().out.count("The devices wait for data")
     assert said == (waits > 0.1)
+
+
+@dataclasses.dataclass
+class Pending:
+    """An array that the devices may not have computed yet."""
+
+    ready: bool
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+
+@pytest.mark.parametrize(
+    ("ready", "idle"),
+    [([], True), ([True], True), ([False], False), ([True, False], False)],
+)
+def test_devices_are_idle_when_the_last_call_is_done(
+    ready: list[bool], idle: bool
+) -> None:
+    in_flight = collections.deque(
+        loop.InFlight(step, 1, {"step": Pending(done)}, None)  # type: ignore[dict-item]
+        for step, done in enumerate(ready)
+    )
+    asked: Any = types.SimpleNamespace(_in_flight=in_flight)
+    assert loop.Loop._devices_idle(asked) == idle
 
 
 @pytest.mark.slow

@@ -192,7 +192,9 @@ def test_a_run_keeps_its_teacher(
     shutil.copytree(ten, name)
     student = tiny(distill=Distillation(teacher=str(name)), duration=steps(20))
     train_and_stop(student, tmp_path / "student", monkeypatch, at=7)
-    shutil.rmtree(name / "checkpoints" / "10")  # the weights are those of step 5
+    # Other weights of the same name and step.
+    shutil.rmtree(name)
+    train(long(10, seed=1), name)
     with pytest.raises(UserError, match=r"distill\.teacher: its weights are others"):
         train(student, tmp_path / "student")
     shutil.rmtree(name)

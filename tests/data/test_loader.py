@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ class Probe(Source):
     """Records that tell which one they are, and where and how they were read.
 
     Image [2, 4, 1]: row 0 holds the index in two bytes, row 1 whether a JAX backend was
-    there and whether accelerators were hidden. The label is the process that read it.
+    there, whether accelerators were hidden and whether jax was imported. The label is the
+    process that read it.
     """
 
     class_names = range(1 << 23)  # more than there are processes
@@ -63,7 +65,18 @@ class Probe(Source):
         bridge = sys.modules.get("jax._src.xla_bridge")
         image[1, 0] = bridge is not None and bridge.backends_are_initialized()
         image[1, 1] = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        image[1, 2] = "jax" in sys.modules
         return {"image": image, "label": os.getpid()}
+
+
+class ProbeWithJax(Probe):
+    """The same from a file that imports jax, as those of recipes do: a process that gets it
+    has imported jax."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import jax  # noqa: F401
+
+        self.__dict__.update(state)
 
 
 def indices(batch: Batch) -> list[int]:
@@ -646,15 +659,19 @@ def nothing_left() -> Iterator[None]:
     assert len(os.listdir("/dev/fd")) <= before + 1
 
 
-@pytest.mark.parametrize(("workers", "start", "repeat"), [(1, 7, False), (3, 0, True)])
+@pytest.mark.parametrize(
+    ("workers", "start", "repeat", "kind"),
+    [(1, 7, False, ProbeWithJax), (3, 0, True, Probe)],
+)
 def test_worker_processes_keep_the_order_and_touch_no_device(
-    workers: int, start: int, repeat: bool
+    workers: int, start: int, repeat: bool, kind: type[Probe]
 ) -> None:
-    # This process has a backend, its workers must not. They import this module, but no jax.
+    # This process has a backend, its workers must not. They import this module, and jax with
+    # a source that needs it alone.
     import jax
 
     assert jax.devices()
-    batches = train_batches(num_steps=10)
+    batches = TrainBatches(kind(300), seed=5, batch_size=8, num_steps=10)
     main, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, [])
     number = 14 if repeat else 3
     with nothing_left():
@@ -673,10 +690,11 @@ def test_worker_processes_keep_the_order_and_touch_no_device(
         assert all(type(batch["image"]) is np.ndarray for batch in found)
     pids = {pid for batch in found for pid in batch["label"].tolist()}
     assert len(pids) == workers and os.getpid() not in pids
-    backend, no_gpu = (
+    backend, no_gpu, imported = (
         {int(value) for batch in found for value in batch["image"][:, 1, k, 0]}
-        for k in range(2)
+        for k in range(3)
     )
+    assert imported == {kind is ProbeWithJax}
     assert backend == {0}, "a worker has initialised a JAX backend"
     assert no_gpu == {1}, "a worker sees the accelerators"
 
@@ -900,7 +918,21 @@ LARGE = (
     SOURCE
     + """
 import json, multiprocessing, threading
+from multiprocessing.context import SpawnProcess
 from jaxcls.data.loader import EvalBatches, Loader
+
+killed = set()
+kill, join = SpawnProcess.kill, SpawnProcess.join
+
+def noted_kill(process):
+    killed.add(process.pid)
+    kill(process)
+
+def join_of_a_killed(process, timeout=None):
+    assert process.pid in killed, "a worker is waited for before it is killed"
+    join(process, timeout)
+
+SpawnProcess.kill, SpawnProcess.join = noted_kill, join_of_a_killed
 
 class Large(Numbers):
     def gather(self, ids, row_seeds=None):

@@ -17,7 +17,7 @@ from jaxcls.optim import SGD, WarmupCosine
 
 
 class Tiny(nn.Module):
-    """One 3x3 convolution with batch norm, pooling and a linear layer.
+    """One 3x3 convolution with batch norm, and a linear layer.
 
     Attributes:
       num_classes: length of the logits.

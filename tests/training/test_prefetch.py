@@ -54,7 +54,7 @@ def test_waiting_counts_only_while_the_devices_are_idle(
     asked = threading.Event()
 
     def late() -> Iterator[Batch]:
-        asked.wait()
+        assert asked.wait(60)
         yield from batches(1)
 
     def devices_idle() -> bool:
@@ -67,6 +67,32 @@ def test_waiting_counts_only_while_the_devices_are_idle(
     with DevicePrefetch(late(), put_on(1), depth=1) as prefetch:
         prefetch.next(devices_idle, count=count)
         assert prefetch.waited == waited
+
+
+def test_waiting_counts_from_the_moment_the_devices_are_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = threading.Event()
+    seconds = itertools.count()
+    looks = iter([False, False, True])
+
+    def late() -> Iterator[Batch]:
+        assert asked.wait(60)
+        yield from batches(1)
+
+    def devices_idle() -> bool:
+        idle = next(looks)
+        if idle:
+            asked.set()
+        else:
+            next(seconds)  # passes while they still work
+        return idle
+
+    clock = types.SimpleNamespace(perf_counter=seconds.__next__)
+    monkeypatch.setattr(prefetch_lib, "time", clock)
+    with DevicePrefetch(late(), put_on(1), depth=1) as prefetch:
+        prefetch.next(devices_idle)
+        assert prefetch.waited == 1
 
 
 def test_leaving_early_ends_the_thread() -> None:

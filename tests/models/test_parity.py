@@ -46,9 +46,8 @@ def state_dict(name: str, keys: Iterable[str] = ()) -> dict[str, np.ndarray]:
     return formula.state_dict(wanted, calibration)
 
 
-@functools.lru_cache(
-    maxsize=1
-)  # up to half a gigabyte; tests of one network follow each other
+# Up to half a gigabyte; tests of one network follow each other.
+@functools.lru_cache(maxsize=1)
 def variables_of(name: str) -> Variables:
     return from_torch(name, state_dict(name))
 

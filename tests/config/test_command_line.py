@@ -15,6 +15,7 @@ from jaxcls.config import Config, Distillation
 from jaxcls.config import command_line as flags
 from jaxcls.config.help import meaning
 from jaxcls.config.recipe import load_recipe, unshared
+from jaxcls.data import ImageFolder, Letterbox
 from jaxcls.duration import epochs, examples, fraction, steps
 from jaxcls.errors import UserError
 from jaxcls.losses import Focal
@@ -249,6 +250,19 @@ def test_a_kind_is_chosen_by_its_name_and_keeps_what_the_recipe_has_set() -> Non
     )
     config = command(LENET, "--config.schedule=Linear").config
     assert config.schedule == Linear(warmup=command(LENET).config.schedule.warmup)
+
+
+@pytest.mark.parametrize("inner_first", [False, True])
+def test_a_kind_within_a_kind_is_chosen_in_either_order(
+    tmp_path: Path, inner_first: bool
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(RECIPE)  # on digits, which have no canvas, whatever it is asked for
+    argv = ["--config.data=ImageFolder", "--config.data.canvas=Letterbox"]
+    argv = argv[::-1] if inner_first else argv
+    found = command(f"--config={file}", *argv, "--config.data.path=photos").config.data
+    assert isinstance(found, ImageFolder) and found.path == "photos"
+    assert type(found.canvas) is Letterbox
 
 
 def test_a_kind_where_there_was_none_and_none_where_there_was_one() -> None:

@@ -1,5 +1,6 @@
 """Record files, and the dataset that reads them."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from jaxcls.data.host_crop import CenterSquare, HostRandomResizedCrop
 from jaxcls.data.loader import EvalBatches, Loader
 from jaxcls.data.preparation.checker import verify
 from jaxcls.data.preparation.writer import write_records
+from jaxcls.data.sources import ArraySource, Split
 from jaxcls.errors import UserError
 
 CLASSES = ("ant", "bee", "wäsp")
@@ -182,6 +184,23 @@ def test_arrays_become_records_without_loss(tmp_path: Path) -> None:
         batch, expected = source.gather(ids), digits.gather(ids)
         np.testing.assert_array_equal(batch["image"], expected["image"])
         np.testing.assert_array_equal(batch["label"], expected["label"])
+
+
+@dataclasses.dataclass(kw_only=True)
+class RenamedDigits(Digits):
+    """Digits whose test split has its classes in another order."""
+
+    def source(self, split: Split) -> ArraySource:
+        source = super().source(split)
+        if split == "test":
+            source.class_names = source.class_names[::-1]
+        return source
+
+
+def test_splits_with_other_classes_become_no_records(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="records need one list of classes"):
+        write_records(RenamedDigits(), tmp_path / "out", format="raw")
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_labels_an_image(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from jaxcls.augment.kernels.resample import Interpolation
 from jaxcls.augment.kernels.tpu import packed_pixels
 from jaxcls.augment.kernels.tpu.packed_pixels import move_packed, roll
 from tests.augment.kernels.test_pillow_warp import KINDS, magnitudes, run
+from tests.augment.kernels.tpu.both_ways import assert_moved_alike
 
 
 @pytest.mark.parametrize("channels", range(1, 8))
@@ -69,18 +70,6 @@ def test_a_shear_by_selects_is_that_by_gather(
     factors = factors.astype(np.float32)
     images = np.random.default_rng(0).integers(0, 256, (len(factors), height, width, 3))
     images = images.astype(np.float32)
-
-    def sheared() -> list[np.ndarray]:
-        return jax.jit(
-            lambda images, factors: [
-                move(images, factors, kind, 7.0)
-                for move in (pillow_warp.shear_x, pillow_warp.shear_y)
-            ]
-        )(images, factors)
-
-    expected = sheared()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pillow_warp, "_shift_rows", packed_pixels.shift_rows)
-        found = sheared()
-    np.testing.assert_array_equal(found[0], expected[0], err_msg="along x")
-    np.testing.assert_array_equal(found[1], expected[1], err_msg="along y")
+    moves = (pillow_warp.shear_x, pillow_warp.shear_y)
+    part, for_tpus = "_shift_rows", packed_pixels.shift_rows
+    assert_moved_alike(moves, images, factors, kind, part, for_tpus)

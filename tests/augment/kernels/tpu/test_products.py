@@ -2,11 +2,11 @@
 
 import jax
 import numpy as np
-import pytest
 
 from jaxcls.augment.kernels import pillow_color, pillow_warp
 from jaxcls.augment.kernels.tpu import products
 from tests.augment.kernels.test_pillow_warp import run
+from tests.augment.kernels.tpu.both_ways import assert_moved_alike
 
 
 def test_both_ways_to_pick_pixels_are_the_same() -> None:
@@ -24,21 +24,9 @@ def test_a_translation_by_products_is_that_by_gather() -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (40, 6, 9, 3)).astype(np.float32)
     pixels = np.arange(-20, 20).astype(np.float32)
-
-    def translated() -> list[np.ndarray]:
-        return jax.jit(
-            lambda images, pixels: [
-                move(images, pixels, "nearest", 7.0)
-                for move in (pillow_warp.translate_x, pillow_warp.translate_y)
-            ]
-        )(images, pixels)
-
-    expected = translated()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pillow_warp, "shift_images", products.shift_images)
-        found = translated()
-    np.testing.assert_array_equal(found[0], expected[0], err_msg="along x")
-    np.testing.assert_array_equal(found[1], expected[1], err_msg="along y")
+    moves = (pillow_warp.translate_x, pillow_warp.translate_y)
+    part, for_tpus = "shift_images", products.shift_images
+    assert_moved_alike(moves, images, pixels, "nearest", part, for_tpus)
 
 
 def test_equalize_counts_and_looks_up_alike_on_every_platform() -> None:

@@ -1,12 +1,11 @@
 """Rotations by products, against those by gather."""
 
-import jax
 import numpy as np
 import pytest
 
 from jaxcls.augment.kernels import pillow_warp
 from jaxcls.augment.kernels.tpu import rotation
-from tests.augment.kernels.test_pillow_warp import run
+from tests.augment.kernels.tpu.both_ways import assert_moved_alike
 
 
 @pytest.mark.parametrize(
@@ -24,13 +23,5 @@ def test_a_rotation_by_products_is_that_by_gather(height: int, width: int) -> No
     ).astype(np.float32)
     shape = (len(angles), height, width, 3)
     images = random.integers(0, 256, shape).astype(np.float32)
-
-    def rotate(images: jax.Array, angles: jax.Array) -> jax.Array:
-        return pillow_warp.rotate(images, angles, "nearest", 7.0)
-
-    expected = run(rotate, images, angles)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pillow_warp, "copy_rotated", rotation.rotate)
-        # Not `rotate` itself, which is compiled already.
-        found = run(lambda *given: rotate(*given), images, angles)
-    np.testing.assert_array_equal(found, expected)
+    moves, part = [pillow_warp.rotate], "copy_rotated"
+    assert_moved_alike(moves, images, angles, "nearest", part, rotation.rotate)
